@@ -1,0 +1,315 @@
+"""Every parameter of the pipeline: typed, frozen, unknown keys refused, each with its meaning and its unit.
+
+A params file is YAML 1.2 with the sections below; `load` turns it into `Params` or raises `ParamsError` with one
+line a problem. Sections are the unit of change: a DVC stage lists the sections that it reads, and `runtime` holds
+what must not change a result, so that no stage lists it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from cdm.errors import CdmError
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Level = Annotated[float, Field(gt=0, lt=1)]
+"""A noise level sigma: 0 is data, 1 is noise."""
+Rate = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ParamsError(CdmError):
+    """A params file that cannot be used; the message has one line a problem."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Teacher(Section):
+    """The diffusion model to distil."""
+
+    family: Literal["sd3"]
+    """Architecture: which module of cdm.families knows the model."""
+    source: str
+    """A diffusers folder, or the id `org/name` of a model on a hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; null means its main branch. Resolved to a commit and recorded."""
+    track: str
+    """A path whose change reruns everything: the folder itself where `source` is one, else this params file."""
+    guidance_scale: Annotated[float, Field(ge=1)]
+    """Classifier-free guidance of the teacher in every comparison and in the cached latents; 1 is none."""
+
+    @model_validator(mode="after")
+    def _track_follows_source(self) -> Teacher:
+        if Path(self.source).is_dir() and Path(self.source) != Path(self.track):
+            raise ValueError(
+                f"track is {self.track!r} but source is the folder {self.source!r}: set teacher.track to that folder"
+            )
+        return self
+
+
+class Prompts(Section):
+    """What the student learns from, and what it is judged on."""
+
+    train: Annotated[list[str], Field(min_length=1)]
+    """Files of training prompts: .txt (one a line), .jsonl, .csv or .parquet (see `column`)."""
+    eval: list[str] = []
+    """Files of evaluation prompts; where empty, `eval_count` prompts are held back from the training ones."""
+    eval_count: Positive
+    """Number of evaluation prompts: the first of `eval`, or a random choice of the training prompts."""
+    column: str = "prompt"
+    """Column or key that holds the prompt in .jsonl, .csv and .parquet files."""
+    max_sequence_length: Count
+    """Text tokens of the large encoder (T5 in SD3); 0 for a pipeline without one."""
+    embed: Literal["cached", "online"] = "cached"
+    """Encode the training prompts once into shards, or while training (for lists too long to store)."""
+
+
+class Latents(Section):
+    """The teacher's own samples: the reference of the evaluation and the pairs of a regression term."""
+
+    steps: Positive
+    """Steps of the teacher's full-length sampling (each costs two evaluations where guided)."""
+    per_prompt: Positive
+    """Samples of each evaluation prompt; the student is compared on the same noise."""
+
+
+class Schedule(Section):
+    """The noise levels of the student's rollout."""
+
+    kind: Literal["dynamic", "fixed"]
+    """dynamic: a random length and random levels for every sample; fixed: always `sigmas`."""
+    min_len: Positive
+    """Shortest rollout, in steps (dynamic)."""
+    max_len: Positive
+    """Longest rollout, in steps (dynamic)."""
+    sigma_min: Level
+    """Lowest inner level before the teacher's shift (dynamic), and of the off-trajectory points."""
+    sigma_max: Level
+    """Highest inner level before the teacher's shift (dynamic), and of the off-trajectory points."""
+    spacing: Literal["stratified", "independent"] = "stratified"
+    """Inner levels: one in each of equal bins, or drawn independently (dynamic)."""
+    sigmas: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.75, 0.5, 0.25]
+    """Levels before the teacher's shift (fixed); the first is 1."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Schedule:
+        if self.max_len < self.min_len:
+            raise ValueError(f"max_len {self.max_len} is below min_len {self.min_len}")
+        if self.sigma_max <= self.sigma_min:
+            raise ValueError(f"sigma_max {self.sigma_max} is not above sigma_min {self.sigma_min}")
+        falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
+        if not self.sigmas or self.sigmas[0] != 1.0 or not falling:
+            raise ValueError(f"sigmas must fall from 1.0, not {self.sigmas}")
+        return self
+
+
+class MatchingLoss(Section):
+    """A distribution-matching term (DM or CDM)."""
+
+    weight: Weight
+    """Factor of the term in the student's loss; at 0 nothing of it is computed."""
+    bounded: bool = False
+    """Re-noise below the student's own level, tau ~ U(0, sigma), instead of tau ~ U(0, 1)."""
+
+
+class GuidanceLoss(Section):
+    """CFG augmentation (CA): what guidance adds, as a direction of its own."""
+
+    weight: Weight
+    """Factor of the term in the student's loss; at 0 nothing of it is computed."""
+    scale: Weight
+    """Strength of the guidance direction: SD3-Medium 7, the miniature about 0.5 to 1.2."""
+    bounded: bool = True
+    """Re-noise below the student's own level, tau ~ U(0, sigma): the paper finds that it matters here."""
+
+
+class Losses(Section):
+    """The terms of the student's loss."""
+
+    ca: GuidanceLoss
+    dm: MatchingLoss
+    cdm: MatchingLoss
+
+    @model_validator(mode="after")
+    def _any(self) -> Losses:
+        if self.ca.weight == self.dm.weight == self.cdm.weight == 0:
+            raise ValueError("all of ca, dm and cdm have weight 0: the student would learn nothing")
+        return self
+
+
+class Optimiser(Section):
+    """AdamW for one network."""
+
+    lr: Rate
+    """Learning rate after the warm-up."""
+    warmup: Count = 100
+    """Updates over which the learning rate rises from 0."""
+    decay_from: Share = 1.0
+    """Share of the updates after which the learning rate falls linearly to 0; 1 keeps it constant."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """Decay rates of AdamW's moments."""
+    eps: Rate = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Weight = 1e-4
+    """AdamW's decoupled weight decay."""
+    clip: Rate = 1.0
+    """Largest norm of the gradient."""
+
+
+class Distill(Section):
+    """The training of the student."""
+
+    iterations: Positive
+    """Iterations; each updates the fake score, every `student_every`-th also the student."""
+    batch_size: Positive
+    """Samples of an iteration, over all processes."""
+    student_every: Positive = 2
+    """Fake-score updates for one student update."""
+    fake_only: Count = 0
+    """First iterations that update the fake score alone."""
+    rollouts: Literal["shared", "fresh"] = "shared"
+    """shared: one rollout serves a student update and its fake-score updates; fresh: every iteration has its own."""
+    losses: Losses
+    renoise_min: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Lowest re-noise level tau, after any shift."""
+    renoise_max: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """Highest re-noise level tau."""
+    student: Optimiser
+    fake: Optimiser
+    merge: Share = 0.001
+    """Share of the student that is mixed into the fake score after each of its updates."""
+    ema: Share = 0.999
+    """Decay of the student's moving average, which is what is saved; ramped up from 0.1."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the networks (weights, losses and optimiser states stay float32)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Distill:
+        if self.renoise_max <= self.renoise_min:
+            raise ValueError(f"renoise_max {self.renoise_max} is not above renoise_min {self.renoise_min}")
+        if self.fake_only + self.student_every > self.iterations:
+            raise ValueError(
+                f"iterations {self.iterations} leave no student update after fake_only {self.fake_only}"
+                f" with student_every {self.student_every}"
+            )
+        return self
+
+
+class Sample(Section):
+    """What is drawn for the comparison."""
+
+    steps: Annotated[list[Positive], Field(min_length=1)]
+    """Numbers of steps of the student (no guidance: one evaluation a step)."""
+    teacher_steps: list[Positive]
+    """Numbers of steps of the guided teacher (two evaluations a step), beside its full-length latents."""
+    pictures: Positive = 8
+    """Evaluation prompts shown on contact sheets and saved as PNGs of their own."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Sample:
+        for name in ("steps", "teacher_steps"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} names a number twice: {values}")
+        return self
+
+
+class Evaluate(Section):
+    """How samples are judged."""
+
+    judge: str | None = None
+    """Folder of a judge (a classifier of the prompts' attributes); its features give the distances."""
+    real: str | None = None
+    """A safetensors file of real pictures of the evaluation prompts; null compares with the teacher alone."""
+    neighbours: Positive = 3
+    """k of the nearest-neighbour radii in precision and recall."""
+
+
+class Runtime(Section):
+    """What must not change a result; no stage depends on it."""
+
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU), or a torch device."""
+    threads: Count = 0
+    """CPU threads of torch; 0 leaves its default."""
+    batch_size: Positive = 64
+    """Prompts encoded, or samples drawn, at once."""
+    accelerate_config: str | None = None
+    """A file of configs/: `distill` starts itself through `accelerate launch` with it."""
+    log_every: Positive = 10
+    """Iterations between two rows of the log."""
+    checkpoint_every: Positive = 200
+    """Iterations between two checkpoints (the last two are kept)."""
+
+
+class Params(Section):
+    """A whole params file."""
+
+    seed: Count
+    """Seed of every random number of the pipeline."""
+    teacher: Teacher
+    prompts: Prompts
+    latents: Latents
+    schedule: Schedule
+    distill: Distill
+    sample: Sample
+    evaluate: Evaluate
+    runtime: Runtime = Runtime()
+
+
+def parse(values: Any) -> Params:
+    """`Params` from plain values, or `ParamsError` with a line for each problem, naming its key."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise ParamsError("\n".join(_describe(problem) for problem in error.errors())) from None
+
+
+def load(path: Path) -> Params:
+    """`Params` of a YAML file, or `ParamsError`."""
+    try:
+        values = YAML(typ="safe").load(path.read_text())
+    except OSError as error:
+        raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
+    except YAMLError as error:
+        raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return parse(values)
+    except ParamsError as error:
+        raise ParamsError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+
+def _describe(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "the file"
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{key}: unknown key{_suggestion(problem['loc'])}"
+        case "missing":
+            return f"{key}: missing"
+        case "value_error":
+            return f"{key}: {problem['ctx']['error']}"
+        case _:
+            message = problem["msg"][0].lower() + problem["msg"][1:]
+            return f"{key}: {message}, not {problem['input']!r}"
+
+
+def _suggestion(loc: tuple[Any, ...]) -> str:
+    """The known keys of the section in which an unknown one was found."""
+    model: Any = Params
+    for part in loc[:-1]:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return ""
+        model = field.annotation
+    return f" (known here: {', '.join(model.model_fields)})"

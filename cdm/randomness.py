@@ -1,0 +1,63 @@
+"""Random numbers as a function of (seed, purpose, iteration, global sample index), and of nothing else.
+
+So a resumed run needs no generator states, a run does not depend on how many processes share its batch or on
+the device, and student and teacher are compared on the same noise. Numbers come from NumPy's Philox, a
+counter-based generator with a 128-bit key; torch's CPU generator keeps only 32 bits of its seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def _key(*parts: int | str) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=16).digest(), "little")
+
+
+def philox(seed: int, purpose: str, *indices: int) -> np.random.Generator:
+    """A generator of its own for each combination of arguments."""
+    return np.random.Generator(np.random.Philox(key=_key(seed, purpose, *indices)))
+
+
+def sample_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Initial noise of the evaluation samples `indices`: (len(indices), *shape), float32, on the CPU."""
+    rows = [philox(seed, "evaluation", index).standard_normal(shape, dtype=np.float32) for index in indices]
+    return torch.from_numpy(np.stack(rows))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one iteration, for the global sample indices `samples`."""
+
+    seed: int
+    iteration: int
+    samples: Sequence[int]
+    device: torch.device = torch.device("cpu")
+
+    def _rows(self, purpose: str) -> list[np.random.Generator]:
+        return [philox(self.seed, purpose, self.iteration, sample) for sample in self.samples]
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers (batch, *shape), float32."""
+        rows = [row.standard_normal(shape, dtype=np.float32) for row in self._rows(purpose)]
+        return torch.from_numpy(np.stack(rows)).to(self.device)
+
+    def uniform(self, purpose: str) -> Tensor:
+        """A number in [0, 1) for each sample: (batch,), float32."""
+        rows = [row.random(dtype=np.float32) for row in self._rows(purpose)]
+        return torch.tensor(rows, dtype=torch.float32, device=self.device)
+
+    def integers(self, purpose: str, high: int) -> list[int]:
+        """An integer in [0, high) for each sample."""
+        return [int(row.integers(high)) for row in self._rows(purpose)]
+
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """A torch generator on the CPU for each sample, for functions that take one."""
+        seeds = [int(row.integers(2**63)) for row in self._rows(purpose)]
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
