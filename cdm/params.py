@@ -198,6 +198,11 @@ class Distill(Section):
     def _consistent(self) -> Distill:
         if self.renoise_max <= self.renoise_min:
             raise ValueError(f"renoise_max {self.renoise_max} is not above renoise_min {self.renoise_min}")
+        for name in ("iterations", "fake_only"):
+            value, every = getattr(self, name), self.student_every
+            if value % every:
+                nearest = max(round(value / every), 1) * every
+                raise ValueError(f"{name} {value} is not a multiple of student_every {every}: use {nearest}")
         if self.fake_only + self.student_every > self.iterations:
             raise ValueError(
                 f"iterations {self.iterations} leave no student update after fake_only {self.fake_only}"
@@ -247,8 +252,8 @@ class Runtime(Section):
     """Prompts encoded, or samples drawn, at once."""
     accelerate_config: str | None = None
     """A file of configs/: `distill` starts itself through `accelerate launch` with it."""
-    log_every: Positive = 10
-    """Iterations between two rows of the log."""
+    micro_batch: Positive | None = None
+    """Samples of a process in one forward and backward (gradients accumulate); null means all of them."""
     checkpoint_every: Positive = 200
     """Iterations between two checkpoints (the last two are kept)."""
 

@@ -7,6 +7,7 @@ counter-based generator with a 128-bit key; torch's CPU generator keeps only 32 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,17 @@ def sample_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Ten
     """Initial noise of the evaluation samples `indices`: (len(indices), *shape), float32, on the CPU."""
     rows = [philox(seed, "evaluation", index).standard_normal(shape, dtype=np.float32) for index in indices]
     return torch.from_numpy(np.stack(rows))
+
+
+@functools.lru_cache(maxsize=2)
+def _shuffled(seed: int, epoch: int, count: int) -> list[int]:
+    order: list[int] = philox(seed, "prompts", epoch).permutation(count).tolist()
+    return order
+
+
+def prompt_indices(seed: int, positions: Sequence[int], count: int) -> list[int]:
+    """Which of `count` prompts stand at these positions of an endless sequence that shuffles them every epoch."""
+    return [_shuffled(seed, position // count, count)[position % count] for position in positions]
 
 
 @dataclass(frozen=True)
