@@ -65,12 +65,23 @@ class Prompts(Section):
     """Files of evaluation prompts; where empty, `eval_count` prompts are held back from the training ones."""
     eval_count: Positive
     """Number of evaluation prompts: the first of `eval`, or a random choice of the training prompts."""
+    track: str
+    """A path whose change reruns everything that uses prompts: the one list, or the folder that holds them all."""
     column: str = "prompt"
     """Column or key that holds the prompt in .jsonl, .csv and .parquet files."""
     max_sequence_length: Count
     """Text tokens of the large encoder (T5 in SD3); 0 for a pipeline without one."""
     embed: Literal["cached", "online"] = "cached"
     """Encode the training prompts once into shards, or while training (for lists too long to store)."""
+
+    @model_validator(mode="after")
+    def _track_holds_lists(self) -> Prompts:
+        for name in (*self.train, *self.eval):
+            if not Path(name).is_relative_to(self.track):
+                raise ValueError(
+                    f"track is {self.track!r}, which does not hold {name!r}: set prompts.track to a folder that does"
+                )
+        return self
 
 
 class Latents(Section):
@@ -237,8 +248,18 @@ class Evaluate(Section):
     """Folder of a judge (a classifier of the prompts' attributes); its features give the distances."""
     real: str | None = None
     """A safetensors file of real pictures of the evaluation prompts; null compares with the teacher alone."""
+    track: tuple[str, str]
+    """Paths whose change reruns the evaluation: `judge` and `real`, each replaced by this params file where null."""
     neighbours: Positive = 3
     """k of the nearest-neighbour radii in precision and recall."""
+
+    @model_validator(mode="after")
+    def _track_follows(self) -> Evaluate:
+        for name, tracked in zip(("judge", "real"), self.track, strict=True):
+            path = getattr(self, name)
+            if path is not None and path != tracked:
+                raise ValueError(f"track names {tracked!r} where {name} is {path!r}: make them equal")
+        return self
 
 
 class Runtime(Section):
@@ -314,7 +335,9 @@ def _suggestion(loc: tuple[Any, ...]) -> str:
     model: Any = Params
     for part in loc[:-1]:
         field = model.model_fields.get(part) if isinstance(part, str) else None
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
             return ""
         model = field.annotation
     return f" (known here: {', '.join(model.model_fields)})"

@@ -1,0 +1,76 @@
+# Needs Python 3.11 or newer, git and make. Everything else goes into .venv.
+
+PYTHON ?= python3
+# Where pip takes torch from; empty is the package index it is set up with.
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INPUTS := pyproject.toml constraints.txt
+
+# The stages are started as `python -m stages.NAME`: the first python on the path is to be ours.
+export PATH := $(BIN):$(PATH)
+# OpenMP's threads wait for each other in a busy loop. Bounded, because two torch processes on the same cores
+# can otherwise become fifty times slower; one alone loses nothing.
+export GOMP_SPINCOUNT ?= 20000
+# Advice of the libraries that is not for the user of this pipeline.
+export TRANSFORMERS_VERBOSITY ?= error
+export PYTHONDONTWRITEBYTECODE :=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help repro install test check format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+repro: $(VENV)/installed ## Install what is missing, run the pipeline (dvc repro), say where its results are
+	@test -e .git || { printf '%s\n' \
+		'error: this folder is not a Git repository, and DVC keeps its experiments in Git.' \
+		'Clone the repository instead of downloading it, or make the download one:' \
+		'  git init && git add . && git commit -m "CDM"' >&2; exit 1; }
+	@dvc repro
+	@printf '\n%s\n' \
+		'Pictures       plots/ (start with plots/overview.png)' \
+		'Table          metrics/quality.json (dvc metrics show, dvc exp show)' \
+		'Report         report/index.html (one file, readable offline)' \
+		'Student        models/student (a diffusers folder)' \
+		'To go on       source .venv/bin/activate, then: dvc exp run -S schedule.max_len=6'
+
+install: $(VENV)/installed ## Make .venv and install the pipeline into it
+
+test: $(VENV)/installed-dev ## Install what the tests need and run them
+	@pytest
+
+check: $(VENV)/installed-dev ## Lint, formatting and types
+	@ruff check
+	@ruff format --check
+	@mypy
+
+format: $(VENV)/installed-dev ## Format the code and mend what the linter can
+	@ruff check --fix-only
+	@ruff format
+
+clean: ## Remove the environment, checkpoints and tool caches; results and DVC's cache stay
+	rm -rf $(VENV) checkpoints build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { printf '%s\n' \
+		'error: $(PYTHON) is missing or older than Python 3.11; name another: make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); printf '%s\n' \
+		'error: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+
+$(VENV)/installed: $(INPUTS) | $(VENV)/bin/python
+	@echo 'Installing into $(VENV): a few minutes, once'
+ifneq ($(TORCH_INDEX),)
+	@$(PIP) install --index-url $(TORCH_INDEX) --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+endif
+	@$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo 'Installing what tests and checks need: once'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
