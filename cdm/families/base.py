@@ -1,0 +1,76 @@
+"""What differs between architectures, behind one interface: the rest of `cdm` never asks which model it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Conditioning = dict[str, Tensor]
+"""What a prompt becomes: tensors (batch, ...), keyed by the transformer's own argument names."""
+
+
+class Family(Protocol):
+    """One architecture. `source` and `folder` are local diffusers folders; sigmas follow `cdm.flow`."""
+
+    @property
+    def name(self) -> str:
+        """As in `teacher.family`."""
+
+    @property
+    def pipeline_class_name(self) -> str:
+        """The diffusers pipeline that draws with it."""
+
+    @property
+    def lora_targets(self) -> list[str]:
+        """Names of the linear layers that LoRA adapts."""
+
+    def load_pipeline(
+        self, source: Path, *, text: bool = True, image: bool = True, dtype: torch.dtype = torch.float32
+    ) -> Any:
+        """The diffusers pipeline, on the CPU, its own progress bar off.
+
+        `text=False` leaves out the text encoders, `image=False` the autoencoder. Raises CdmError if the folder
+        cannot be loaded.
+        """
+
+    def load_transformer(self, source: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The transformer alone, on the CPU, in evaluation mode. Raises CdmError if it cannot be loaded."""
+
+    def latent_shape(self, source: Path) -> tuple[int, ...]:
+        """Shape of one sample's latents, (channels, height, width), from the configs only."""
+
+    def shift(self, source: Path) -> float:
+        """The timestep shift of the teacher's scheduler, from its config only."""
+
+    def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
+        """The prompts as the transformer takes them; `max_sequence_length` None is the family's default."""
+
+    def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """The predicted velocity, `noise - x0`, of `x` (batch, ...) at levels `sigma` (batch,)."""
+
+    def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance on velocities; `scale` 1 is none."""
+
+    def sample(
+        self,
+        pipeline: Any,
+        noise: Tensor,
+        conditioning: Conditioning,
+        empty: Conditioning,
+        sigmas_unshifted: list[float],
+        guidance_scale: float,
+    ) -> Tensor:
+        """Latents drawn by the diffusers pipeline itself, from `noise` (batch, ...).
+
+        `empty` is the conditioning of the empty prompt, one row; unused where `guidance_scale` is 1.
+        `sigmas_unshifted` fall from 1: the levels of the evaluations, before the timestep shift.
+        """
+
+    def decode(self, pipeline: Any, latents: Tensor) -> Tensor:
+        """Pictures (batch, 3, height, width) in [0, 1], float32, through the pipeline's autoencoder."""
+
+    def save_student(self, transformer: nn.Module, source: Path, folder: Path) -> None:
+        """A complete diffusers folder: the student's transformer beside copies of the teacher's other parts."""

@@ -1,0 +1,239 @@
+"""Stores: written, resumed and read back; every kind of damage is found and named."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cdm import progress
+from cdm.store import MANIFEST, ShardWriter, Store, StoreError, is_complete, sha256, shard_rows
+
+
+def rows(start: int, stop: int) -> dict[str, Tensor]:
+    index = torch.arange(start, stop)
+    return {"values": index[:, None, None] * torch.ones(2, 3), "index": index}
+
+
+def write(folder: Path, count: int = 10, rows_per_shard: int = 4, batch: int = 3) -> Store:
+    with ShardWriter(folder, rows_per_shard, {"seed": 0}) as writer:
+        for start in range(0, count, batch):
+            writer.append(rows(start, min(start + batch, count)))
+    return Store(folder)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
+    store = write(tmp_path / "store")
+    assert len(store) == 10
+    assert store.names == ["index", "values"]
+    assert store.metadata == {"seed": 0}
+    got = store.rows([9, 0, 4, 4, 3])
+    assert got["index"].tolist() == [9, 0, 4, 4, 3]
+    assert got["values"].shape == (5, 2, 3)
+    assert got["values"][:, 1, 2].tolist() == [9, 0, 4, 4, 3]
+    assert torch.equal(store.all()["index"], torch.arange(10))
+    assert store.rows([])["values"].shape == (0, 2, 3)
+    store.verify()
+
+
+def test_dtypes_survive(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.randn(3, 2).bfloat16(),
+        "b": torch.arange(3, dtype=torch.uint8),
+        "c": torch.tensor([True, False, True]),
+    }
+    with ShardWriter(tmp_path / "store", 2, {}) as writer:
+        writer.append(tensors)
+    for name, tensor in Store(tmp_path / "store").all().items():
+        assert tensor.dtype == tensors[name].dtype
+        assert torch.equal(tensor, tensors[name])
+
+
+@pytest.mark.parametrize("index", [10, -1])
+def test_a_row_outside_is_refused(tmp_path: Path, index: int) -> None:
+    with pytest.raises(IndexError):
+        write(tmp_path / "store").rows([0, index])
+
+
+def test_the_bytes_do_not_depend_on_batches(tmp_path: Path) -> None:
+    write(tmp_path / "a", batch=1)
+    write(tmp_path / "b", batch=7)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert sorted(files(tmp_path / "a")) == [MANIFEST, *(f"shard-0000{i}.safetensors" for i in range(3))]
+
+
+def interrupted(folder: Path, rows_written: int, metadata: dict[str, int]) -> None:
+    with contextlib.suppress(KeyboardInterrupt), ShardWriter(folder, 4, metadata) as writer:
+        writer.append(rows(0, rows_written))
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_is_resumed_after_its_whole_shards(tmp_path: Path) -> None:
+    interrupted(tmp_path / "store", 9, {"seed": 0})
+    assert not (tmp_path / "store").exists(), "an interrupted run must not look finished"
+    with ShardWriter(tmp_path / "store", 4, {"seed": 0}) as writer:
+        assert writer.rows_done == 8
+        writer.append(rows(8, 10))
+    write(tmp_path / "straight")
+    assert files(tmp_path / "store") == files(tmp_path / "straight")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "straight"], "nothing is left behind"
+
+
+@pytest.mark.parametrize("change", ["metadata", "fingerprint", "rows_per_shard"])
+def test_another_run_starts_anew(tmp_path: Path, change: str) -> None:
+    interrupted(tmp_path / "store", 9, {"seed": 0})
+    writer = ShardWriter(
+        tmp_path / "store",
+        rows_per_shard=2 if change == "rows_per_shard" else 4,
+        metadata={"seed": 1 if change == "metadata" else 0},
+        fingerprint="other code" if change == "fingerprint" else "",
+    )
+    assert writer.rows_done == 0
+    writer.append(rows(100, 101))
+    writer.close()
+    assert Store(tmp_path / "store").all()["index"].tolist() == [100]
+
+
+def test_a_shard_cut_short_by_a_crash_is_written_again(tmp_path: Path) -> None:
+    interrupted(tmp_path / "store", 9, {"seed": 0})
+    shard = tmp_path / ".store.partial" / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert ShardWriter(tmp_path / "store", 4, {"seed": 0}).rows_done == 4
+
+
+def test_a_new_store_replaces_an_old_one_but_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path / "store", count=10)
+    assert len(write(tmp_path / "store", count=2)) == 2
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    with pytest.raises(StoreError, match="photos: exists and is not a store"):
+        ShardWriter(tmp_path / "photos", 4, {})
+    assert (tmp_path / "photos" / "cat.png").exists()
+
+
+def test_rows_of_another_layout_are_refused(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "store", 4, {})
+    writer.append(rows(0, 1))
+    for wrong in (
+        {"values": torch.ones(1, 2, 3)},
+        {"values": torch.ones(1, 3, 3), "index": torch.arange(1)},
+        {"values": torch.ones(1, 2, 3).double(), "index": torch.arange(1)},
+        {"values": torch.ones(2, 2, 3), "index": torch.arange(1)},
+    ):
+        with pytest.raises(ValueError, match="unequal|the store's are"):
+            writer.append(wrong)
+
+
+def test_a_store_of_no_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        ShardWriter(tmp_path / "store", 4, {}).close()
+
+
+def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
+    store = write(tmp_path / "store")
+    shard = tmp_path / "store" / "shard-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(StoreError, match=r"shard-00001\.safetensors: its hash differs") as error:
+        store.verify()
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_missing_shard_is_found(tmp_path: Path) -> None:
+    store = write(tmp_path / "store")
+    (tmp_path / "store" / "shard-00002.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"shard-00002\.safetensors: missing"):
+        store.verify()
+    with pytest.raises(StoreError, match=r"shard-00002\.safetensors: missing"):
+        store.rows([8])
+    assert store.rows([0])["index"].tolist() == [0]
+
+
+def test_a_wrong_shape_is_found_where_the_hash_is_right(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    shard, manifest = tmp_path / "store" / "shard-00000.safetensors", tmp_path / "store" / MANIFEST
+    tensors = load_file(shard)
+    save_file({**tensors, "values": tensors["values"][:, :1].clone()}, shard)
+    content = json.loads(manifest.read_text())
+    content["shards"][0]["sha256"] = sha256(shard)
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=r"shard-00000\.safetensors: shapes .* are not the manifest's"):
+        Store(tmp_path / "store").verify()
+    with pytest.raises(StoreError, match=r"shard-00000\.safetensors: shapes"):
+        Store(tmp_path / "store").rows([1])
+
+
+def test_all_damage_is_named_at_once(tmp_path: Path) -> None:
+    store = write(tmp_path / "store")
+    (tmp_path / "store" / "shard-00000.safetensors").write_bytes(b"not safetensors")
+    (tmp_path / "store" / "shard-00002.safetensors").unlink()
+    with pytest.raises(StoreError) as error:
+        store.verify()
+    lines = str(error.value).splitlines()
+    assert ["shard-00000" in line for line in lines] == [True, False]
+    assert ["shard-00002" in line for line in lines] == [False, True]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"format": "cdm-store-1"}', '{"format": "other"}'])
+def test_a_damaged_manifest_is_an_error(tmp_path: Path, content: str | None) -> None:
+    write(tmp_path / "store")
+    if content is None:
+        (tmp_path / "store" / MANIFEST).unlink()
+    else:
+        (tmp_path / "store" / MANIFEST).write_text(content)
+    with pytest.raises(StoreError, match=r"manifest\.json: .*damaged"):
+        Store(tmp_path / "store")
+
+
+def test_a_manifest_that_does_not_add_up_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    manifest = tmp_path / "store" / MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "rows": 11}))
+    with pytest.raises(StoreError, match="do not add up to 11 rows"):
+        Store(tmp_path / "store")
+
+
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no such folder"):
+        Store(tmp_path / "store")
+
+
+def test_complete_means_whole_and_of_the_same_metadata(tmp_path: Path) -> None:
+    assert not is_complete(tmp_path / "store", {"seed": 0})
+    write(tmp_path / "store")
+    assert is_complete(tmp_path / "store", {"seed": 0})
+    assert not is_complete(tmp_path / "store", {"seed": 1})
+
+
+@pytest.mark.parametrize(("row_bytes", "rows_"), [(1, 256), (2**20, 256), (2**22, 64), (2**30, 1)])
+def test_shards_are_bounded_in_rows_and_bytes(row_bytes: int, rows_: int) -> None:
+    assert shard_rows(row_bytes) == rows_
+
+
+def test_progress_in_a_log_is_rare_and_says_how_much_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, 31.0, 40.0, 62.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    assert list(progress.track(range(4), "encode", unit="batch")) == [0, 1, 2, 3]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "encode: 2/4 batch, 15.50 s/batch, 00:31 left",
+        "encode: 4/4 batch, 15.50 s/batch, 00:00 left",
+    ]
+
+
+def test_short_work_says_nothing_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress.track(iter("ab"), "encode")) == ["a", "b"]
+    assert capsys.readouterr().err == ""
