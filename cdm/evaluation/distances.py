@@ -1,0 +1,142 @@
+"""Distances between two sets of feature vectors, as pure functions of float64 matrices (samples, features).
+
+All of them depend on the number of samples: the Fréchet distance of two finite sets of one distribution is above 0
+(about proportional to 1/n + 1/m), and the nearest-neighbour measures change with both counts and with k. Compare
+figures at equal counts only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 1024
+"""Rows of a distance matrix that are held at once."""
+
+
+def deviation(reference: Tensor) -> Tensor:
+    """Standard deviation of each feature over the reference set: (features,); 1 for a feature that never varies.
+
+    Dividing every set by it makes distances independent of the scales of the features.
+    """
+    spread = reference.std(0, correction=1)
+    return torch.where(spread > 1e-12 * reference.abs().amax(0).clamp(min=1e-12), spread, 1.0)
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean, and a factor R with R^T R the covariance (n - 1 in its denominator): (d,), (min(n, d), d)."""
+    if features.shape[0] < 2:
+        raise ValueError(f"a covariance needs at least 2 samples, not {features.shape[0]}")
+    mean = features.mean(0)
+    factor = torch.linalg.qr(features - mean, mode="r").R
+    return mean, factor / (features.shape[0] - 1) ** 0.5
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Squared Fréchet (2-Wasserstein) distance of the Gaussians fitted to two sets (Heusel et al. 2017, eq. 6).
+
+    `|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`. With C = R^T R the last trace is the sum of the singular
+    values of R_a R_b^T: no square root of a matrix, so singular covariances (fewer samples than features) lose
+    no digits.
+    """
+    (mean_a, factor_a), (mean_b, factor_b) = _moments(a), _moments(b)
+    overlap = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
+    spread = factor_a.square().sum() + factor_b.square().sum() - 2 * overlap
+    return max(0.0, ((mean_a - mean_b).square().sum() + spread).item())
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """Unbiased squared maximum mean discrepancy with the kernel `(x.y / d + 1)^3` (KID, Bińkowski et al. 2018).
+
+    Unlike the Fréchet distance its expectation is 0 for equal distributions at every count, so it may be negative.
+    """
+
+    def mean_kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1).pow(3).mean()
+
+    def mean_kernel_of_pairs(x: Tensor) -> Tensor:
+        n = x.shape[0]
+        diagonal = (x.square().sum(1) / x.shape[1] + 1).pow(3).mean()
+        return (n * mean_kernel(x, x) - diagonal) / (n - 1)
+
+    return (mean_kernel_of_pairs(a) + mean_kernel_of_pairs(b) - 2 * mean_kernel(a, b)).item()
+
+
+class Manifold(NamedTuple):
+    """How two sets cover each other, by balls that reach to each point's k-th neighbour in its own set.
+
+    precision, recall (Kynkäänniemi et al. 2019): the share of samples in a ball of the reference, and of the
+    reference in a ball of the samples. density, coverage (Naeem et al. 2020): reference balls around a sample
+    over k, on average (may exceed 1), and the share of reference balls that hold a sample.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def _distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """Euclidean distances of all pairs, a block of rows of `a` at a time."""
+    for rows in a.split(BLOCK):
+        yield torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def neighbour_radii(features: Tensor, k: int) -> Tensor:
+    """Distance of each sample to its k-th nearest other sample of the set: (n,)."""
+    if not 1 <= k < features.shape[0]:
+        raise ValueError(
+            f"k must be from 1 to {features.shape[0] - 1} with {features.shape[0]} samples, not {k}"
+        )
+    return torch.cat(
+        [d.kthvalue(k + 1, dim=1).values for d in _distances(features, features)]
+    )  # the first is itself
+
+
+def manifold(reference: Tensor, samples: Tensor, k: int) -> Manifold:
+    """Precision, recall, density and coverage of `samples` against `reference`; balls are closed."""
+    reference_radii, sample_radii = neighbour_radii(reference, k), neighbour_radii(samples, k)
+    balls_around_samples = []
+    nearest = torch.full_like(reference_radii, torch.inf)
+    recalled = torch.zeros_like(reference_radii, dtype=torch.bool)
+    for distance, radii in zip(_distances(samples, reference), sample_radii.split(BLOCK), strict=True):
+        balls_around_samples.append((distance <= reference_radii).sum(1))
+        nearest = torch.minimum(nearest, distance.amin(0))
+        recalled |= (distance <= radii[:, None]).any(0)
+    balls = torch.cat(balls_around_samples).double()
+    return Manifold(
+        precision=(balls > 0).double().mean().item(),
+        recall=recalled.double().mean().item(),
+        density=(balls / k).mean().item(),
+        coverage=(nearest <= reference_radii).double().mean().item(),
+    )
+
+
+def diversity(features: Tensor, groups: Tensor) -> float | None:
+    """Mean Euclidean distance of two different samples of one group (one prompt), averaged over groups.
+
+    `groups`: (n,) integers. None where no group has two samples.
+    """
+    means = []
+    for group in groups.unique():
+        members = features[groups == group]
+        if len(members) > 1:
+            means.append(torch.pdist(members).mean())
+    return torch.stack(means).mean().item() if means else None
+
+
+def jackknife_error(statistic: Callable[[Tensor], float], blocks: Tensor) -> float | None:
+    """Standard error of `statistic(indices of the samples)` by leaving out one block of samples at a time.
+
+    `blocks`: (n,) integers, the block of each sample; blocks are independent of each other. None with fewer than
+    4 blocks, too few to say anything.
+    """
+    names = blocks.unique()
+    if len(names) < 4:
+        return None
+    left = torch.tensor([statistic(torch.nonzero(blocks != name)[:, 0]) for name in names], dtype=torch.float64)
+    count = len(names)
+    return ((count - 1) / count * (left - left.mean()).square().sum()).sqrt().item()

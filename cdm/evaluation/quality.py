@@ -1,0 +1,234 @@
+"""The figures of metrics/quality.json: every sample set against the real pictures and against the teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cdm.errors import CdmError
+from cdm.evaluation import distances
+from cdm.evaluation.features import Extractor, Features, all_right, attribute_targets, attributes_right, extract
+from cdm.evaluation.samples import RealPictures, Samples, SampleSet
+from cdm.params import Params
+from cdm.progress import track
+from cdm.randomness import philox
+
+HALVINGS = 8
+"""Random halvings of the reference set over which its own row is averaged."""
+
+Row = dict[str, float]
+Table = dict[str, dict[str, Row]]
+"""Rows by model (student, teacher, reference) and by name (steps4)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was measured; `quality` is what metrics/quality.json holds."""
+
+    quality: Table
+    errors: Table = field(repr=False)
+    """Standard errors of the two distances to the reference and of the accuracy, over the samples' noise."""
+    attributes: Table = field(repr=False)
+    """Accuracy of each attribute on its own."""
+    floor: Row
+    """What frechet_distance and style_distance of that many perfect samples would be on average."""
+    reference: str
+    """`real` or `teacher`: what the distances are to."""
+    reference_count: int
+    features: str
+    """What the features are."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Features of one set, the prompt of each picture, and which attributes are right."""
+
+    features: Features
+    prompt: Tensor
+    right: dict[str, Tensor]
+
+    @property
+    def count(self) -> int:
+        return len(self.prompt)
+
+    def rows(self, indices: Tensor) -> _Measured:
+        right = {name: values[indices] for name, values in self.right.items()}
+        return _Measured(self.features.rows(indices), self.prompt[indices], right)
+
+
+def evaluate(params: Params, samples: Samples, real: RealPictures | None, extractor: Extractor) -> Evaluation:
+    """Measure all sets of `samples`.
+
+    Distances are to `real`, or where that is None to the teacher's full-length samples. A row holds:
+
+    evaluations         of the transformer for one picture
+    frechet_distance    of the content features to the reference, each divided by the reference's deviation
+    style_distance      the same of the style features
+    kernel_distance     unbiased kernel distance of the content features
+    attribute_accuracy  share of pictures with every attribute that the prompt names (if the extractor knows any)
+    precision, recall, density, coverage   of the content features; k is `evaluate.neighbours`
+    diversity           mean distance of two pictures of one prompt, content features
+    frechet_to_teacher, style_to_teacher   to the teacher's full-length samples (not for those themselves)
+    count               pictures
+
+    `reference.halves` says what a perfect set would score: the reference's pictures split at random into two
+    halves (as equal as can be for each prompt), one measured against the other, averaged over 8 splits. Its
+    distances are those of a smaller set, hence larger than perfect samples would get: `Evaluation.floor` has
+    them at the samples' count. Figures are rounded to 6 significant digits. Raises CdmError.
+    """
+    full = (samples.full.model, samples.full.key)
+    measure = _measurer(samples, real, extractor)
+    raw = {(each.model, each.key): measure(each) for each in track(samples.sets, "features", unit="set")}
+    reference = measure(real) if real is not None else raw[full]
+    if params.evaluate.neighbours >= reference.count // 2 or params.evaluate.neighbours >= raw[full].count:
+        raise CdmError(
+            f"evaluate.neighbours {params.evaluate.neighbours} needs more than {raw[full].count} samples and"
+            f" {reference.count} reference pictures: lower it, or raise latents.per_prompt"
+        )
+    content, style = (
+        distances.deviation(reference.features.content),
+        distances.deviation(reference.features.style),
+    )
+
+    def scale(each: _Measured) -> _Measured:
+        scaled = Features(each.features.content / content, each.features.style / style, each.features.logits)
+        return _Measured(scaled, each.prompt, each.right)
+
+    scaled = {key: scale(each) for key, each in raw.items()}
+    reference, teacher = scale(reference), scaled[full]
+    quality: Table = {"student": {}, "teacher": {}}
+    errors: Table = {"student": {}, "teacher": {}}
+    attributes: Table = {"student": {}, "teacher": {}, "reference": {}}
+    for each in track(samples.sets, "distances", unit="set"):
+        measured = scaled[each.model, each.key]
+        itself = measured is teacher
+        row: Row = {"evaluations": each.evaluations}
+        if itself and real is None:
+            row |= {"frechet_distance": 0.0, "style_distance": 0.0, **_within(measured)}
+        else:
+            row |= _against(measured, reference, params.evaluate.neighbours) | _within(measured)
+        if not itself:
+            row["frechet_to_teacher"] = distances.frechet_distance(
+                measured.features.content, teacher.features.content
+            )
+            row["style_to_teacher"] = distances.frechet_distance(
+                measured.features.style, teacher.features.style
+            )
+        quality[each.model][each.key] = _rounded({**row, "count": measured.count})
+        errors[each.model][each.key] = _errors(
+            measured, None if itself and real is None else reference, samples.per_prompt
+        )
+        attributes[each.model][each.key] = _per_attribute(measured)
+    halves = _halves(reference, params.evaluate.neighbours, params.seed)
+    quality["reference"] = {"halves": _rounded({"evaluations": 0, **halves})}
+    attributes["reference"]["halves"] = _per_attribute(reference)
+    floor = {
+        name: expected_at(halves[name], reference.count // 2, teacher.count, reference.count)
+        for name in ("frechet_distance", "style_distance")
+    }
+    return Evaluation(
+        quality,
+        errors,
+        attributes,
+        floor,
+        reference="teacher" if real is None else "real",
+        reference_count=reference.count,
+        features=extractor.description,
+    )
+
+
+def expected_at(distance: float, half: int, count: int, reference_count: int) -> float:
+    """Fréchet distance of `count` samples to `reference_count` of the same distribution, from that of two halves.
+
+    Both of its terms are quadratic in sampling errors, whose variances go as 1/n: so it goes as 1/n + 1/m.
+    """
+    return distance * (1 / count + 1 / reference_count) / (2 / half)
+
+
+def _measurer(
+    samples: Samples, real: RealPictures | None, extractor: Extractor
+) -> Callable[[SampleSet | RealPictures], _Measured]:
+    targets = attribute_targets(samples.texts, extractor.attributes)
+    targets = {name: target for name, target in targets.items() if (target >= 0).any()}
+    shape = samples.full.pictures([0]).shape[1:]
+    if real is not None and real.images.shape[1:] != shape:
+        raise CdmError(
+            f"evaluate.real: pictures of {tuple(real.images.shape[1:])}, but the samples are {tuple(shape)}:"
+            " resize the real pictures"
+        )
+
+    def measure(pictures: SampleSet | RealPictures) -> _Measured:
+        features = extract(extractor, pictures.batches())
+        if isinstance(pictures, RealPictures):
+            prompt = pictures.prompt
+        else:
+            prompt = torch.arange(len(features.content)) // samples.per_prompt
+        right = attributes_right(features.logits, {name: target[prompt] for name, target in targets.items()})
+        return _Measured(features, prompt, right)
+
+    return measure
+
+
+def _against(each: _Measured, reference: _Measured, neighbours: int) -> Row:
+    ours, theirs = each.features, reference.features
+    return {
+        "frechet_distance": distances.frechet_distance(ours.content, theirs.content),
+        "style_distance": distances.frechet_distance(ours.style, theirs.style),
+        "kernel_distance": distances.kernel_distance(ours.content, theirs.content),
+        **distances.manifold(theirs.content, ours.content, neighbours)._asdict(),
+    }
+
+
+def _within(each: _Measured) -> Row:
+    row: Row = {}
+    if each.right:
+        row["attribute_accuracy"] = _accuracy(each)
+    spread = distances.diversity(each.features.content, each.prompt)
+    return row if spread is None else {**row, "diversity": spread}
+
+
+def _accuracy(each: _Measured) -> float:
+    return all_right(each.right).nanmean().item()
+
+
+def _per_attribute(each: _Measured) -> Row:
+    return _rounded({name: values.nanmean().item() for name, values in each.right.items()})
+
+
+def _errors(each: _Measured, reference: _Measured | None, per_prompt: int) -> Row:
+    """The j-th samples of all prompts form a block: blocks differ by their noise alone."""
+    blocks = torch.arange(each.count) % per_prompt
+    statistics: dict[str, Callable[[Tensor], float]] = {}
+    if reference is not None:
+        statistics["frechet_distance"] = lambda rows: distances.frechet_distance(
+            each.features.content[rows], reference.features.content
+        )
+        statistics["style_distance"] = lambda rows: distances.frechet_distance(
+            each.features.style[rows], reference.features.style
+        )
+    if each.right:
+        statistics["attribute_accuracy"] = lambda rows: _accuracy(each.rows(rows))
+    errors = {name: distances.jackknife_error(statistic, blocks) for name, statistic in statistics.items()}
+    return _rounded({name: error for name, error in errors.items() if error is not None})
+
+
+def _halves(reference: _Measured, neighbours: int, seed: int) -> Row:
+    """Distances of random halves, averaged; what needs no second set is of the whole reference."""
+    rows = []
+    for split in range(HALVINGS):
+        order = torch.from_numpy(philox(seed, "halves", split).permutation(reference.count))
+        order = order[reference.prompt[order].argsort(stable=True)]  # prompt by prompt, random within each
+        half = reference.count // 2
+        one, other = order[0::2][:half], order[1::2][:half]
+        rows.append(_against(reference.rows(one), reference.rows(other), neighbours))
+    mean = {name: math.fsum(row[name] for row in rows) / HALVINGS for name in rows[0]}
+    return {**mean, **_within(reference), "count": reference.count // 2}
+
+
+def _rounded(row: Mapping[str, float]) -> Row:
+    """6 significant digits: what a rerun repeats, whatever the order of additions."""
+    return {name: value if isinstance(value, int) else float(f"{value:.6g}") for name, value in row.items()}

@@ -1,0 +1,135 @@
+"""The sample sets that are compared: one a model and number of steps, all of the same prompts and noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cdm.errors import CdmError
+from cdm.params import Params
+from cdm.store import Store
+
+BATCH = 256
+"""Pictures that are read at once."""
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Pictures of one model at one number of steps; picture k shows prompt `k // per_prompt`."""
+
+    model: str
+    """student or teacher."""
+    steps: int
+    evaluations: int
+    """Of the transformer for one picture; a guided step costs two."""
+    store: Store
+
+    @property
+    def key(self) -> str:
+        return f"steps{self.steps}"
+
+    def pictures(self, indices: Sequence[int]) -> Tensor:
+        """uint8 (len(indices), 3, height, width)."""
+        return self.store.rows(indices)["images"]
+
+    def batches(self) -> Iterator[Tensor]:
+        """All pictures in order, a batch at a time."""
+        for start in range(0, len(self.store), BATCH):
+            yield self.pictures(range(start, min(start + BATCH, len(self.store))))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Every set of an evaluation: of the same prompts, drawn from the same noise."""
+
+    student: list[SampleSet]
+    teacher: list[SampleSet]
+    full: SampleSet
+    """The teacher at its full number of steps (one of `teacher`)."""
+    texts: list[str]
+    per_prompt: int
+    prompts_sha256: str
+
+    @property
+    def sets(self) -> list[SampleSet]:
+        return [*self.student, *self.teacher]
+
+
+def open_samples(params: Params, folder: Path, texts: Sequence[str]) -> Samples:
+    """The sets that `params.sample` asks for, below `folder`, each in order of its steps.
+
+    Raises CdmError where one is missing, holds another number of pictures than the prompts ask for, or was
+    drawn for other prompts than the rest.
+    """
+    student = [_open(folder, "student", steps) for steps in sorted(params.sample.steps)]
+    teacher_steps = {*params.sample.teacher_steps, params.latents.steps}
+    teacher = [_open(folder, "teacher", steps) for steps in sorted(teacher_steps)]
+    full = next(each for each in teacher if each.steps == params.latents.steps)
+    expected = len(texts) * params.latents.per_prompt
+    hashes = {each.store.metadata["prompts_sha256"] for each in (*student, *teacher)}
+    for each in (*student, *teacher):
+        if len(each.store) != expected:
+            raise CdmError(
+                f"{folder}/{each.model}/{each.key} holds {len(each.store)} pictures, but {len(texts)} prompts"
+                f" of {params.latents.per_prompt} samples make {expected}: run the stage `sample` again"
+            )
+    if len(hashes) > 1:
+        raise CdmError(
+            f"the sample sets in {folder} were drawn for different prompts: run the stage `sample` again"
+        )
+    return Samples(student, teacher, full, list(texts), params.latents.per_prompt, hashes.pop())
+
+
+def _open(folder: Path, model: str, steps: int) -> SampleSet:
+    store = Store(folder / model / f"steps{steps}")
+    return SampleSet(model, steps, store.metadata["evaluations"], store)
+
+
+@dataclass(frozen=True)
+class RealPictures:
+    """Real pictures, and the evaluation prompt (its index) that each one shows."""
+
+    images: Tensor
+    """uint8 (n, 3, height, width)."""
+    prompt: Tensor
+    """int64 (n,)."""
+
+    def batches(self) -> Iterator[Tensor]:
+        yield from self.images.split(BATCH)
+
+
+def read_real(path: Path, texts: Sequence[str]) -> RealPictures:
+    """The real pictures of the prompts `texts` in a safetensors file.
+
+    The file holds `images` (uint8, (n, 3, height, width)) and in its metadata `prompts`, a JSON list with the
+    prompt of each picture. Pictures of other prompts are left aside; every prompt needs at least one, because
+    otherwise the two sets would differ in what they show. Raises CdmError.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            prompts = json.loads(file.metadata()["prompts"])
+            images = file.get_tensor("images")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CdmError(
+            f"evaluate.real: {path} is not a safetensors file with `images` and the metadata `prompts`: {error}"
+        ) from None
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(prompts) != len(images):
+        raise CdmError(
+            f"evaluate.real: {path} holds {len(prompts)} prompts and {images.dtype} images"
+            f" {tuple(images.shape)}, expected one prompt for each of (n, 3, height, width) uint8"
+        )
+    index = {text: i for i, text in enumerate(texts)}
+    missing = index.keys() - set(prompts)
+    if missing:
+        raise CdmError(
+            f"evaluate.real: {path} has no picture of {len(missing)} of the {len(texts)} evaluation prompts"
+            f" (one is {min(missing)!r}): add some, or set evaluate.real to null to compare with the teacher"
+        )
+    kept = torch.tensor([i for i, prompt in enumerate(prompts) if prompt in index])
+    return RealPictures(images[kept], torch.tensor([index[prompts[i]] for i in kept.tolist()]))
