@@ -20,18 +20,27 @@ def track(
     title: str,
     total: int | None = None,
     unit: str = "it",
-    detail: Callable[[], str] = str,
+    detail: Callable[[], str] | None = None,
 ) -> Iterator[T]:
     """`iterable`, with its progress, rate and time left on standard error.
 
     On a terminal that is a tqdm bar; elsewhere a line at most every `LOG_INTERVAL` seconds, so that what is
-    over sooner says nothing. `total` is the number of items where `iterable` has no length.
+    over sooner says nothing. `total` is the number of items where `iterable` has no length; what `detail`
+    returns is shown behind the rest.
     """
-    if sys.stderr.isatty():
-        return iter(tqdm(iterable, desc=title, total=total, unit=unit))
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
-    return _log(iterable, title, total, unit)
+    show = _bar if sys.stderr.isatty() else _log
+    return show(iterable, title, total, unit, detail or str)
+
+
+def _bar(
+    iterable: Iterable[T], title: str, total: int | None, unit: str, detail: Callable[[], str]
+) -> Iterator[T]:
+    bar = tqdm(iterable, desc=title, total=total, unit=unit, dynamic_ncols=True)
+    for item in bar:
+        yield item
+        bar.set_postfix_str(detail(), refresh=False)
 
 
 def _log(
@@ -43,13 +52,12 @@ def _log(
         now = time.monotonic()
         if now - shown >= LOG_INTERVAL:
             shown = now
-            line = " ".join([_line(title, done, total, now - start, unit), detail()]).strip()
-            print(line, file=sys.stderr, flush=True)
+            line = f"{title}: {_figures(done, total, now - start, unit)} {detail()}"
+            print(line.rstrip(), file=sys.stderr, flush=True)
 
 
-def _line(title: str, done: int, total: int | None, seconds: float, unit: str) -> str:
+def _figures(done: int, total: int | None, seconds: float, unit: str) -> str:
     rate = f"{done / seconds:.2f} {unit}/s" if done >= seconds else f"{seconds / done:.2f} s/{unit}"
     if total is None:
-        return f"{title}: {done} {unit}, {rate}"
-    left = tqdm.format_interval(seconds / done * (total - done))
-    return f"{title}: {done}/{total} {unit}, {rate}, {left} left"
+        return f"{done} {unit}, {rate}"
+    return f"{done}/{total} {unit}, {rate}, {tqdm.format_interval(seconds / done * (total - done))} left"

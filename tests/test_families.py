@@ -177,5 +177,5 @@ def test_t5_without_tokens_is_an_error(family: Family, pipeline: Any) -> None:
 
 
 def test_an_unknown_family_is_named() -> None:
-    with pytest.raises(CdmError, match="unknown family 'dalle'.*sd3"):
+    with pytest.raises(CdmError, match=r"unknown family 'dalle'.*sd3"):
         get_family("dalle")

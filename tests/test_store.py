@@ -129,7 +129,7 @@ def test_rows_of_another_layout_are_refused(tmp_path: Path) -> None:
         {"values": torch.ones(1, 2, 3).double(), "index": torch.arange(1)},
         {"values": torch.ones(2, 2, 3), "index": torch.arange(1)},
     ):
-        with pytest.raises(ValueError, match="unequal|the store's are"):
+        with pytest.raises(ValueError, match=r"unequal|the store's are"):
             writer.append(wrong)
 
 
@@ -225,13 +225,23 @@ def test_progress_in_a_log_is_rare_and_says_how_much_is_left(
 ) -> None:
     clock = iter([0.0, 1.0, 31.0, 40.0, 62.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    assert list(progress.track(range(4), "encode", unit="batch")) == [0, 1, 2, 3]
+    assert list(progress.track(range(4), "encode", unit="batch", detail=lambda: "loss 1")) == [0, 1, 2, 3]
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "encode: 2/4 batch, 15.50 s/batch, 00:31 left",
-        "encode: 4/4 batch, 15.50 s/batch, 00:00 left",
+        "encode: 2/4 batch, 15.50 s/batch, 00:31 left loss 1",
+        "encode: 4/4 batch, 15.50 s/batch, 00:00 left loss 1",
     ]
+
+
+def test_progress_on_a_terminal_is_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    assert list(progress.track(iter("ab"), "encode", total=2, detail=lambda: "loss 1")) == ["a", "b"]
+    captured = capsys.readouterr()
+    assert "encode: 100%" in captured.err
+    assert "2/2" in captured.err
 
 
 def test_short_work_says_nothing_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,14 +20,8 @@ class StableDiffusion3:
     name = "sd3"
     pipeline_class_name = "StableDiffusion3Pipeline"
     lora_targets: ClassVar = [
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     ]
 
     def load_pipeline(
