@@ -73,6 +73,6 @@ class Learner:
     def load_state(self, state: dict[str, Tensor], updates_done: int) -> None:
         """Restores `state()` after `updates_done` updates."""
         self.updates_done = updates_done
-        for name, parameter in self.parameters.items():
-            moments = {key.split("/", 1)[0]: value for key, value in state.items() if key.split("/", 1)[1] == name}
-            self.adamw.state[parameter] = moments
+        for key, value in state.items():
+            moment, name = key.split("/", 1)
+            self.adamw.state[self.parameters[name]][moment] = value

@@ -1,0 +1,295 @@
+"""The loop around the training step: processes, moving average, log, checkpoints, stopping, the saved student."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from torch import Tensor
+
+from cdm import checkpoint
+from cdm.checkpoint import Checkpoint
+from cdm.distiller import Distiller, Metrics
+from cdm.errors import CdmError
+from cdm.families.base import Conditioning, Family
+from cdm.networks import FullNetworks, Networks
+from cdm.optim import Learner, blend, ema_decay
+from cdm.params import Params
+from cdm.progress import track
+from cdm.prompts import PromptSet
+from cdm.randomness import prompt_indices
+
+CODE = ("distiller", "flow", "losses", "networks", "optim", "randomness", "rollout", "schedule", "training")
+"""Modules whose change makes another experiment of the same parameters: no checkpoint is taken across it."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a distillation starts from: a teacher on this disk, the training prompts, the empty prompt."""
+
+    family: Family
+    source: Path
+    prompts: PromptSet
+    empty: Conditioning
+    latent_shape: tuple[int, ...]
+    shift: float
+    digests: dict[str, str] = field(default_factory=dict)
+    """Hashes of the data, by name: part of the experiment's fingerprint."""
+
+
+def fingerprint(params: Params, digests: dict[str, str]) -> str:
+    """Names an experiment: equal for runs that would give the same student, so that one resumes another."""
+    here = Path(__file__).parent
+    code = {name: hashlib.sha256((here / f"{name}.py").read_bytes()).hexdigest() for name in CODE}
+    sections = params.model_dump(mode="json", include={"seed", "teacher", "prompts", "schedule", "distill"})
+    identity = json.dumps([sections, digests, code, torch.__version__], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of `runtime.device`; CdmError if this machine has none such."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise CdmError(f"runtime.device is {name!r}, which cannot be used here: {error}") from None
+    return torch.device(name)
+
+
+@dataclass
+class Run:
+    """What a checkpoint holds: two learners, the moving average of the student, and the rows of the log."""
+
+    networks: Networks
+    student: Learner
+    fake: Learner
+    average: dict[str, Tensor]
+    rows: list[dict[str, float]]
+    iteration: int = 0
+
+    @classmethod
+    def start(cls, networks: Networks, params: Params) -> Run:
+        distill = params.distill
+        student_updates = (distill.iterations - distill.fake_only) // distill.student_every
+        student = Learner(networks.parameters("student"), distill.student, student_updates)
+        fake = Learner(networks.parameters("fake"), distill.fake, distill.iterations)
+        average = {name: value.detach().clone() for name, value in student.parameters.items()}
+        return cls(networks, student, fake, average, [])
+
+    def update_average(self, decay: float) -> None:
+        share = 1 - ema_decay(decay, self.student.updates_done - 1)
+        blend(self.average.values(), self.student.parameters.values(), share)
+
+    def losses(self) -> str:
+        """The newest losses, for the progress bar."""
+        newest = self.rows[-1] if self.rows else {}
+        return " ".join(f"{name[5:]} {value:.3f}" for name, value in newest.items() if name.startswith("loss_"))
+
+    def checkpoint(self) -> Checkpoint:
+        tensors = {
+            "student": dict(self.student.parameters),
+            "fake": dict(self.fake.parameters),
+            "average": self.average,
+            "student_optimiser": self.student.state(),
+            "fake_optimiser": self.fake.state(),
+        }
+        updates = {"student": self.student.updates_done, "fake": self.fake.updates_done}
+        return Checkpoint(self.iteration, tensors, {"rows": self.rows, "updates": updates})
+
+    def restore(self, saved: Checkpoint) -> None:
+        with torch.no_grad():
+            for name, into in (
+                ("student", self.student.parameters),
+                ("fake", self.fake.parameters),
+                ("average", self.average),
+            ):
+                for key, value in into.items():
+                    value.copy_(saved.tensors[name][key])
+        updates = saved.state["updates"]
+        self.student.load_state(saved.tensors.get("student_optimiser", {}), updates["student"])
+        self.fake.load_state(saved.tensors.get("fake_optimiser", {}), updates["fake"])
+        self.iteration, self.rows = saved.step, saved.state["rows"]
+
+
+class StopRequest:
+    """Remembers SIGINT or SIGTERM until a round is over; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        before = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def distill(params: Params, inputs: Inputs, *, checkpoints: Path, student: Path, log: Path) -> None:
+    """Distils the student of `params` into the folder `student` and its log, a row a round, into `log`.
+
+    Takes up the newest checkpoint of the same experiment under `checkpoints`, and removes them when done. After
+    SIGINT or SIGTERM it saves and exits with 128 + signal. Raises CdmError if the experiment is running already,
+    the batch does not divide over the processes, or a loss is no longer finite.
+    """
+    accelerator = Accelerator(cpu=choose_device(params.runtime.device).type == "cpu")
+    folder = checkpoints / f"distill-{fingerprint(params, inputs.digests)}"
+    run, distiller = prepare(params, inputs, accelerator)
+    with checkpoint.locked(folder, accelerator.is_main_process), StopRequest().listening() as stop:
+        saved = checkpoint.load_newest(folder)
+        if saved is not None:
+            run.restore(saved)
+            accelerator.print(f"resuming at iteration {run.iteration} of {params.distill.iterations}")
+        train(run, distiller, params, stop, accelerator, folder)
+        if accelerator.is_main_process:
+            write_log(run.rows, log)
+            save_student(run, inputs, student)
+            checkpoint.remove(folder)
+        accelerator.wait_for_everyone()
+
+
+def prepare(params: Params, inputs: Inputs, accelerator: Accelerator) -> tuple[Run, Distiller]:
+    """The networks on their device, and the training step of this process's share of the batch."""
+    distill, device = params.distill, accelerator.device
+    share, rest = divmod(distill.batch_size, accelerator.num_processes)
+    if rest:
+        raise CdmError(
+            f"distill.batch_size {distill.batch_size} does not divide over {accelerator.num_processes} processes"
+        )
+    teacher = inputs.family.load_transformer(inputs.source).to(device)
+    networks = FullNetworks(
+        inputs.family,
+        teacher,
+        autocast=torch.bfloat16 if distill.precision == "bf16" else None,
+        gradient_checkpointing=distill.gradient_checkpointing,
+    )
+    run = Run.start(networks, params)
+    first = accelerator.process_index * share
+    distiller = Distiller(
+        networks,
+        run.student,
+        run.fake,
+        distill=distill,
+        schedule=params.schedule,
+        shift=inputs.shift,
+        seed=params.seed,
+        prompts=prompt_source(params, inputs, device),
+        empty={name: value.to(device) for name, value in inputs.empty.items()},
+        latent_shape=inputs.latent_shape,
+        samples=range(first, first + share),
+        micro_batch=params.runtime.micro_batch,
+        device=device,
+    )
+    return run, distiller
+
+
+def prompt_source(
+    params: Params, inputs: Inputs, device: torch.device
+) -> Callable[[int, Sequence[int]], Conditioning]:
+    """The conditioning of an iteration's samples: every prompt once an epoch, in an order of its own."""
+    prompts, batch = inputs.prompts, params.distill.batch_size
+
+    def conditioning(iteration: int, samples: Sequence[int]) -> Conditioning:
+        positions = [iteration * batch + sample for sample in samples]
+        return prompts.conditioning(prompt_indices(params.seed, positions, len(prompts)), device)
+
+    return conditioning
+
+
+def train(
+    run: Run, distiller: Distiller, params: Params, stop: StopRequest, accelerator: Accelerator, folder: Path
+) -> None:
+    """Rounds until the last iteration, or until somebody wants to stop: then SystemExit, after saving."""
+    iterations, every = params.distill.iterations, params.distill.student_every
+    rounds: Iterable[int] = range(run.iteration, iterations, every)
+    if accelerator.is_main_process:
+        rounds = track(rounds, "distill", unit="round", detail=run.losses)
+    for iteration in rounds:
+        metrics = over_processes(distiller.round(iteration), accelerator)
+        check_finite(metrics, iteration)
+        if iteration >= params.distill.fake_only:
+            run.update_average(params.distill.ema)
+        run.iteration = iteration + every
+        run.rows.append({"iteration": run.iteration, **metrics})
+        wanted = stopping(stop, accelerator)
+        between = params.runtime.checkpoint_every
+        due = wanted or run.iteration // between > iteration // between
+        if due and run.iteration < iterations:
+            if accelerator.is_main_process:
+                checkpoint.save(folder, run.checkpoint())
+            accelerator.wait_for_everyone()
+            if wanted:
+                accelerator.print(f"stopped and saved at iteration {run.iteration}: the same command resumes")
+                raise SystemExit(128 + wanted)
+
+
+def over_processes(metrics: Metrics, accelerator: Accelerator) -> Metrics:
+    """The mean of each figure over the processes."""
+    if accelerator.num_processes == 1:
+        return metrics
+    values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=accelerator.device)
+    torch.distributed.all_reduce(values)
+    return dict(zip(metrics, (values / accelerator.num_processes).tolist(), strict=True))
+
+
+def stopping(stop: StopRequest, accelerator: Accelerator) -> int:
+    """The signal that any process has received, so that all save the same step; 0 for none."""
+    if accelerator.num_processes == 1:
+        return stop.signal
+    wish = torch.tensor(stop.signal, device=accelerator.device)
+    torch.distributed.all_reduce(wish, torch.distributed.ReduceOp.MAX)
+    return int(wish)
+
+
+def check_finite(metrics: Metrics, iteration: int) -> None:
+    """CdmError naming the figures that are not finite."""
+    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if broken:
+        raise CdmError(
+            f"training diverged: {', '.join(broken)} not finite in the round at iteration {iteration}; the last"
+            " checkpoint is kept. Lower distill.student.lr or distill.fake.lr, or the scale of the term named"
+        )
+
+
+def write_log(rows: list[dict[str, Any]], path: Path) -> None:
+    """The log as CSV; a round without a student update leaves its cells empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def save_student(run: Run, inputs: Inputs, folder: Path) -> None:
+    """The moving average of the student as a pipeline folder of the teacher's kind."""
+    with torch.no_grad():
+        for name, value in run.student.parameters.items():
+            value.copy_(run.average[name])
+    inputs.family.save_student(run.networks.models["student"], inputs.source, folder)  # type: ignore[attr-defined]
+
+
+def checkpoint_root() -> Path:
+    """Where checkpoints live: in the repository that DVC was started in, also when it runs in a copy of it."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / "checkpoints"
