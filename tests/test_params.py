@@ -1,0 +1,229 @@
+"""Every bad value and every unknown key of a params file is refused with one line that names it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from cdm.params import Params, ParamsError, load, parse
+
+ROOT = Path(__file__).parent.parent
+DEFAULTS = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+
+
+REMOVED = object()
+
+
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    """The repository's params with some keys set, or `REMOVED`; a number in a key counts elements of a list."""
+    values = deepcopy(DEFAULTS)
+    for key, value in changes.items():
+        *sections, last = (int(part) if part.isdigit() else part for part in key.split("."))
+        section: Any = values
+        for part in sections:
+            section = section[part]
+        if value is REMOVED:
+            del section[last]
+        else:
+            section[last] = value
+    return values
+
+
+def problems(values: Any) -> list[str]:
+    with pytest.raises(ParamsError) as caught:
+        parse(values)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "params.yaml", *sorted(ROOT.glob("recipes/*.yaml"))], ids=lambda p: p.name
+)
+def test_every_params_file_of_the_repository_is_accepted(path: Path) -> None:
+    assert isinstance(load(path), Params)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", 1.5, "integer"),
+        ("seed", None, "integer"),
+        ("teacher.family", "unet", "'sd3'"),
+        ("teacher.source", 3, "string"),
+        ("teacher.guidance_scale", 0.5, "greater than or equal to 1"),
+        ("prompts.train", [], "at least 1"),
+        ("prompts.train", "a.txt", "list"),
+        ("prompts.eval_count", 0, "greater than or equal to 1"),
+        ("prompts.max_sequence_length", -1, "greater than or equal to 0"),
+        ("prompts.embed", "sometimes", "'cached' or 'online'"),
+        ("latents.steps", 0, "greater than or equal to 1"),
+        ("latents.per_prompt", 0, "greater than or equal to 1"),
+        ("schedule.kind", "random", "'dynamic'"),
+        ("schedule.min_len", 0, "greater than or equal to 1"),
+        ("schedule.max_len", "six", "integer"),
+        ("schedule.sigma_min", 0, "greater than 0"),
+        ("schedule.sigma_max", 1, "less than 1"),
+        ("schedule.spacing", "even", "'stratified' or 'independent'"),
+        ("schedule.sigmas.1", 1.5, "less than or equal to 1"),
+        ("distill.iterations", 0, "greater than or equal to 1"),
+        ("distill.batch_size", 0, "greater than or equal to 1"),
+        ("distill.student_every", 0, "greater than or equal to 1"),
+        ("distill.fake_only", -1, "greater than or equal to 0"),
+        ("distill.rollouts", "two", "'shared' or 'fresh'"),
+        ("distill.losses.ca.weight", -1, "greater than or equal to 0"),
+        ("distill.losses.ca.scale", -0.1, "greater than or equal to 0"),
+        ("distill.losses.dm.bounded", "perhaps", "boolean"),
+        ("distill.renoise_min", -0.1, "greater than or equal to 0"),
+        ("distill.renoise_max", 1.1, "less than or equal to 1"),
+        ("distill.student.lr", 0, "greater than 0"),
+        ("distill.student.warmup", -5, "greater than or equal to 0"),
+        ("distill.fake.betas", [0.9], "missing"),
+        ("distill.fake.clip", 0, "greater than 0"),
+        ("distill.merge", 2, "less than or equal to 1"),
+        ("distill.ema", 1.5, "less than or equal to 1"),
+        ("distill.precision", "fp8", "'fp32' or 'bf16'"),
+        ("sample.steps", [], "at least 1"),
+        ("sample.steps.0", 0, "greater than or equal to 1"),
+        ("sample.pictures", 0, "greater than or equal to 1"),
+        ("evaluate.neighbours", 0, "greater than or equal to 1"),
+        ("runtime.batch_size", 0, "greater than or equal to 1"),
+        ("runtime.checkpoint_every", 0, "greater than or equal to 1"),
+    ],
+)
+def test_a_bad_value_is_refused_and_named(key: str, value: Any, says: str) -> None:
+    lines = problems(changed({key: value}))
+    assert any(line.startswith(key) and says in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"schedule.min_len": 6, "schedule.max_len": 4}, "schedule: max_len 4 is below min_len 6"),
+        (
+            {"schedule.sigma_min": 0.9, "schedule.sigma_max": 0.5},
+            "schedule: sigma_max 0.5 is not above sigma_min 0.9",
+        ),
+        ({"schedule.sigmas": [1.0, 0.5, 0.5]}, "schedule: sigmas must fall from 1.0"),
+        ({"schedule.sigmas": [0.9, 0.5]}, "schedule: sigmas must fall from 1.0"),
+        ({"schedule.sigmas": []}, "schedule: sigmas must fall from 1.0"),
+        ({"distill.renoise_min": 0.7, "distill.renoise_max": 0.6}, "distill: renoise_max 0.6 is not above"),
+        ({"distill.iterations": 10, "distill.fake_only": 10}, "distill: iterations 10 leave no student update"),
+        ({"distill.fake_only": 61}, "distill: fake_only 61 is not a multiple of student_every 2: use 60"),
+        (
+            {f"distill.losses.{term}.weight": 0 for term in ("ca", "dm", "cdm")},
+            "distill.losses: all of ca, dm and cdm",
+        ),
+        ({"sample.steps": [2, 4, 2]}, "sample: steps names a number twice: [2, 4, 2]"),
+        ({"sample.teacher_steps": [1, 1]}, "sample: teacher_steps names a number twice: [1, 1]"),
+        (
+            {"prompts.eval": ["elsewhere/eval.txt"]},
+            "prompts: track is 'miniature/data', which does not hold 'elsewhere/",
+        ),
+        (
+            {"evaluate.judge": "other/judge"},
+            "evaluate: track names 'miniature/judge' where judge is 'other/judge'",
+        ),
+        (
+            {"evaluate.real": "other.safetensors"},
+            "evaluate: track names 'miniature/data/real.safetensors' where real is",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(changes: dict[str, Any], says: str) -> None:
+    (line,) = problems(changed(changes))
+    assert line.startswith(says)
+
+
+def test_the_teacher_is_tracked_where_it_is_a_folder(tmp_path: Path) -> None:
+    values = changed({"teacher.source": str(tmp_path)})
+    assert problems(values) == [
+        f"teacher: track is {DEFAULTS['teacher']['track']!r} but source is the folder {str(tmp_path)!r}: "
+        "set teacher.track to that folder"
+    ]
+    values["teacher"]["track"] = str(tmp_path)
+    assert parse(values).teacher.source == str(tmp_path)
+
+
+def sections(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all sections, the file itself being the empty one."""
+    found = [prefix]
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += sections(field.annotation, f"{prefix}.{name}".lstrip("."))
+    return found
+
+
+@pytest.mark.parametrize("section", sections(Params), ids=lambda section: section or "top")
+def test_an_unknown_key_is_refused_in_every_section(section: str) -> None:
+    key = f"{section}.lerning_rate".lstrip(".")
+    (line,) = problems(changed({key: 1}))
+    assert line.startswith(f"{key}: unknown key (known here: ")
+
+
+@pytest.mark.parametrize("key", ["seed", "teacher", "distill.losses.dm", "schedule.max_len", "sample.steps"])
+def test_a_missing_key_is_named(key: str) -> None:
+    assert problems(changed({key: REMOVED})) == [f"{key}: missing"]
+
+
+def test_every_problem_has_a_line_of_its_own() -> None:
+    values = changed({"seed": -1, "distill.typo": 1, "sample.steps": []})
+    assert [line.split(":")[0] for line in problems(values)] == ["seed", "distill.typo", "sample.steps"]
+
+
+@pytest.mark.parametrize("values", [None, [], "seed", 3])
+def test_what_is_no_mapping_is_refused(values: Any) -> None:
+    (line,) = problems(values)
+    assert line.startswith("the file: ")
+
+
+def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    """`dvc exp run -S distill.student.lr=3e-5` writes 3e-05, a string to a YAML 1.1 reader."""
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text()
+    assert "student: {lr: 1.0e-4," in text
+    path.write_text(text.replace("student: {lr: 1.0e-4,", "student: {lr: 3e-05,"))
+    assert load(path).distill.student.lr == 3e-5
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("seed: [", "not valid YAML: "),
+        ("seed: 0\nseed: 1\n", "not valid YAML: "),
+        ("", "the file: "),
+    ],
+    ids=["missing", "unfinished", "duplicate", "empty"],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: str | None, says: str) -> None:
+    path = tmp_path / "params.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ParamsError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: {says}")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_parameter_says_what_it_means() -> None:
+    def undocumented(model: type[BaseModel]) -> list[str]:
+        found = []
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                found += undocumented(field.annotation)
+            elif not field.description:
+                found.append(f"{model.__name__}.{name}")
+        return found
+
+    assert undocumented(Params) == []
+
+
+def test_params_cannot_be_changed() -> None:
+    params = parse(DEFAULTS)
+    with pytest.raises(ValueError, match="frozen"):
+        params.schedule.max_len = 3  # type: ignore[misc]
