@@ -41,6 +41,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(value: Any) -> str:
+    """Hexadecimal SHA-256 of a JSON value, the same for equal values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, atomically and always as the same bytes."""
     _write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,58 @@
+"""What every stage does around its one call into `cdm`: parameters, threads, errors as messages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cdm.errors import CdmError
+from cdm.params import Params, load
+
+PARAMS = Path("params.yaml")
+
+TeacherFile = Annotated[Path, typer.Option(help="What the stage `teacher` wrote.")]
+PromptsFolder = Annotated[Path, typer.Option(help="What the stage `prompts` wrote.")]
+LatentsFolder = Annotated[Path, typer.Option(help="What the stage `latents` wrote.")]
+StudentFolder = Annotated[Path, typer.Option(help="The student, a diffusers folder.")]
+
+
+@contextmanager
+def stage(*sections: str) -> Iterator[Params]:
+    """The parameters of a stage that reads `sections` of them; `runtime` is applied and free to change.
+
+    Raises CdmError at the end if one of the sections has changed since the start: DVC reads the parameters after
+    a stage and would record the new ones for results of the old.
+    """
+    params = load(PARAMS)
+    if params.runtime.threads:
+        import torch
+
+        torch.set_num_threads(params.runtime.threads)
+    before = _values(params, sections)
+    yield params
+    after = _values(load(PARAMS), sections)
+    changed = [name for name in sections if before[name] != after[name]]
+    if changed:
+        raise CdmError(
+            f"{PARAMS}: {', '.join(changed)} changed while the stage ran, so its results belong to the old values:"
+            " run it again"
+        )
+
+
+def _values(params: Params, sections: tuple[str, ...]) -> dict[str, Any]:
+    return params.model_dump(include=set(sections))
+
+
+def run(main: Callable[..., None]) -> None:
+    """Run a stage's `main` as a command: its signature makes the options, a CdmError a message and exit code 1."""
+    try:
+        typer.run(main)
+    except CdmError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)
