@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def integrate(velocity: Velocity, noise: Tensor, conditioning: Conditioning, sig
     """Deterministic Euler sampling from `noise` along `sigmas` (steps,), and from its last level to data."""
     x = noise
     levels = torch.cat([sigmas, sigmas.new_zeros(1)]).to(noise.device)
-    for sigma, next_sigma in zip(levels[:-1], levels[1:], strict=True):
+    for sigma, next_sigma in pairwise(levels):
         sigma, next_sigma = sigma.expand(len(x)), next_sigma.expand(len(x))
         x = euler_step(x, velocity(x, sigma, conditioning).float(), sigma, next_sigma)
     return x

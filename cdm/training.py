@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cdm import checkpoint
 from cdm.checkpoint import Checkpoint
+from cdm.device import choose_device
 from cdm.distiller import Distiller, Metrics
 from cdm.errors import CdmError
 from cdm.families.base import Conditioning, Family
@@ -57,17 +58,6 @@ def fingerprint(params: Params, digests: dict[str, str]) -> str:
     sections = params.model_dump(mode="json", include={"seed", "teacher", "prompts", "schedule", "distill"})
     identity = json.dumps([sections, digests, code, torch.__version__], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
-
-
-def choose_device(name: str) -> torch.device:
-    """The torch device of `runtime.device`; CdmError if this machine has none such."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise CdmError(f"runtime.device is {name!r}, which cannot be used here: {error}") from None
-    return torch.device(name)
 
 
 @dataclass
@@ -131,7 +121,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal = 0
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -66,9 +68,9 @@ def test_euler_converges_at_first_order_to_the_exact_gaussian_flow():
     for steps in (32, 64, 128):
         x = z.clone()
         levels = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-        for sigma, after in zip(levels[:-1], levels[1:], strict=True):
+        for sigma, after in pairwise(levels):
             sigma, after = sigma.expand(9), after.expand(9)
             x = flow.euler_step(x, optimal_velocity(x, sigma, mean, deviation), sigma, after)
         errors.append((x - (mean + deviation * z)).abs().max())
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert 1.8 < coarse / fine < 2.2

@@ -1,0 +1,1 @@
+"""What an iteration costs, against the plain order of operations."""

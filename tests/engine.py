@@ -1,0 +1,98 @@
+"""A distiller on the exact Gaussian world, for tests of the engine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdm.distiller import Distiller
+from cdm.networks import FullNetworks, Role
+from cdm.optim import Learner
+from cdm.params import Distill, Schedule
+from cdm.rollout import Conditioning
+from tests.gaussian import GaussianFamily, GaussianModel
+
+DIMENSIONS = 3
+
+
+class CountingNetworks(FullNetworks):
+    """Counts the samples that each role is asked about, apart for calls with a graph."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.samples: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    def velocity(self, role: Role, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        key = f"{role}+graph" if torch.is_grad_enabled() else role
+        self.samples[key] += len(x)
+        self.calls[key] += 1
+        return super().velocity(role, x, sigma, conditioning)
+
+
+def distill_settings(**changes: Any) -> Distill:
+    settings: dict[str, Any] = {
+        "iterations": 20,
+        "batch_size": 6,
+        "losses": {
+            "ca": {"weight": 1.0, "scale": 2.0},
+            "dm": {"weight": 1.0},
+            "cdm": {"weight": 0.5},
+        },
+        "student": {"lr": 1e-2, "warmup": 0},
+        "fake": {"lr": 2e-2, "warmup": 0},
+    }
+    return Distill.model_validate(settings | changes)
+
+
+SCHEDULE = Schedule(kind="dynamic", min_len=1, max_len=5, sigma_min=0.1, sigma_max=0.9)
+
+
+def class_means(iteration: int, samples: Sequence[int]) -> Conditioning:
+    """Two classes, whose data have their means at -1 and 1."""
+    sign = torch.tensor([1.0 if (iteration + sample) % 2 else -1.0 for sample in samples])
+    return {"mean": sign[:, None].expand(len(samples), DIMENSIONS)}
+
+
+def build(
+    kind: type[Distiller] = Distiller,
+    distill: Distill | None = None,
+    schedule: Schedule = SCHEDULE,
+    teacher: nn.Module | None = None,
+    student: nn.Module | None = None,
+    **options: Any,
+) -> tuple[Distiller, CountingNetworks]:
+    """A distiller whose student starts away from the teacher, so that every gradient is there."""
+    distill = distill or distill_settings()
+    teacher = teacher or GaussianModel(DIMENSIONS, offset=0.5, deviation=0.7)
+    networks = CountingNetworks(GaussianFamily(), teacher)
+    start = student or GaussianModel(DIMENSIONS, offset=-0.3, deviation=1.2)
+    networks.models["student"].load_state_dict(start.state_dict())
+    updates = distill.iterations // distill.student_every
+    options = {"samples": range(distill.batch_size), "prompts": class_means} | options
+    distiller = kind(
+        networks,
+        Learner(networks.parameters("student"), distill.student, updates),
+        Learner(networks.parameters("fake"), distill.fake, distill.iterations),
+        distill=distill,
+        schedule=schedule,
+        shift=2.0,
+        seed=3,
+        empty={"mean": torch.zeros(1, DIMENSIONS)},
+        latent_shape=(DIMENSIONS,),
+        **options,
+    )
+    return distiller, networks
+
+
+def parameters(networks: FullNetworks) -> dict[str, Tensor]:
+    """A copy of all parameters of all roles."""
+    return {
+        f"{role}.{name}": value.detach().clone()
+        for role, model in networks.models.items()
+        for name, value in model.named_parameters()
+    }

@@ -1,0 +1,95 @@
+"""Checkpoints: whole or not at all, damage found, one writer, bounded disk."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdm import checkpoint
+from cdm.checkpoint import Checkpoint
+from cdm.errors import CdmError
+
+
+def make(step: int) -> Checkpoint:
+    tensors = {"weights": {"a/b": torch.full((3, 2), float(step)), "count": torch.tensor(step)}}
+    return Checkpoint(step, tensors, {"rows": [{"loss": 0.1 * step}], "updates": {"student": step}})
+
+
+def test_round_trip_is_exact(tmp_path: Path):
+    saved = make(7)
+    checkpoint.save(tmp_path, saved)
+    loaded = checkpoint.load_newest(tmp_path)
+    assert loaded is not None
+    assert (loaded.step, loaded.state) == (7, saved.state)
+    assert torch.equal(loaded.tensors["weights"]["a/b"], saved.tensors["weights"]["a/b"])
+
+
+def test_nothing_there(tmp_path: Path):
+    assert checkpoint.load_newest(tmp_path / "none") is None
+
+
+def test_the_last_two_are_kept(tmp_path: Path):
+    for step in (2, 4, 10, 6):
+        checkpoint.save(tmp_path, make(step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000006", "step-00000010"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "no hashes", "torn hashes"])
+def test_a_damaged_one_is_passed_over_with_a_word(tmp_path: Path, caplog, damage: str):
+    checkpoint.save(tmp_path, make(1))
+    checkpoint.save(tmp_path, make(2))
+    weights = tmp_path / "step-00000002" / "weights.safetensors"
+    content = weights.read_bytes()
+    if damage == "flip":
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "truncate":
+        weights.write_bytes(content[:-4])
+    elif damage == "missing":
+        weights.unlink()
+    elif damage == "no hashes":
+        (weights.parent / "hashes.json").unlink()
+    else:
+        (weights.parent / "hashes.json").write_text('{"state.json": "')
+    with caplog.at_level(logging.WARNING):
+        loaded = checkpoint.load_newest(tmp_path)
+    assert loaded is not None
+    assert loaded.step == 1
+    assert "step-00000002" in caplog.text
+
+
+def test_an_unfinished_one_is_not_seen_and_is_cleared(tmp_path: Path):
+    checkpoint.save(tmp_path, make(1))
+    partial = tmp_path / "step-00000002.partial"
+    partial.mkdir()
+    (partial / "weights.safetensors").write_bytes(b"half")
+    assert checkpoint.load_newest(tmp_path).step == 1
+    checkpoint.save(tmp_path, make(2))
+    assert checkpoint.load_newest(tmp_path).step == 2
+    assert not partial.exists()
+
+
+def hold(folder: Path) -> None:
+    with checkpoint.locked(folder):
+        (folder / "held").touch()
+        time.sleep(60)
+
+
+def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path):
+    first = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path,))
+    first.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.05)
+        assert first.is_alive()
+    with pytest.raises(CdmError, match="already running"), checkpoint.locked(tmp_path):
+        pass
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    with checkpoint.locked(tmp_path):
+        pass

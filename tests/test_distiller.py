@@ -1,0 +1,164 @@
+"""The training step: equal to the plain order of operations, gradients where they belong, nothing computed twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.plain import PlainDistiller
+from cdm.distiller import Anchor
+from cdm.params import Losses
+from cdm.randomness import Draws
+from tests.engine import DIMENSIONS, build, class_means, distill_settings, parameters
+
+ONLY = {
+    "ca": Losses.model_validate({"ca": {"weight": 1, "scale": 2}, "dm": {"weight": 0}, "cdm": {"weight": 0}}),
+    "dm": Losses.model_validate({"ca": {"weight": 0, "scale": 2}, "dm": {"weight": 1}, "cdm": {"weight": 0}}),
+    "cdm": Losses.model_validate({"ca": {"weight": 0, "scale": 2}, "dm": {"weight": 0}, "cdm": {"weight": 1}}),
+}
+
+
+@pytest.mark.parametrize("rollouts", ["shared", "fresh"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"student_every": 1},
+        {
+            "losses": {
+                "ca": {"weight": 1, "scale": 2, "bounded": False},
+                "dm": {"weight": 0},
+                "cdm": {"weight": 1},
+            }
+        },
+        {
+            "losses": {
+                "ca": {"weight": 1, "scale": 2},
+                "dm": {"weight": 1, "bounded": True},
+                "cdm": {"weight": 1, "bounded": True},
+            }
+        },
+        {"losses": ONLY["cdm"]},
+    ],
+    ids=["default", "every", "no-dm-unbounded", "bounded", "cdm-only"],
+)
+def test_equals_the_plain_order_of_operations(changes: dict, rollouts: str):
+    """Three rounds on the same random numbers: the same losses and, through the updates, the same gradients."""
+    distill = distill_settings(rollouts=rollouts, **changes)
+    (ours, networks), (plain, plain_networks) = build(distill=distill), build(PlainDistiller, distill=distill)
+    for start in range(0, 3 * distill.student_every, distill.student_every):
+        measured, expected = ours.round(start), plain.round(start)
+        for name, value in expected.items():
+            assert measured[name] == pytest.approx(value, rel=1e-4), name
+    for name, value in parameters(plain_networks).items():
+        torch.testing.assert_close(parameters(networks)[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_costs_less_than_the_plain_order():
+    distill = distill_settings(rollouts="shared", batch_size=64)
+    (ours, networks), (plain, plain_networks) = build(distill=distill), build(PlainDistiller, distill=distill)
+    ours.round(0)
+    plain.round(0)
+    assert networks.samples["student"] < 0.5 * plain_networks.samples["student"]
+    assert networks.samples["student+graph"] == 2 * 64  # at the anchor and off the trajectory, once each
+    assert networks.calls["teacher"] == 1
+    assert networks.calls["fake"] == 1
+    assert networks.samples["teacher"] < plain_networks.samples["teacher"] == 4 * 64
+
+
+def test_a_term_of_weight_zero_is_not_computed():
+    for name, teacher, fake, with_graph in (("ca", 12, 0, 6), ("dm", 6, 6, 6), ("cdm", 6, 6, 6)):
+        distiller, networks = build(distill=distill_settings(losses=ONLY[name]))
+        metrics = distiller.round(0)
+        assert [key for key in metrics if key in ("loss_ca", "loss_dm", "loss_cdm")] == [f"loss_{name}"]
+        assert networks.samples["teacher"] == teacher
+        assert networks.samples["fake"] == fake
+        anchor_graph = 6 if name == "cdm" else 0  # kept for the fake score's target, then not needed
+        assert networks.samples["student+graph"] - anchor_graph <= with_graph
+
+
+def anchor_of(distiller, samples) -> Anchor:
+    anchor = distiller.roll_out(0, samples, serves_student=True)
+    distiller.predict(anchor, with_graph=True)
+    return anchor
+
+
+@pytest.mark.parametrize("name", ["ca", "dm", "cdm"])
+def test_gradient_reaches_the_student_alone(name: str):
+    distiller, networks = build(distill=distill_settings(losses=ONLY[name]))
+    for parameter in networks.models["teacher"].parameters():
+        parameter.requires_grad_(True)  # would show a gradient if one could reach it
+    networks.models["fake"].load_state_dict(networks.models["student"].state_dict())
+    terms, _ = distiller.student_terms(anchor_of(distiller, range(6)), Draws(0, 0, range(6)))
+    terms[name].backward()
+    assert all(p.grad is None for role in ("teacher", "fake") for p in networks.models[role].parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in networks.models["student"].parameters())
+
+
+def test_no_gradient_flows_through_the_extrapolation():
+    """The CDM term's gradient is that of a student run at a constant off-trajectory point."""
+    distiller, networks = build(distill=distill_settings(losses=ONLY["cdm"]))
+    draws = Draws(0, 0, range(6))
+    anchor = anchor_of(distiller, range(6))
+    x0_off, sigma_off = distiller.off_trajectory(anchor, draws)
+    x0_off.sum().backward()
+    measured = [p.grad.clone() for p in networks.models["student"].parameters()]
+    for p in networks.models["student"].parameters():
+        p.grad = None
+    with torch.no_grad():
+        v = networks.velocity("student", anchor.x, anchor.sigma, anchor.conditioning)
+        x_off = anchor.x + (sigma_off - anchor.sigma)[:, None] * v
+    v_off = networks.velocity("student", x_off, sigma_off, anchor.conditioning)
+    (x_off - sigma_off[:, None] * v_off).sum().backward()
+    for ours, expected in zip(measured, networks.models["student"].parameters(), strict=True):
+        torch.testing.assert_close(ours, expected.grad)
+
+
+@pytest.mark.parametrize("dm", [{"weight": 1}, {"weight": 1, "bounded": True}, {"weight": 0}])
+@pytest.mark.parametrize("bounded", [True, False])
+def test_sharing_a_point_with_dm_leaves_cas_level_uniform(dm: dict, bounded: bool):
+    """CA's tau must stay U(0, sigma), or U(0, 1), whether or not it borrows DM's draw."""
+    losses = {"ca": {"weight": 1, "scale": 2, "bounded": bounded}, "dm": dm, "cdm": {"weight": 0}}
+    distill = distill_settings(losses=losses, renoise_min=0.0, renoise_max=1.0, batch_size=4000)
+    distiller, _ = build(distill=distill)
+    sigma = torch.full((4000,), 0.6)
+    anchor = Anchor(torch.zeros(4000, DIMENSIONS), sigma, {}, range(4000), False)
+    _, at_ca, own = distiller.renoise_at_anchor(anchor, anchor.x, Draws(1, 0, range(4000)))
+    quantiles = torch.linspace(0.1, 0.9, 9)
+    expected = quantiles * (0.6 if bounded else 1.0)
+    assert (at_ca.tau.quantile(quantiles) - expected).abs().max() < 0.03
+    shares = dm["weight"] and (bounded or not dm.get("bounded"))
+    fraction = 0.0 if not shares else (0.6 if bounded and not dm.get("bounded") else 1.0)
+    assert abs(1 - len(own) / 4000 - fraction) < 0.03
+
+
+def test_micro_batches_give_the_gradients_of_the_whole_batch():
+    (whole, networks), (parts, part_networks) = build(), build(micro_batch=2)
+    for start in (0, 2):
+        whole.round(start)
+        parts.round(start)
+    for name, value in parameters(networks).items():
+        torch.testing.assert_close(parameters(part_networks)[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_fake_only_rounds_leave_the_student_alone_and_merge_the_fake_score_towards_it():
+    distiller, networks = build(distill=distill_settings(fake_only=2, merge=1.0))
+    before = parameters(networks)
+    metrics = distiller.round(0)
+    after = parameters(networks)
+    assert "loss_dm" not in metrics
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("fake"))
+    assert all(torch.equal(after[f"fake.{n}"], after[f"student.{n}"]) for n in ("offset", "log_deviation"))
+
+
+def test_rounds_depend_on_nothing_but_their_number():
+    """No hidden state: other rounds and torch's global generator do not change what a round draws."""
+    first, _ = build()
+    second, _ = build()
+    torch.manual_seed(1)
+    a = first.roll_out(4, range(6), True)
+    torch.manual_seed(2)
+    torch.rand(7)
+    b = second.roll_out(4, range(2, 4), True)
+    torch.testing.assert_close(a.x[2:4], b.x)
+    assert torch.equal(a.conditioning["mean"][2:4], class_means(4, range(2, 4))["mean"])
