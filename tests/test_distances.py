@@ -89,6 +89,20 @@ def test_kernel_distance_is_unbiased() -> None:
     assert min(values) < 0
 
 
+def test_kernel_distance_is_unbiased_for_fixed_numbers_of_each_prompt() -> None:
+    groups_a, groups_b = torch.arange(24) % 6, torch.arange(30) % 6
+    means = 3 * draw(20, 6, 3)  # prompts far apart
+    plain, grouped = [], []
+    for i in range(300):
+        a, b = draw(1000 + i, 24, 3) + means[groups_a], draw(2000 + i, 30, 3) + means[groups_b]
+        plain.append(kernel_distance(a, b))
+        grouped.append(kernel_distance(a, b, groups_a, groups_b))
+    values = torch.tensor([plain, grouped])
+    error = values.std(1) / math.sqrt(300)
+    assert abs(values[1].mean()) < 3 * error[1]
+    assert values[0].mean() < -10 * error[0]  # what the plain estimate would say
+
+
 LINE = torch.tensor([[0.0], [1.0], [2.0], [10.0]]).double()
 
 

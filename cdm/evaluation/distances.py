@@ -26,43 +26,65 @@ def deviation(reference: Tensor) -> Tensor:
     return torch.where(spread > 1e-12 * reference.abs().amax(0).clamp(min=1e-12), spread, 1.0)
 
 
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, and a factor R with R^T R the covariance (n - 1 in its denominator): (d,), (min(n, d), d)."""
+class Gaussian(NamedTuple):
+    """`mean` (d,), and `factor` R (min(n, d), d) with R^T R the covariance (n - 1 in its denominator)."""
+
+    mean: Tensor
+    factor: Tensor
+
+
+def fit_gaussian(features: Tensor) -> Gaussian:
+    """The Gaussian with the moments of the set."""
     if features.shape[0] < 2:
         raise ValueError(f"a covariance needs at least 2 samples, not {features.shape[0]}")
     mean = features.mean(0)
     factor = torch.linalg.qr(features - mean, mode="r").R
-    return mean, factor / (features.shape[0] - 1) ** 0.5
+    return Gaussian(mean, factor / (features.shape[0] - 1) ** 0.5)
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Squared Fréchet (2-Wasserstein) distance of the Gaussians fitted to two sets (Heusel et al. 2017, eq. 6).
+def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
+    """Squared Fréchet (2-Wasserstein) distance of two Gaussians.
 
     `|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`. With C = R^T R the last trace is the sum of the singular
     values of R_a R_b^T: no square root of a matrix, so singular covariances (fewer samples than features) lose
     no digits.
     """
-    (mean_a, factor_a), (mean_b, factor_b) = _moments(a), _moments(b)
-    overlap = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
-    spread = factor_a.square().sum() + factor_b.square().sum() - 2 * overlap
-    return max(0.0, ((mean_a - mean_b).square().sum() + spread).item())
+    overlap = torch.linalg.svdvals(a.factor @ b.factor.T).sum()
+    spread = a.factor.square().sum() + b.factor.square().sum() - 2 * overlap
+    return max(0.0, ((a.mean - b.mean).square().sum() + spread).item())
 
 
-def kernel_distance(a: Tensor, b: Tensor) -> float:
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """`gaussian_distance` of the Gaussians fitted to two sets (Heusel et al. 2017, eq. 6)."""
+    return gaussian_distance(fit_gaussian(a), fit_gaussian(b))
+
+
+def kernel_distance(
+    a: Tensor, b: Tensor, groups_a: Tensor | None = None, groups_b: Tensor | None = None
+) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel `(x.y / d + 1)^3` (KID, Bińkowski et al. 2018).
 
     Unlike the Fréchet distance its expectation is 0 for equal distributions at every count, so it may be negative.
+    `groups` (n,): the prompt of each sample, where a set has a given number of samples of each prompt (at least 2)
+    instead of independent draws; without them the estimate for such sets lies below the truth.
     """
+    return (_mean_of_pairs(a, groups_a) + _mean_of_pairs(b, groups_b) - 2 * _mean_kernel(a, b)).item()
 
-    def mean_kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1).pow(3).mean()
 
-    def mean_kernel_of_pairs(x: Tensor) -> Tensor:
-        n = x.shape[0]
-        diagonal = (x.square().sum(1) / x.shape[1] + 1).pow(3).mean()
-        return (n * mean_kernel(x, x) - diagonal) / (n - 1)
+def _mean_kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1).pow(3).mean()
 
-    return (mean_kernel_of_pairs(a) + mean_kernel_of_pairs(b) - 2 * mean_kernel(a, b)).item()
+
+def _mean_of_pairs(x: Tensor, groups: Tensor | None) -> Tensor:
+    """Unbiased mean kernel of two independent draws: pairs within a group leave out each sample with itself."""
+    total = _mean_kernel(x, x)
+    groups = torch.zeros(len(x)) if groups is None else groups
+    for group in groups.unique():
+        members = x[groups == group]
+        itself = (members.square().sum(1) / x.shape[1] + 1).pow(3).mean()
+        share = (len(members) / len(x)) ** 2
+        total = total + share * (_mean_kernel(members, members) - itself) / (len(members) - 1)
+    return total
 
 
 class Manifold(NamedTuple):

@@ -22,7 +22,7 @@ HALVINGS = 8
 
 Row = dict[str, float]
 Table = dict[str, dict[str, Row]]
-"""Rows by model (student, teacher, reference) and by name (steps4)."""
+"""Rows by model (student, teacher; real) and by name (steps4; halves)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Evaluation:
     attributes: Table = field(repr=False)
     """Accuracy of each attribute on its own."""
     floor: Row
-    """What frechet_distance and style_distance of that many perfect samples would be on average."""
+    """What frechet_distance and style_distance of that many perfect samples would be on average; empty where the
+    reference is the teacher, with whom the samples share their noise."""
     reference: str
     """`real` or `teacher`: what the distances are to."""
     reference_count: int
@@ -60,6 +61,15 @@ class _Measured:
         return _Measured(self.features.rows(indices), self.prompt[indices], right)
 
 
+class _Reference:
+    """A set that others are measured against, and the Gaussians of its features."""
+
+    def __init__(self, measured: _Measured) -> None:
+        self.set = measured
+        self.content = distances.fit_gaussian(measured.features.content)
+        self.style = distances.fit_gaussian(measured.features.style)
+
+
 def evaluate(params: Params, samples: Samples, real: RealPictures | None, extractor: Extractor) -> Evaluation:
     """Measure all sets of `samples`.
 
@@ -68,75 +78,61 @@ def evaluate(params: Params, samples: Samples, real: RealPictures | None, extrac
     evaluations         of the transformer for one picture
     frechet_distance    of the content features to the reference, each divided by the reference's deviation
     style_distance      the same of the style features
-    kernel_distance     unbiased kernel distance of the content features
+    kernel_distance     unbiased kernel distance of the content features (0 on average for perfect samples)
     attribute_accuracy  share of pictures with every attribute that the prompt names (if the extractor knows any)
     precision, recall, density, coverage   of the content features; k is `evaluate.neighbours`
     diversity           mean distance of two pictures of one prompt, content features
     frechet_to_teacher, style_to_teacher   to the teacher's full-length samples (not for those themselves)
     count               pictures
 
-    `reference.halves` says what a perfect set would score: the reference's pictures split at random into two
-    halves (as equal as can be for each prompt), one measured against the other, averaged over 8 splits. Its
-    distances are those of a smaller set, hence larger than perfect samples would get: `Evaluation.floor` has
-    them at the samples' count. Figures are rounded to 6 significant digits. Raises CdmError.
+    `real.halves` says what perfect samples would score: the real pictures split at random into two halves (as
+    equal as can be for each prompt), one measured against the other, averaged over 8 splits. Its distances are
+    those of smaller sets, hence larger than perfect samples would get: `Evaluation.floor` has them at the
+    samples' count. Figures are rounded to 6 significant digits. Raises CdmError.
     """
-    full = (samples.full.model, samples.full.key)
     measure = _measurer(samples, real, extractor)
     raw = {(each.model, each.key): measure(each) for each in track(samples.sets, "features", unit="set")}
-    reference = measure(real) if real is not None else raw[full]
-    if params.evaluate.neighbours >= reference.count // 2 or params.evaluate.neighbours >= raw[full].count:
+    full = raw[samples.full.model, samples.full.key]
+    target = full if real is None else measure(real)
+    if params.evaluate.neighbours >= min(full.count, target.count // 2):
         raise CdmError(
-            f"evaluate.neighbours {params.evaluate.neighbours} needs more than {raw[full].count} samples and"
-            f" {reference.count} reference pictures: lower it, or raise latents.per_prompt"
+            f"evaluate.neighbours {params.evaluate.neighbours} needs more than {full.count} samples and"
+            f" {target.count} reference pictures: lower it, or raise latents.per_prompt"
         )
-    content, style = (
-        distances.deviation(reference.features.content),
-        distances.deviation(reference.features.style),
-    )
-
-    def scale(each: _Measured) -> _Measured:
-        scaled = Features(each.features.content / content, each.features.style / style, each.features.logits)
-        return _Measured(scaled, each.prompt, each.right)
-
-    scaled = {key: scale(each) for key, each in raw.items()}
-    reference, teacher = scale(reference), scaled[full]
+    scale = _scaler(target.features)
+    reference, teacher = _Reference(scale(target)), _Reference(scale(full))
     quality: Table = {"student": {}, "teacher": {}}
     errors: Table = {"student": {}, "teacher": {}}
-    attributes: Table = {"student": {}, "teacher": {}, "reference": {}}
+    attributes: Table = {"student": {}, "teacher": {}}
     for each in track(samples.sets, "distances", unit="set"):
-        measured = scaled[each.model, each.key]
-        itself = measured is teacher
+        measured = scale(raw[each.model, each.key])
         row: Row = {"evaluations": each.evaluations}
-        if itself and real is None:
-            row |= {"frechet_distance": 0.0, "style_distance": 0.0, **_within(measured)}
+        if each is samples.full and real is None:
+            row |= {"frechet_distance": 0.0, "style_distance": 0.0}
         else:
-            row |= _against(measured, reference, params.evaluate.neighbours) | _within(measured)
-        if not itself:
-            row["frechet_to_teacher"] = distances.frechet_distance(
-                measured.features.content, teacher.features.content
-            )
-            row["style_to_teacher"] = distances.frechet_distance(
-                measured.features.style, teacher.features.style
-            )
+            row |= _against(measured, reference, params.evaluate.neighbours)
+        row |= _within(measured)
+        if each is not samples.full:
+            row |= _rename(_frechet(measured, teacher), "frechet_to_teacher", "style_to_teacher")
         quality[each.model][each.key] = _rounded({**row, "count": measured.count})
-        errors[each.model][each.key] = _errors(
-            measured, None if itself and real is None else reference, samples.per_prompt
-        )
+        errors[each.model][each.key] = _errors(measured, reference, samples.per_prompt)
         attributes[each.model][each.key] = _per_attribute(measured)
-    halves = _halves(reference, params.evaluate.neighbours, params.seed)
-    quality["reference"] = {"halves": _rounded({"evaluations": 0, **halves})}
-    attributes["reference"]["halves"] = _per_attribute(reference)
-    floor = {
-        name: expected_at(halves[name], reference.count // 2, teacher.count, reference.count)
-        for name in ("frechet_distance", "style_distance")
-    }
+    floor: Row = {}
+    if real is not None:
+        halves = _halves(reference.set, params.evaluate.neighbours, params.seed)
+        quality["real"] = {"halves": _rounded({"evaluations": 0, **halves})}
+        attributes["real"] = {"halves": _per_attribute(reference.set)}
+        floor = {
+            name: expected_at(halves[name], reference.set.count // 2, full.count, reference.set.count)
+            for name in ("frechet_distance", "style_distance")
+        }
     return Evaluation(
         quality,
         errors,
         attributes,
-        floor,
+        _rounded(floor),
         reference="teacher" if real is None else "real",
-        reference_count=reference.count,
+        reference_count=target.count,
         features=extractor.description,
     )
 
@@ -173,13 +169,37 @@ def _measurer(
     return measure
 
 
-def _against(each: _Measured, reference: _Measured, neighbours: int) -> Row:
-    ours, theirs = each.features, reference.features
+def _scaler(reference: Features) -> Callable[[_Measured], _Measured]:
+    """Divides features by their deviation over the reference."""
+    content, style = distances.deviation(reference.content), distances.deviation(reference.style)
+
+    def scale(each: _Measured) -> _Measured:
+        features = Features(each.features.content / content, each.features.style / style, each.features.logits)
+        return _Measured(features, each.prompt, each.right)
+
+    return scale
+
+
+def _frechet(each: _Measured, reference: _Reference) -> Row:
+    content, style = distances.fit_gaussian(each.features.content), distances.fit_gaussian(each.features.style)
     return {
-        "frechet_distance": distances.frechet_distance(ours.content, theirs.content),
-        "style_distance": distances.frechet_distance(ours.style, theirs.style),
-        "kernel_distance": distances.kernel_distance(ours.content, theirs.content),
-        **distances.manifold(theirs.content, ours.content, neighbours)._asdict(),
+        "frechet_distance": distances.gaussian_distance(content, reference.content),
+        "style_distance": distances.gaussian_distance(style, reference.style),
+    }
+
+
+def _rename(row: Row, *names: str) -> Row:
+    return dict(zip(names, row.values(), strict=True))
+
+
+def _against(each: _Measured, reference: _Reference, neighbours: int) -> Row:
+    ours, theirs = each.features.content, reference.set.features.content
+    groups = (each.prompt, reference.set.prompt)
+    given = all(int(group.bincount()[group].min()) > 1 for group in groups)  # a single picture has no pair
+    return {
+        **_frechet(each, reference),
+        "kernel_distance": distances.kernel_distance(ours, theirs, *(groups if given else ())),
+        **distances.manifold(theirs, ours, neighbours)._asdict(),
     }
 
 
@@ -199,19 +219,24 @@ def _per_attribute(each: _Measured) -> Row:
     return _rounded({name: values.nanmean().item() for name, values in each.right.items()})
 
 
-def _errors(each: _Measured, reference: _Measured | None, per_prompt: int) -> Row:
+def _errors(each: _Measured, reference: _Reference, per_prompt: int) -> Row:
     """The j-th samples of all prompts form a block: blocks differ by their noise alone."""
     blocks = torch.arange(each.count) % per_prompt
-    statistics: dict[str, Callable[[Tensor], float]] = {}
-    if reference is not None:
-        statistics["frechet_distance"] = lambda rows: distances.frechet_distance(
-            each.features.content[rows], reference.features.content
+
+    def content(rows: Tensor) -> float:
+        return distances.gaussian_distance(
+            distances.fit_gaussian(each.features.content[rows]), reference.content
         )
-        statistics["style_distance"] = lambda rows: distances.frechet_distance(
-            each.features.style[rows], reference.features.style
-        )
+
+    def style(rows: Tensor) -> float:
+        return distances.gaussian_distance(distances.fit_gaussian(each.features.style[rows]), reference.style)
+
+    def accuracy(rows: Tensor) -> float:
+        return _accuracy(each.rows(rows))
+
+    statistics = {"frechet_distance": content, "style_distance": style}
     if each.right:
-        statistics["attribute_accuracy"] = lambda rows: _accuracy(each.rows(rows))
+        statistics["attribute_accuracy"] = accuracy
     errors = {name: distances.jackknife_error(statistic, blocks) for name, statistic in statistics.items()}
     return _rounded({name: error for name, error in errors.items() if error is not None})
 
@@ -224,7 +249,7 @@ def _halves(reference: _Measured, neighbours: int, seed: int) -> Row:
         order = order[reference.prompt[order].argsort(stable=True)]  # prompt by prompt, random within each
         half = reference.count // 2
         one, other = order[0::2][:half], order[1::2][:half]
-        rows.append(_against(reference.rows(one), reference.rows(other), neighbours))
+        rows.append(_against(reference.rows(one), _Reference(reference.rows(other)), neighbours))
     mean = {name: math.fsum(row[name] for row in rows) / HALVINGS for name in rows[0]}
     return {**mean, **_within(reference), "count": reference.count // 2}
 
