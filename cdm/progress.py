@@ -34,6 +34,16 @@ def track(
     return show(iterable, title, total, unit, detail or str)
 
 
+def quieten_libraries() -> None:
+    """Switch off the loading bars of diffusers and transformers, unless somebody sees them on a terminal."""
+    if not sys.stderr.isatty():
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+
+
 def _bar(
     iterable: Iterable[T], title: str, total: int | None, unit: str, detail: Callable[[], str]
 ) -> Iterator[T]:
@@ -52,8 +62,8 @@ def _log(
         now = time.monotonic()
         if now - shown >= LOG_INTERVAL:
             shown = now
-            line = f"{title}: {_figures(done, total, now - start, unit)} {detail()}"
-            print(line.rstrip(), file=sys.stderr, flush=True)
+            parts = [f"{title}: {_figures(done, total, now - start, unit)}", detail()]
+            print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
 
 def _figures(done: int, total: int | None, seconds: float, unit: str) -> str:

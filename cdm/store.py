@@ -80,6 +80,36 @@ def _shard_name(index: int) -> str:
     return f"shard-{index:05d}.safetensors"
 
 
+def open_staging(out: Path, marker: str, fingerprint: str) -> Path:
+    """The hidden folder in which several stores are written that are to take the place `out` together.
+
+    It keeps what an interrupted run of the same `fingerprint` has finished. Raises StoreError if `out` holds
+    anything, but no `marker`: then it is not what `publish` would replace.
+    """
+    if out.exists() and not (out / marker).exists() and not _is_empty(out):
+        raise StoreError(f"{out}: exists and holds other things: move it away, or choose another folder")
+    staging = _hidden(out)
+    if _read_json(staging / RESUME) != fingerprint:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        write_json(staging / RESUME, fingerprint)
+    return staging
+
+
+def publish(out: Path) -> None:
+    """Move the staging folder of `out` to its place, where it replaces an older one."""
+    staging = _hidden(out)
+    (staging / RESUME).unlink()
+    if out.exists():
+        shutil.rmtree(out)
+    staging.replace(out)
+
+
+def code_fingerprint(*modules: str | Path) -> str:
+    """Hash of source files, to tell whether an interrupted run had the same code."""
+    return digest_of([sha256(Path(module)) for module in modules])
+
+
 class ShardWriter:
     """Writes a store row by row, and takes up an interrupted run where its last whole shard ended.
 
@@ -100,7 +130,7 @@ class ShardWriter:
         self.folder = folder
         self.rows_per_shard = rows_per_shard
         self.metadata = _plain(metadata)
-        self._partial = folder.with_name(f".{folder.name}.partial")
+        self._partial = _hidden(folder)
         self._shards: list[dict[str, Any]] = []
         self._tensors: dict[str, Any] | None = None
         self._buffer: list[dict[str, Tensor]] = []
@@ -312,6 +342,10 @@ def _load_shard(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise StoreError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())})") from None
+
+
+def _hidden(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def _plain(value: Any) -> Any:

@@ -229,8 +229,8 @@ def test_progress_in_a_log_is_rare_and_says_how_much_is_left(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "encode: 2/4 batch, 15.50 s/batch, 00:31 left loss 1",
-        "encode: 4/4 batch, 15.50 s/batch, 00:00 left loss 1",
+        "encode: 2/4 batch, 15.50 s/batch, 00:31 left, loss 1",
+        "encode: 4/4 batch, 15.50 s/batch, 00:00 left, loss 1",
     ]
 
 

@@ -28,12 +28,18 @@ class Family(Protocol):
         """Names of the linear layers that LoRA adapts."""
 
     def load_pipeline(
-        self, source: Path, *, text: bool = True, image: bool = True, dtype: torch.dtype = torch.float32
+        self,
+        source: Path,
+        *,
+        text: bool = True,
+        image: bool = True,
+        transformer: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> Any:
         """The diffusers pipeline, on the CPU, its own progress bar off.
 
-        `text=False` leaves out the text encoders, `image=False` the autoencoder. Raises CdmError if the folder
-        cannot be loaded.
+        `text=False` leaves out the text encoders, `image=False` the autoencoder, `transformer=False` the
+        transformer unless encoding needs it. Raises CdmError if the folder cannot be loaded.
         """
 
     def load_transformer(self, source: Path, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cdm.errors import CdmError
 from cdm.families.base import Conditioning
+from cdm.progress import quieten_libraries
 
 TEXT_COMPONENTS = [f"{kind}{suffix}" for suffix in ("", "_2", "_3") for kind in ("text_encoder", "tokenizer")]
 
@@ -25,13 +26,22 @@ class StableDiffusion3:
     ]
 
     def load_pipeline(
-        self, source: Path, *, text: bool = True, image: bool = True, dtype: torch.dtype = torch.float32
+        self,
+        source: Path,
+        *,
+        text: bool = True,
+        image: bool = True,
+        transformer: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> Any:
         from diffusers import StableDiffusion3Pipeline
 
         index = _config(source, "model_index.json")
         left_out = [name for name in TEXT_COMPONENTS if not text or not (index.get(name) or [None])[0]]
-        left_out += [] if image else ["vae"]
+        if not image:
+            left_out.append("vae")
+        if not transformer and "text_encoder_3" not in left_out:  # else its width is that of T5's stand-in
+            left_out.append("transformer")
         pipeline = _load(StableDiffusion3Pipeline, source, dtype, **dict.fromkeys(left_out))
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -119,6 +129,7 @@ def _config(source: Path, name: str) -> dict[str, Any]:
 
 
 def _load(model: Any, source: Path, dtype: torch.dtype, **options: Any) -> Any:
+    quieten_libraries()
     try:
         return model.from_pretrained(
             source, dtype=dtype, use_safetensors=True, local_files_only=True, **options

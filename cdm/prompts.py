@@ -1,0 +1,303 @@
+"""Prompts: read from files, cleaned, split into training and evaluation, encoded by the teacher's text encoders."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import io
+import json
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cdm.device import choose_device
+from cdm.errors import CdmError
+from cdm.families import Conditioning, Family, get_family
+from cdm.hub import TeacherManifest
+from cdm.params import Params
+from cdm.progress import track
+from cdm.randomness import philox
+from cdm.store import (
+    MANIFEST,
+    ShardWriter,
+    Store,
+    code_fingerprint,
+    digest_of,
+    is_complete,
+    open_staging,
+    publish,
+    shard_rows,
+    write_json,
+)
+
+TEXTS = "texts.json"
+ROWS_PER_SHARD = 4096
+
+
+@dataclass(frozen=True)
+class ReadReport:
+    """What was found in prompt files, and left out."""
+
+    prompts: int
+    """Distinct prompts that were kept."""
+    duplicates: int
+    empty: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Prompts to learn from and prompts to be judged on; none is in both."""
+
+    train: list[str]
+    eval: list[str]
+    removed: int
+    """Training prompts removed because the evaluation lists have them too."""
+
+
+@dataclass(frozen=True)
+class PromptsReport:
+    """What became of the prompt lists."""
+
+    train: int
+    eval: int
+    train_files: ReadReport
+    eval_files: ReadReport | None
+    removed_from_train: int
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        result = [f"{self.train} training prompts, {self.eval} evaluation prompts"]
+        for name, read in (("training", self.train_files), ("evaluation", self.eval_files)):
+            if read is not None and (read.duplicates or read.empty):
+                result.append(
+                    f"{name} files: dropped {read.duplicates} duplicates and {read.empty} empty prompts"
+                )
+        if self.removed_from_train:
+            result.append(f"removed {self.removed_from_train} evaluation prompts from the training list")
+        return result
+
+
+def read_prompts(files: Sequence[str | Path], column: str = "prompt") -> tuple[list[str], ReadReport]:
+    """The distinct prompts of `files` in their order, without surrounding space.
+
+    .txt has a prompt a line; .jsonl, .csv and .parquet have them under `column`, where a prompt may have several
+    lines. Two that differ in Unicode composition or surrounding space only are one. Raises CdmError, naming the
+    file and the line, for what cannot be read.
+    """
+    kept: dict[str, str] = {}
+    total = empty = 0
+    for path in map(Path, files):
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise CdmError(
+                f"{path}: prompt files are {', '.join(_READERS)}, not {path.suffix or 'without suffix'}"
+            )
+        for text in reader(path, column):
+            total += 1
+            text = text.strip()
+            if text:
+                kept.setdefault(_identity(text), text)
+            else:
+                empty += 1
+    return list(kept.values()), ReadReport(len(kept), total - empty - len(kept), empty)
+
+
+def _identity(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise CdmError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CdmError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+
+
+def _from_txt(path: Path, _column: str) -> Iterable[str]:
+    return io.StringIO(_read_text(path), newline=None)
+
+
+def _from_jsonl(path: Path, column: str) -> Iterable[str]:
+    for number, line in enumerate(io.StringIO(_read_text(path), newline=None), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise CdmError(f"{path}:{number}: not valid JSON: {error}") from None
+            yield _cell(row, column, f"{path}:{number}")
+
+
+def _from_csv(path: Path, column: str) -> Iterable[str]:
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
+    try:
+        if column not in (reader.fieldnames or []):
+            raise CdmError(
+                f"{path}: no column {column!r} (it has {_listed(reader.fieldnames)}): see prompts.column"
+            )
+        for row in reader:
+            yield _cell(row, column, f"{path}:{reader.line_num}")
+    except csv.Error as error:
+        raise CdmError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
+
+
+def _from_parquet(path: Path, column: str) -> Iterable[str]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise CdmError(f"{path}: reading .parquet needs pyarrow: pip install 'cdm[parquet]'") from None
+    try:
+        names = parquet.read_schema(path).names
+        if column not in names:
+            raise CdmError(f"{path}: no column {column!r} (it has {_listed(names)}): see prompts.column")
+        values = parquet.read_table(path, columns=[column])[column].to_pylist()
+    except (ArrowException, OSError) as error:
+        raise CdmError(f"{path}: cannot be read as parquet: {' '.join(str(error).split())}") from None
+    return (_cell({column: value}, column, f"{path}: row {number}") for number, value in enumerate(values, 1))
+
+
+_READERS: dict[str, Callable[[Path, str], Iterable[str]]] = {
+    ".txt": _from_txt,
+    ".jsonl": _from_jsonl,
+    ".csv": _from_csv,
+    ".parquet": _from_parquet,
+}
+
+
+def _cell(row: Any, column: str, where: str) -> str:
+    """The prompt of a row; an absent value is an empty prompt."""
+    if not isinstance(row, dict) or column not in row:
+        found = _listed(row) if isinstance(row, dict) else "no keys"
+        raise CdmError(f"{where}: no key {column!r} (it has {found}): see prompts.column")
+    value = row[column]
+    if value is not None and not isinstance(value, str):
+        raise CdmError(f"{where}: {column} is {value!r}, expected a text")
+    if value and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise CdmError(f"{where}: {column} holds half a surrogate pair, which is no text")
+    return value or ""
+
+
+def _listed(names: Iterable[Any] | None) -> str:
+    return ", ".join(map(str, names or [])) or "none"
+
+
+def split_prompts(train: list[str], evaluation: list[str] | None, eval_count: int, seed: int) -> Split:
+    """The first `eval_count` of `evaluation`, or where that is None, as many held back from `train` at random.
+
+    No prompt of `evaluation` stays in the training list, whether it is among the first or not, so that
+    `eval_count` does not change what is learnt from. Raises CdmError where too few prompts are left.
+    """
+    if evaluation is None:
+        if len(train) <= eval_count:
+            raise CdmError(f"prompts.eval_count {eval_count} leaves none of {len(train)} prompts to train on")
+        order = philox(seed, "evaluation prompts").permutation(len(train))
+        held_back = set(order[:eval_count].tolist())
+        kept = [text for i, text in enumerate(train) if i not in held_back]
+        return Split(kept, [train[i] for i in sorted(held_back)], 0)
+    if len(evaluation) < eval_count:
+        raise CdmError(f"prompts.eval_count is {eval_count}, but prompts.eval holds {len(evaluation)} prompts")
+    reserved = set(map(_identity, evaluation))
+    kept = [text for text in train if _identity(text) not in reserved]
+    if not kept:
+        raise CdmError("prompts.train: nothing is left to train on without empty and evaluation prompts")
+    return Split(kept, evaluation[:eval_count], len(train) - len(kept))
+
+
+def read_split(params: Params) -> tuple[Split, PromptsReport]:
+    """The prompts of `params.prompts`, split, and what became of them. Raises CdmError."""
+    section = params.prompts
+    train, train_report = read_prompts(section.train, section.column)
+    evaluation, eval_report = read_prompts(section.eval, section.column) if section.eval else (None, None)
+    split = split_prompts(train, evaluation, section.eval_count, params.seed)
+    report = PromptsReport(len(split.train), len(split.eval), train_report, eval_report, split.removed)
+    return split, report
+
+
+class PromptSet:
+    """A folder of prompts: their texts and, unless they are to be encoded online, their conditioning.
+
+    Raises CdmError if the folder is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.texts: list[str] = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise CdmError(f"{folder / TEXTS}: missing or damaged: run the stage `prompts`") from None
+        self.store = Store(folder) if (folder / MANIFEST).exists() else None
+        if self.store is not None and len(self.store) != len(self.texts):
+            raise CdmError(
+                f"{folder}: {len(self.texts)} texts, but {len(self.store)} rows: run the stage `prompts`"
+            )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the texts in their order."""
+        return digest_of(self.texts)
+
+    def conditioning(self, indices: Sequence[int], device: torch.device | None = None) -> Conditioning:
+        """The conditioning of the prompts `indices`, one row each.
+
+        Raises CdmError if the set holds texts only (`prompts.embed: online`).
+        """
+        if self.store is None:
+            raise CdmError(f"{self.folder}: holds texts only; set prompts.embed to cached")
+        return {name: tensor.to(device) for name, tensor in self.store.rows(indices).items()}
+
+
+def build(params: Params, teacher: TeacherManifest, out: Path) -> PromptsReport:
+    """Write `out/train`, `out/eval` and `out/empty` (each a `PromptSet`) and `out/report.json`.
+
+    Training prompts are encoded only where `prompts.embed` is cached. An interrupted run is resumed. Raises
+    CdmError for files or splits that cannot be used, before anything is encoded.
+    """
+    split, report = read_split(params)
+    family, source = get_family(teacher.family), teacher.folder()
+    code = code_fingerprint(__file__, inspect.getfile(type(family)))
+    staging = open_staging(out, f"train/{TEXTS}", digest_of([code, params.prompts.embed]))
+    encoder = _Encoder(params, teacher, family, source)
+    encoder.write([""], staging / "empty", "empty prompt")
+    encoder.write(split.eval, staging / "eval", "evaluation prompts")
+    if params.prompts.embed == "cached":
+        encoder.write(split.train, staging / "train", "training prompts")
+    else:
+        (staging / "train").mkdir(exist_ok=True)
+        write_json(staging / "train" / TEXTS, split.train)
+    write_json(staging / "report.json", asdict(report))
+    publish(out)
+    return report
+
+
+class _Encoder:
+    """Encodes lists of prompts into stores; the pipeline is loaded once."""
+
+    def __init__(self, params: Params, teacher: TeacherManifest, family: Family, source: Path) -> None:
+        self.family = family
+        self.length = params.prompts.max_sequence_length
+        self.batch_size = params.runtime.batch_size
+        self.metadata = {"teacher": teacher.digest, "max_sequence_length": self.length}
+        self.device = choose_device(params.runtime.device)
+        self.pipeline = family.load_pipeline(source, image=False, transformer=False).to(self.device)
+
+    def encode(self, texts: list[str]) -> Conditioning:
+        return self.family.encode(self.pipeline, texts, self.length)
+
+    def write(self, texts: list[str], folder: Path, title: str) -> None:
+        """A `PromptSet` of `texts`, unless an interrupted run has finished it."""
+        metadata = {**self.metadata, "prompts_sha256": digest_of(texts)}
+        if not is_complete(folder, metadata):
+            row_bytes = sum(tensor.nbytes for tensor in self.encode([""]).values())
+            with ShardWriter(folder, shard_rows(row_bytes, ROWS_PER_SHARD), metadata) as writer:
+                starts = range(writer.rows_done, len(texts), self.batch_size)
+                for start in track(starts, title, unit="batch"):
+                    writer.append(self.encode(texts[start : start + self.batch_size]))
+        write_json(folder / TEXTS, texts)

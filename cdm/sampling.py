@@ -1,0 +1,265 @@
+"""Drawing: the teacher's full-length latents, the sample sets that are compared, and single pictures."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdm.device import choose_device
+from cdm.errors import CdmError
+from cdm.families import Conditioning, Family, family_of_pipeline, get_family
+from cdm.flow import inference_sigmas
+from cdm.hub import TeacherManifest, file_hashes, pipeline_class
+from cdm.params import Params
+from cdm.progress import track
+from cdm.prompts import PromptSet
+from cdm.randomness import sample_noise
+from cdm.store import (
+    ShardWriter,
+    Store,
+    code_fingerprint,
+    digest_of,
+    is_complete,
+    open_staging,
+    publish,
+    shard_rows,
+)
+
+FLOAT_BYTES = 4
+
+
+def evaluations(steps: int, guidance_scale: float) -> int:
+    """Evaluations of the transformer for one sample: a guided step costs two."""
+    return steps if guidance_scale == 1 else 2 * steps
+
+
+def unshifted_sigmas(steps: int) -> list[float]:
+    """Levels of the evaluations before the model's own shift: 1, 1 - 1/n, ..., 1/n."""
+    return inference_sigmas(steps, shift=1.0).tolist()
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Pictures in [0, 1] as uint8."""
+    return (images * 255).round().to(torch.uint8)
+
+
+def write_png(path: Path, image: Tensor, **text: str | int | float) -> None:
+    """A picture (3, height, width), uint8, as a PNG with `text` as its metadata."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for name, value in text.items():
+        info.add_itxt(name, str(value))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(path, "PNG", pnginfo=info)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One model with the prompts that it draws; sample k belongs to prompt `k // per_prompt`."""
+
+    family: Family
+    pipeline: Any
+    prompts: PromptSet
+    empty: Conditioning
+    per_prompt: int
+    guidance_scale: float
+    device: torch.device
+
+    def draw(self, noise: Tensor, samples: Iterable[int], steps: int) -> Tensor:
+        """Latents of `samples` from their `noise`, on the CPU."""
+        conditioning = self.prompts.conditioning([k // self.per_prompt for k in samples], self.device)
+        sigmas = unshifted_sigmas(steps)
+        drawn = self.family.sample(
+            self.pipeline, noise.to(self.device), conditioning, self.empty, sigmas, self.guidance_scale
+        )
+        return drawn.float().cpu()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of `latents` as uint8, on the CPU."""
+        return to_bytes(self.family.decode(self.pipeline, latents.to(self.device))).cpu()
+
+
+def _sampler(
+    params: Params,
+    family: Family,
+    source: Path,
+    prompts: Path,
+    per_prompt: int,
+    *,
+    guidance_scale: float,
+    image: bool,
+) -> Sampler:
+    device = choose_device(params.runtime.device)
+    return Sampler(
+        family,
+        family.load_pipeline(source, text=False, image=image).to(device),
+        PromptSet(prompts / "eval"),
+        PromptSet(prompts / "empty").conditioning([0], device),
+        per_prompt,
+        guidance_scale,
+        device,
+    )
+
+
+def _batches(start: int, stop: int, size: int) -> list[range]:
+    return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def cache_teacher_latents(params: Params, teacher: TeacherManifest, prompts: Path, out: Path) -> None:
+    """Write the store `out` of the teacher's full-length samples of the evaluation prompts.
+
+    Its tensors: `noise` and `latents` (float32, (samples, *latent_shape)) and `prompt` (int64): sample k belongs
+    to prompt `k // per_prompt` and starts from `sample_noise(seed, [k], latent_shape)`. An interrupted run is
+    resumed.
+    """
+    section, family = params.latents, get_family(teacher.family)
+    guidance_scale = params.teacher.guidance_scale
+    metadata = {
+        "steps": section.steps,
+        "evaluations": evaluations(section.steps, guidance_scale),
+        "guidance_scale": guidance_scale,
+        "per_prompt": section.per_prompt,
+        "prompts_sha256": PromptSet(prompts / "eval").sha256,
+        "seed": params.seed,
+        "teacher": teacher.digest,
+    }
+    rows = shard_rows(2 * FLOAT_BYTES * torch.Size(teacher.latent_shape).numel())
+    with ShardWriter(out, rows, metadata, _code(family)) as writer:
+        sampler = _sampler(
+            params,
+            family,
+            teacher.folder(),
+            prompts,
+            section.per_prompt,
+            guidance_scale=guidance_scale,
+            image=False,
+        )
+        count = len(sampler.prompts) * section.per_prompt
+        for samples in track(
+            _batches(writer.rows_done, count, params.runtime.batch_size), "latents", unit="batch"
+        ):
+            noise = sample_noise(params.seed, samples, teacher.latent_shape)
+            prompt = torch.tensor([k // section.per_prompt for k in samples])
+            latents = sampler.draw(noise, samples, section.steps)
+            writer.append({"noise": noise, "latents": latents, "prompt": prompt})
+
+
+def draw_samples(
+    params: Params, teacher: TeacherManifest, student: Path, prompts: Path, latents: Path, out: Path
+) -> None:
+    """Write the sample sets that are compared: `out/student/steps{N}`, `out/teacher/steps{N}`, `out/pictures`.
+
+    Each set is a store of `latents` (float32) and `images` (uint8, (samples, 3, height, width)), drawn from the
+    noise of the cache `latents`, which also gives the teacher's full-length set. The student draws without
+    guidance. An interrupted run is resumed. Raises CdmError before drawing if the student is missing or the
+    cache belongs to another teacher or other prompts.
+    """
+    cache, family = Store(latents), get_family(teacher.family)
+    check_student(student, family)
+    _check_cache(cache, teacher, PromptSet(prompts / "eval"))
+    staging = open_staging(out, "student", digest_of([_code(family), params.sample.model_dump()]))
+    per_prompt = cache.metadata["per_prompt"]
+    for model, source, scale, steps in (
+        ("student", student, 1.0, params.sample.steps),
+        ("teacher", teacher.folder(), cache.metadata["guidance_scale"], params.sample.teacher_steps),
+    ):
+        sampler = _sampler(params, family, source, prompts, per_prompt, guidance_scale=scale, image=True)
+        digest = teacher.digest if model == "teacher" else digest_of(file_hashes(student))
+        full = {cache.metadata["steps"]} if model == "teacher" else set()
+        for each in sorted({*steps, *full}):
+            folder = staging / model / f"steps{each}"
+            _write_set(params, sampler, cache, folder, each, digest, drawn=each in full)
+            _write_pictures(params, sampler, Store(folder), staging / "pictures", f"{model}-steps{each}")
+    publish(out)
+
+
+def _write_set(
+    params: Params, sampler: Sampler, cache: Store, folder: Path, steps: int, digest: str, *, drawn: bool
+) -> None:
+    """One sample set, unless an interrupted run has finished it; `drawn`: its latents are the cache's."""
+    metadata = {
+        "steps": steps,
+        "evaluations": evaluations(steps, sampler.guidance_scale),
+        "guidance_scale": sampler.guidance_scale,
+        "per_prompt": sampler.per_prompt,
+        "prompts_sha256": sampler.prompts.sha256,
+        "seed": cache.metadata["seed"],
+        "model": digest,
+    }
+    if is_complete(folder, metadata):
+        return
+    title = "/".join(folder.parts[-2:])
+    with ShardWriter(folder, cache_rows(cache), metadata) as writer:
+        for samples in track(
+            _batches(writer.rows_done, len(cache), params.runtime.batch_size), title, unit="batch"
+        ):
+            row = cache.rows(samples)
+            latents = row["latents"] if drawn else sampler.draw(row["noise"], samples, steps)
+            writer.append({"latents": latents, "images": sampler.decode(latents)})
+
+
+def cache_rows(cache: Store) -> int:
+    """Rows of a shard of a sample set: as in the latents cache."""
+    return shard_rows(sum(tensor.nbytes for tensor in cache.rows([0]).values()))
+
+
+def _write_pictures(params: Params, sampler: Sampler, store: Store, folder: Path, name: str) -> None:
+    """The first sample of each of the first `sample.pictures` prompts as a PNG of its own."""
+    for prompt, text in enumerate(sampler.prompts.texts[: params.sample.pictures]):
+        image = store.rows([prompt * sampler.per_prompt])["images"][0]
+        steps, seed = store.metadata["steps"], store.metadata["seed"]
+        write_png(folder / f"{prompt:03d}-{name}.png", image, prompt=text, steps=steps, seed=seed)
+
+
+def check_student(folder: Path, family: Family | None = None) -> Family:
+    """The family of a student's folder; raises CdmError if it is missing or not of the `family` expected."""
+    if not folder.is_dir():
+        raise CdmError(
+            f"{folder}: no student there: run `dvc repro` (or the stage `distill`), or name its folder"
+        )
+    found = family_of_pipeline(pipeline_class(folder))
+    if family is not None and found.name != family.name:
+        raise CdmError(f"{folder}: a student of the family {found.name}, but the teacher is {family.name}")
+    return found
+
+
+def _check_cache(cache: Store, teacher: TeacherManifest, prompts: PromptSet) -> None:
+    expected = {"teacher": teacher.digest, "prompts_sha256": prompts.sha256}
+    for name, value in expected.items():
+        if cache.metadata.get(name) != value:
+            what = "another teacher" if name == "teacher" else "other prompts"
+            raise CdmError(f"{cache.folder}: drawn for {what}: run the stage `latents` again")
+
+
+def _code(family: Family) -> str:
+    return code_fingerprint(__file__, inspect.getfile(type(family)))
+
+
+def draw_pictures(
+    student: Path, prompts: list[str], steps: int, seed: int, *, device: str = "auto", batch_size: int = 16
+) -> Tensor:
+    """Pictures of `prompts` by a student, without guidance: uint8 (len(prompts), 3, height, width).
+
+    Picture i starts from `sample_noise(seed, [i], ...)`. Raises CdmError.
+    """
+    family = check_student(student)
+    place = choose_device(device)
+    pipeline = family.load_pipeline(student).to(place)
+    images = []
+    for indices in track(_batches(0, len(prompts), batch_size), "sample", unit="batch"):
+        noise = sample_noise(seed, indices, family.latent_shape(student)).to(place)
+        conditioning = family.encode(pipeline, [prompts[i] for i in indices])
+        empty = {name: tensor[:1] for name, tensor in conditioning.items()}  # unused without guidance
+        latents = family.sample(
+            pipeline, noise, conditioning, empty, unshifted_sigmas(steps), guidance_scale=1.0
+        )
+        images.append(to_bytes(family.decode(pipeline, latents)).cpu())
+    return torch.cat(images)

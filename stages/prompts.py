@@ -1,0 +1,26 @@
+"""Stage `prompts`: what the student learns from, and what it is judged on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdm import prompts
+from cdm.hub import TeacherManifest
+from stages.common import TeacherFile, run, stage
+
+
+def main(
+    teacher: TeacherFile = Path("data/teacher.json"),
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/prompts"),
+) -> None:
+    """Read the prompt lists, split them into training and evaluation, and encode them."""
+    with stage("seed", "teacher", "prompts") as params:
+        report = prompts.build(params, TeacherManifest.read(teacher), out)
+    print("\n".join(report.lines()))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,28 @@
+"""Stage `sample`: what student and teacher draw at each number of steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdm.hub import TeacherManifest
+from cdm.sampling import draw_samples
+from stages.common import LatentsFolder, PromptsFolder, StudentFolder, TeacherFile, run, stage
+
+
+def main(
+    teacher: TeacherFile = Path("data/teacher.json"),
+    student: StudentFolder = Path("models/student"),
+    prompts: PromptsFolder = Path("data/prompts"),
+    latents: LatentsFolder = Path("data/latents"),
+    out: Annotated[Path, typer.Option(help="Folder of sample sets to write.")] = Path("data/samples"),
+) -> None:
+    """Draw from student and teacher at each number of steps, on the same noise."""
+    with stage("seed", "teacher", "sample") as params:
+        draw_samples(params, TeacherManifest.read(teacher), student, prompts, latents, out)
+
+
+if __name__ == "__main__":
+    run(main)
