@@ -28,21 +28,22 @@ class PlainDistiller(Distiller):
         conditioning = self.prompts(iteration, samples)
         rollouts = draw_rollouts(self.schedule, self.shift, draws)
         x = draws.normal("noise", self.latent_shape)
-        anchors = x.clone()
+        anchors, velocities = x.clone(), torch.zeros_like(x)
         sigmas = torch.nn.functional.pad(rollouts.sigmas, (0, 1))
         lengths = (sigmas > 0).sum(1)
         for step in range(int(lengths.max())):
             at_anchor = torch.tensor([depth == step for depth in rollouts.depth], device=x.device)
-            anchors[at_anchor] = x[at_anchor]
             runs = torch.nonzero(lengths > step)[:, 0]
             own = {name: value[runs] for name, value in conditioning.items()}
             with torch.no_grad():
                 velocity = self.networks.velocity("student", x[runs], sigmas[runs, step], own)
+            anchors[at_anchor] = x[at_anchor]
+            velocities[at_anchor] = velocity[at_anchor[runs]]
             x = x.index_copy(0, runs, euler_step(x[runs], velocity, sigmas[runs, step], sigmas[runs, step + 1]))
-        return Anchor(anchors, rollouts.anchor_sigma, conditioning, samples, keeps_graph=False)
+        return Anchor(anchors, rollouts.anchor_sigma, conditioning, samples, False, velocities)
 
     def predict(self, anchor: Anchor, with_graph: bool) -> None:
-        with torch.set_grad_enabled(with_graph):
+        if with_graph:
             anchor.velocity = self.networks.velocity("student", anchor.x, anchor.sigma, anchor.conditioning)
 
     def student_terms(self, anchor: Anchor, draws: Draws) -> tuple[dict[str, Tensor], Metrics]:

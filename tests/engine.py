@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.counting import CountingNetworks
 from cdm.distiller import Distiller
-from cdm.networks import FullNetworks, Role
+from cdm.networks import FullNetworks
 from cdm.optim import Learner
 from cdm.params import Distill, Schedule
 from cdm.rollout import Conditioning
 from tests.gaussian import GaussianFamily, GaussianModel
 
 DIMENSIONS = 3
-
-
-class CountingNetworks(FullNetworks):
-    """Counts the samples that each role is asked about, apart for calls with a graph."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.samples: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-
-    def velocity(self, role: Role, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        key = f"{role}+graph" if torch.is_grad_enabled() else role
-        self.samples[key] += len(x)
-        self.calls[key] += 1
-        return super().velocity(role, x, sigma, conditioning)
 
 
 def distill_settings(**changes: Any) -> Distill:

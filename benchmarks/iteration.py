@@ -1,0 +1,226 @@
+"""What an iteration costs: ours against the plain order of operations, as ratios from one run.
+
+    python -m benchmarks.iteration [--seconds 60]
+
+First both orders run on the same random numbers and must agree on every loss and every weight. Then, at the
+authors' settings (N ~ U{1..28}, two fake-score updates a student update) and at the miniature's, it counts forwards
+(a forward with its backward as 3) and FLOPs, and times both. The real architectures are counted on meta tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.counting import CountingNetworks
+from benchmarks.plain import PlainDistiller
+from cdm.distiller import Distiller
+from cdm.families import get_family
+from cdm.optim import Learner
+from cdm.params import Distill, Params, Schedule, load
+
+BATCH = 48
+AUTHORS = Schedule(kind="dynamic", min_len=1, max_len=28, sigma_min=0.02, sigma_max=0.98)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A transformer on meta tensors and the inputs of one sample at its training resolution."""
+
+    name: str
+    model: nn.Module
+    inputs: dict[str, Any]
+
+
+def sd3_medium() -> Architecture:
+    """SD3-Medium at 1024 x 1024: 4,096 image tokens, 77 + 256 text tokens."""
+    from diffusers import SD3Transformer2DModel
+
+    with torch.device("meta"):
+        model = SD3Transformer2DModel(
+            num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=192
+        )
+        inputs = {
+            "hidden_states": torch.empty(1, 16, 128, 128),
+            "encoder_hidden_states": torch.empty(1, 333, 4096),
+            "pooled_projections": torch.empty(1, 2048),
+            "timestep": torch.empty(1),
+        }
+    return Architecture("SD3-Medium, 1024 x 1024", model, inputs)
+
+
+def longcat_image() -> Architecture:
+    """LongCat-Image at 1024 x 1024: 4,096 image tokens, 512 text tokens."""
+    from diffusers import LongCatImageTransformer2DModel
+
+    with torch.device("meta"):
+        model = LongCatImageTransformer2DModel()
+        inputs = {
+            "hidden_states": torch.empty(1, 4096, 64),
+            "encoder_hidden_states": torch.empty(1, 512, 3584),
+            "timestep": torch.empty(1),
+            "img_ids": torch.empty(4096, 3),
+            "txt_ids": torch.empty(512, 3),
+        }
+    return Architecture("LongCat-Image, 1024 x 1024", model, inputs)
+
+
+def flops(architecture: Architecture) -> tuple[int, int]:
+    """FLOPs of a forward, and of a forward with its backward, of one sample."""
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        architecture.model(**architecture.inputs, return_dict=False)
+    with FlopCounterMode(display=False) as both:
+        architecture.model(**architecture.inputs, return_dict=False)[0].sum().backward()
+    return forward.get_total_flops(), both.get_total_flops()
+
+
+class World:
+    """The miniature's teacher with a batch of its prompts."""
+
+    def __init__(self, params: Params) -> None:
+        self.params, self.source = params, Path(params.teacher.source)
+        self.family = get_family(params.teacher.family)
+        pipeline = self.family.load_pipeline(self.source, image=False)
+        texts = Path(params.prompts.train[0]).read_text().splitlines()[:BATCH]
+        length = params.prompts.max_sequence_length
+        self.conditioning = self.family.encode(pipeline, texts, length)
+        self.empty = self.family.encode(pipeline, [""], length)
+        self.teacher = self.family.load_transformer(self.source)
+
+    def distiller(
+        self, kind: type[Distiller], schedule: Schedule, rollouts: str
+    ) -> tuple[Distiller, CountingNetworks]:
+        changes = {"batch_size": BATCH, "rollouts": rollouts, "fake_only": 0}
+        distill = Distill.model_validate(self.params.distill.model_dump() | changes)
+        networks = CountingNetworks(self.family, copy.deepcopy(self.teacher))
+        distiller = kind(
+            networks,
+            Learner(networks.parameters("student"), distill.student, 1000),
+            Learner(networks.parameters("fake"), distill.fake, 1000),
+            distill=distill,
+            schedule=schedule,
+            shift=self.family.shift(self.source),
+            seed=0,
+            prompts=lambda _, samples: {name: v[list(samples)] for name, v in self.conditioning.items()},
+            empty=self.empty,
+            latent_shape=self.family.latent_shape(self.source),
+            samples=range(BATCH),
+        )
+        return distiller, networks
+
+
+def check_equal(world: World, schedule: Schedule, rollouts: str) -> float:
+    """The largest relative difference of any loss or weight after a round on the same random numbers."""
+    (ours, networks), (plain, plain_networks) = (
+        world.distiller(kind, schedule, rollouts) for kind in (Distiller, PlainDistiller)
+    )
+    measured, expected = ours.round(0), plain.round(0)
+    differences = [abs(measured[name] - value) / abs(value) for name, value in expected.items() if value]
+    for role in ("student", "fake"):
+        other: dict[str, Tensor] = dict(plain_networks.models[role].named_parameters())
+        for name, value in networks.models[role].named_parameters():
+            gap = (value - other[name]).detach().norm() / other[name].detach().norm().clamp(min=1e-6)
+            differences.append(float(gap))
+    return max(differences)
+
+
+@dataclass
+class Cost:
+    """Of an iteration (a fake-score update and half a student update)."""
+
+    forwards: float
+    with_graph: float
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def equivalents(self) -> float:
+        return self.forwards + 3 * self.with_graph
+
+
+def count(kind: type[Distiller], schedule: Schedule, rollouts: str, rounds: int = 40) -> Cost:
+    """Forwards a sample and iteration, from rounds of the real engine on networks that cost nothing."""
+    from tests.engine import build, distill_settings
+
+    distill = distill_settings(rollouts=rollouts, batch_size=BATCH)
+    distiller, networks = build(kind, distill=distill, schedule=schedule, samples=range(BATCH))
+    for number in range(rounds):
+        distiller.round(distill.student_every * number)
+    samples = rounds * distill.student_every * BATCH
+    with_graph = sum(n for key, n in networks.samples.items() if key.endswith("+graph"))
+    return Cost((networks.samples.total() - with_graph) / samples, with_graph / samples)
+
+
+def measure(world: World, schedule: Schedule, seconds: float) -> tuple[Cost, Cost]:
+    """Counted FLOPs and time of an iteration on the miniature, (ours, plain), in alternation on the same rounds."""
+    every = world.params.distill.student_every
+    contenders = [
+        world.distiller(Distiller, schedule, "shared"),
+        world.distiller(PlainDistiller, schedule, "fresh"),
+    ]
+    costs = [Cost(0, 0), Cost(0, 0)]
+    for distiller, _ in contenders:
+        distiller.round(0)
+    start, rounds = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds or rounds < 3:
+        rounds += 1
+        for (distiller, _), cost in zip(contenders, costs, strict=True):
+            before = time.perf_counter()
+            distiller.round(every * rounds)
+            cost.seconds += time.perf_counter() - before
+    for (distiller, _), cost in zip(contenders, costs, strict=True):
+        cost.seconds /= rounds * every
+        counted = min(rounds, 6)
+        with FlopCounterMode(display=False) as counter:
+            for number in range(1, counted + 1):
+                distiller.round(every * number)
+        cost.flops = counter.get_total_flops() / counted / every / BATCH
+    return costs[0], costs[1]
+
+
+def main(
+    seconds: Annotated[float, typer.Option(help="Time to spend on each timing, in seconds.")] = 60,
+) -> None:
+    """Compare an iteration of ours with the plain order of operations."""
+    params = load(Path("params.yaml"))
+    world = World(params)
+    schedules = {"N ~ U{1..28}": AUTHORS, "this recipe's schedule": params.schedule}
+
+    print("Same losses and weights after a round (largest relative difference):")
+    for rollouts in ("shared", "fresh"):
+        print(f"  rollouts {rollouts}: {check_equal(world, AUTHORS, rollouts):.1e}")
+
+    for name, schedule in schedules.items():
+        ours, plain = (count(Distiller, schedule, "shared"), count(PlainDistiller, schedule, "fresh"))
+        unshared = count(Distiller, schedule, "fresh")
+        print(f"\n{name}: forward-equivalents an iteration and sample")
+        print(f"  plain {plain.equivalents:.2f}, ours {ours.equivalents:.2f}: {_ratio(plain, ours)}")
+        print(f"  ours with a rollout of its own for every iteration {unshared.equivalents:.2f}")
+        small, small_plain = measure(world, schedule, seconds)
+        print(
+            f"  the miniature, measured: FLOPs {small_plain.flops / small.flops:.2f}x fewer,"
+            f" time {small_plain.seconds / small.seconds:.2f}x less ({1000 * small.seconds:.0f} ms an iteration)"
+        )
+        for architecture in (sd3_medium(), longcat_image()):
+            forward, both = flops(architecture)
+            total, total_plain = (c.forwards * forward + c.with_graph * both for c in (ours, plain))
+            print(
+                f"  {architecture.name}: {total / 1e12:.0f} against {total_plain / 1e12:.0f} TFLOP"
+                f" a sample, {total_plain / total:.2f}x fewer (a forward is {forward / 1e12:.1f})"
+            )
+
+
+def _ratio(plain: Cost, ours: Cost) -> str:
+    return f"{plain.equivalents / ours.equivalents:.2f}x fewer"
+
+
+if __name__ == "__main__":
+    typer.run(main)
