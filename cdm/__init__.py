@@ -1,3 +1,1 @@
 """CDM: continuous-time distribution matching for few-step diffusion distillation (arXiv 2605.06376)."""
-
-__version__ = "0.1.0"

@@ -17,7 +17,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/prompts"),
 ) -> None:
     """Read the prompt lists, split them into training and evaluation, and encode them."""
-    with stage("seed", "teacher", "prompts") as params:
+    with stage("seed", "prompts") as params:
         report = prompts.build(params, TeacherManifest.read(teacher), out)
     print("\n".join(report.lines()))
 

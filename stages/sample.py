@@ -20,7 +20,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of sample sets to write.")] = Path("data/samples"),
 ) -> None:
     """Draw from student and teacher at each number of steps, on the same noise."""
-    with stage("seed", "teacher", "sample") as params:
+    with stage("sample") as params:
         draw_samples(params, TeacherManifest.read(teacher), student, prompts, latents, out)
 
 

@@ -1,0 +1,161 @@
+"""What the repository's code imports and reads, found in its syntax trees without running it.
+
+Two questions about a stage: which modules does it import, directly or not (a module's text is then a dependency), and
+which sections of the parameters does the code read that it can reach (a module may serve several stages, so this
+follows functions and classes, by name).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from cdm.params import Params
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("cdm", "stages", "miniature")
+
+Node = tuple[str, str]
+"""A name defined at the top of a module: (module, name)."""
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the repository's packages by its dotted name."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(modules()[module].read_text())
+
+
+def _imports(node: ast.AST) -> Iterator[tuple[str, str, str | None]]:
+    """(local name, module, name in it or None) of every import below `node`, except those for type checkers."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            continue
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield alias.asname or alias.name, alias.name, None
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are absolute here"
+            for alias in child.names:
+                if f"{child.module}.{alias.name}" in modules():
+                    yield alias.asname or alias.name, f"{child.module}.{alias.name}", None
+                else:
+                    yield alias.asname or alias.name, str(child.module), alias.name
+        else:
+            yield from _imports(child)
+
+
+def _is_empty(module: str) -> bool:
+    """Whether there is nothing but a docstring, so that no change of the file can change a result."""
+    return all(
+        isinstance(node, ast.Expr) or (isinstance(node, ast.ImportFrom) and node.module == "__future__")
+        for node in tree(module).body
+    )
+
+
+def imported_files(module: str) -> set[str]:
+    """Files, relative to the repository, of `module` and of all that it imports of the repository, transitively."""
+    waiting, seen = [module], set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in modules():
+            continue
+        seen.add(name)
+        parts = name.split(".")
+        waiting += [".".join(parts[:i]) for i in range(1, len(parts))]  # a package's __init__ runs first
+        waiting += [imported for _, imported, _ in _imports(tree(name))]
+    return {str(modules()[name].relative_to(ROOT)) for name in seen if not _is_empty(name)}
+
+
+@cache
+def _definitions(module: str) -> dict[str, list[ast.stmt]]:
+    """The top-level statements of a module that define each name; "" collects those that only run."""
+    found: dict[str, list[ast.stmt]] = {"": []}
+    for node in tree(module).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                found.setdefault(name, []).append(node)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                found.setdefault(name, []).append(node)
+            case ast.Import() | ast.ImportFrom():
+                pass
+            case _:
+                found[""].append(node)
+    return found
+
+
+def _used(module: str, statement: ast.stmt) -> Iterator[Node]:
+    """Names of the repository's modules that a statement of `module` mentions."""
+    imported = {local: (source, name) for local, source, name in _imports(tree(module)) if source in modules()}
+    for child in ast.walk(statement):
+        match child:
+            case ast.Attribute(value=ast.Name(id=local), attr=attribute) if local in imported:
+                source, name = imported[local]
+                yield source, name or attribute
+            case ast.Name(id=local) if local in imported:
+                source, name = imported[local]
+                yield source, name or ""
+            case ast.Name(id=local) if local in _definitions(module):
+                yield module, local
+
+
+def _reached(module: str) -> Iterator[ast.stmt]:
+    """All statements that a script can reach, by name, in the repository."""
+    waiting, seen = [(module, ""), (module, "main")], set[Node]()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        module, name = node
+        statements = _definitions(module).get(name)
+        if statements is None:  # not defined there, but passed on
+            waiting += [(source, old) for new, source, old in _imports(tree(module)) if new == name and old]
+            continue
+        for statement in statements:
+            yield statement
+            waiting += _used(module, statement)
+
+
+def sections_read(module: str) -> set[str]:
+    """Sections of the parameters that a stage's code reads: as `params.SECTION`, or in a dump of `params`."""
+    found = set[str]()
+    for statement in _reached(module):
+        for child in ast.walk(statement):
+            match child:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="params"), attr="model_dump")):
+                    found |= _dumped(child)
+                case ast.Attribute(value=ast.Name(id="params") | ast.Attribute(attr="params"), attr=section):
+                    found.add(section)
+    return found & set(Params.model_fields)
+
+
+def _dumped(call: ast.Call) -> set[str]:
+    """Sections in a dump: all but those excluded, or those included; what is computed cannot be known here."""
+    limits = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "include" in limits:
+        included = limits["include"]
+        return ast.literal_eval(included) if isinstance(included, ast.Set) else set()
+    excluded = ast.literal_eval(limits["exclude"]) if "exclude" in limits else set()
+    return set(Params.model_fields) - excluded
+
+
+def sections_declared(module: str) -> set[str]:
+    """Sections that a stage names in `with stage("SECTION", ...)`, which watches them for changes."""
+    (call,) = (
+        child
+        for child in ast.walk(tree(module))
+        if isinstance(child, ast.Call) and isinstance(child.func, ast.Name) and child.func.id == "stage"
+    )
+    return {ast.literal_eval(argument) for argument in call.args}
