@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +142,25 @@ def test_the_miniature_stays_in_git() -> None:
             ((path, options),) = entry.items()
             assert options == {"cache": False}
             assert (ROOT / path).exists(), f"{path} is missing: the repository comes with it"
+
+
+def md5(path: Path) -> str:
+    """The hash of a file or a folder, as DVC counts it."""
+    if path.is_file():
+        return hashlib.md5(path.read_bytes()).hexdigest()
+    inside = sorted(each for each in path.rglob("*") if each.is_file())
+    listing = [{"md5": md5(each), "relpath": each.relative_to(path).as_posix()} for each in inside]
+    return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def test_a_fresh_clone_does_not_train_the_miniature() -> None:
+    """The lock file that comes with the repository agrees with its files: `dvc repro` skips these stages."""
+    locked = pipeline("miniature/dvc.lock")["stages"]
+    params = pipeline("miniature/params.yaml")
+    for name, stage in MINIATURE_STAGES.items():
+        assert locked[name]["cmd"] == stage["cmd"]
+        assert locked[name]["params"] == {"miniature/params.yaml": {key: params[key] for key in ("seed", name)}}
+        assert {entry["path"] for entry in locked[name]["deps"]} == set(stage["deps"])
+        assert {entry["path"] for entry in locked[name]["outs"]} == outs(stage)
+        for entry in [*locked[name]["deps"], *locked[name]["outs"]]:
+            assert md5(ROOT / entry["path"]) == entry["md5"], f"{entry['path']} differs from miniature/dvc.lock"
