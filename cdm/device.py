@@ -8,12 +8,12 @@ from cdm.errors import CdmError
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of `runtime.device`; CdmError if this machine has none such."""
+    """The torch device `name`, or the best there is for `auto`; CdmError if this machine has none such."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise CdmError(f"runtime.device is {name!r}, which cannot be used here: {reason}") from None
+        raise CdmError(f"the device {name!r} cannot be used here: {reason}") from None
     return torch.device(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from cdm.errors import CdmError
 from cdm.families import get_family
+from cdm.paths import is_hub_id
 from cdm.progress import track
 from cdm.store import digest_of, sha256, write_json
 
@@ -34,7 +34,7 @@ def resolve(source: str, revision: str | None = None) -> Path:
         return _checked(path)
     if path.exists():
         raise CdmError(f"{source}: a file; teacher.source is a diffusers folder or a hub id (org/name)")
-    if not _is_hub_id(source):
+    if not is_hub_id(source):
         raise CdmError(f"{source}: no such folder, and not a hub id (org/name): check teacher.source")
     return _checked(_download(source, revision))
 
@@ -49,11 +49,6 @@ def _checked(folder: Path) -> Path:
     if not (folder / INDEX).is_file():
         raise CdmError(f"{folder}: not a diffusers folder: it has no {INDEX}")
     return folder
-
-
-def _is_hub_id(source: str) -> bool:
-    """`org/name`, unless `org` is a folder here: then a folder inside it was meant."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None and not Path(source).parent.is_dir()
 
 
 def _download(source: str, revision: str | None) -> Path:

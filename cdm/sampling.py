@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,15 @@ def unshifted_sigmas(steps: int) -> list[float]:
 def to_bytes(images: Tensor) -> Tensor:
     """Pictures in [0, 1] as uint8."""
     return (images * 255).round().to(torch.uint8)
+
+
+def tile(images: Tensor) -> Tensor:
+    """Pictures (n, 3, height, width), uint8, as one (3, ...) of about as many columns as rows; gaps are white."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    gaps = images.new_full((rows * columns - len(images), *images.shape[1:]), 255)
+    cells = torch.cat([images, gaps]).unflatten(0, (rows, columns))  # (rows, columns, 3, height, width)
+    return cells.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
 
 def write_png(path: Path, image: Tensor, **text: str | int | float) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from cdm.errors import CdmError
 from cdm.params import Params, load
+from cdm.paths import check_paths
 
 PARAMS = Path("params.yaml")
 
@@ -25,10 +26,12 @@ StudentFolder = Annotated[Path, typer.Option(help="The student, a diffusers fold
 def stage(*sections: str) -> Iterator[Params]:
     """The parameters of a stage that reads `sections` of them; `runtime` is applied and free to change.
 
-    Raises CdmError at the end if one of the sections has changed since the start: DVC reads the parameters after
-    a stage and would record the new ones for results of the old.
+    Raises CdmError at once if the params file cannot be used or names files that are not there, so that a bad
+    path of the last stage stops the first; and at the end if one of the sections has changed since the start:
+    DVC reads the parameters after a stage and would record the new ones for results of the old.
     """
     params = load(PARAMS)
+    check_paths(params)
     if params.runtime.threads:
         import torch
 

@@ -1,0 +1,97 @@
+"""The command `cdm`. What takes long to import is imported in the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdm.errors import CdmError
+
+MOST_STEPS = 1000
+
+app = typer.Typer(
+    help="Few-step students of text-to-image models: draw with them, and check parameters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+params_app = typer.Typer(help="Parameters of the pipeline.", no_args_is_help=True)
+app.add_typer(params_app, name="params")
+
+
+@app.command()
+def sample(
+    prompts: Annotated[list[str], typer.Argument(help="What to draw; each prompt makes one picture.")],
+    out: Annotated[Path, typer.Option(help="PNG to write; with several prompts NAME-1.png, NAME-2.png, ...")],
+    steps: Annotated[
+        int, typer.Option(help="Evaluations of the student: more take longer and look better.")
+    ] = 4,
+    student: Annotated[Path, typer.Option(help="The student, a diffusers folder.")] = Path("models/student"),
+    seed: Annotated[int, typer.Option(help="The same seed draws the same picture.")] = 0,
+    grid: Annotated[bool, typer.Option("--grid", help="One PNG with all pictures side by side.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+) -> None:
+    """Draw pictures of PROMPTS with a student."""
+    check_sample(prompts, out, steps, seed)
+    from cdm.sampling import draw_pictures, tile, write_png
+
+    images = draw_pictures(student, prompts, steps, seed, device=device)
+    if grid or len(prompts) == 1:
+        write_png(out, tile(images), prompt="\n".join(prompts), steps=steps, seed=seed)
+        print(out)
+        return
+    for number, (prompt, image) in enumerate(zip(prompts, images, strict=True), 1):
+        path = out.with_name(f"{out.stem}-{number}{out.suffix}")
+        write_png(path, image, prompt=prompt, steps=steps, seed=seed)
+        print(path)
+
+
+def check_sample(prompts: list[str], out: Path, steps: int, seed: int) -> None:
+    """Makes the folder of `out`; raises CdmError for arguments of `cdm sample` that cannot be used."""
+    if not all(prompt.strip() for prompt in prompts):
+        raise CdmError("PROMPT is empty: say what to draw")
+    if not 1 <= steps <= MOST_STEPS:
+        raise CdmError(f"--steps is {steps}: give a number from 1 to {MOST_STEPS}")
+    if seed < 0:
+        raise CdmError(f"--seed is {seed}: give 0 or more")
+    if out.suffix.lower() != ".png":
+        raise CdmError(f"--out is {out}: give a name that ends in .png")
+    if out.is_dir():
+        raise CdmError(f"--out is {out}, which is a folder: give the name of a PNG file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CdmError(f"--out is {out}: {error.strerror}") from None
+    if not os.access(out.parent, os.W_OK):
+        raise CdmError(f"--out is {out}: {out.parent} may not be written to")
+
+
+@params_app.command()
+def check(file: Annotated[Path, typer.Argument(help="A params file, such as params.yaml.")]) -> None:
+    """Check a params file: every key and value, and that the files that it names are there."""
+    from cdm.params import load
+    from cdm.paths import check_paths
+
+    check_paths(load(file))
+    print(f"{file}: in order")
+
+
+def main() -> None:
+    """Run the command; a problem that the user can mend is a line, not a traceback."""
+    try:
+        app()
+    except CdmError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:  # a full disk, say
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
