@@ -16,7 +16,6 @@ export PATH := $(BIN):$(PATH)
 export GOMP_SPINCOUNT ?= 20000
 # Advice of the libraries that is not for the user of this pipeline.
 export TRANSFORMERS_VERBOSITY ?= error
-export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
