@@ -143,7 +143,7 @@ def _from_csv(path: Path, column: str) -> Iterable[str]:
         for row in reader:
             yield _cell(row, column, f"{path}:{reader.line_num}")
     except csv.Error as error:
-        raise CdmError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
+        raise CdmError(f"{path}:{reader.reader.line_num}: not valid CSV: {error}") from None
 
 
 def _from_parquet(path: Path, column: str) -> Iterable[str]:
@@ -250,8 +250,32 @@ class PromptSet:
         Raises CdmError if the set holds texts only (`prompts.embed: online`).
         """
         if self.store is None:
-            raise CdmError(f"{self.folder}: holds texts only; set prompts.embed to cached")
+            raise CdmError(
+                f"{self.folder}: holds texts only: run the stage `prompts` with prompts.embed cached"
+            )
         return {name: tensor.to(device) for name, tensor in self.store.rows(indices).items()}
+
+
+class OnlinePrompts:
+    """A `PromptSet` of texts only (`prompts.embed: online`), encoded when they are asked for."""
+
+    def __init__(self, texts: PromptSet, family: Family, source: Path, params: Params) -> None:
+        self.texts, self.family = texts, family
+        self.length = params.prompts.max_sequence_length
+        self.pipeline = family.load_pipeline(source, image=False, transformer=False)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the texts in their order."""
+        return self.texts.sha256
+
+    def conditioning(self, indices: Sequence[int], device: torch.device | None = None) -> Conditioning:
+        """The conditioning of the prompts `indices`, one row each; the encoders move to `device`."""
+        encoders = self.pipeline if device is None else self.pipeline.to(device)
+        return self.family.encode(encoders, [self.texts.texts[i] for i in indices], self.length)
 
 
 def build(params: Params, teacher: TeacherManifest, out: Path) -> PromptsReport:

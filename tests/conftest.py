@@ -6,6 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from ruamel.yaml import YAML
+
+from cdm import hub
+from cdm.hub import TeacherManifest
+from cdm.params import Params, parse
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +52,32 @@ def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tiny_sd3: Path) -> TeacherManifest:
+    """What the stage `teacher` finds out about `tiny_sd3`."""
+    return hub.describe("sd3", str(tiny_sd3), None)
+
+
+@pytest.fixture
+def tiny_params(tiny_sd3: Path, tmp_path: Path) -> Params:
+    """Parameters of a run with `tiny_sd3` in seconds: five training prompts, three evaluation prompts."""
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    train = [f"a red {digit} on black paper" for digit in ("one", "two", "three", "four", "five", "one")]
+    evaluation = ["a blue six on white paper", "a pink nine on gray paper", "a cyan zero on brown paper"]
+    (lists / "train.txt").write_text("\n".join([*train, "", evaluation[0]]))
+    (lists / "eval.txt").write_text("\n".join([*evaluation, "a green two on gray paper"]))
+    values = YAML(typ="safe").load(ROOT / "params.yaml")
+    values["teacher"] |= {"source": str(tiny_sd3), "track": str(tiny_sd3), "guidance_scale": 3.0}
+    values["prompts"] |= {
+        "train": [str(lists / "train.txt")],
+        "eval": [str(lists / "eval.txt")],
+        "track": str(lists),
+        "eval_count": 3,
+    }
+    values["latents"] |= {"steps": 4, "per_prompt": 2}
+    values["sample"] |= {"steps": [1, 2], "teacher_steps": [1], "pictures": 2}
+    values["runtime"] |= {"device": "cpu", "batch_size": 2}
+    return parse(values)

@@ -1,0 +1,153 @@
+"""Finding the teacher, refusing what is none, and the record of which one it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+from huggingface_hub.utils import filter_repo_objects
+
+from cdm import hub
+from cdm.errors import CdmError
+from cdm.hub import TeacherManifest
+
+HUB_FILES = {
+    "model_index.json": True,
+    "transformer/config.json": True,
+    "transformer/diffusion_pytorch_model-00001-of-00002.safetensors": True,
+    "tokenizer_3/spiece.model": True,
+    "tokenizer/merges.txt": True,
+    "text_encoder/model.fp16.safetensors": False,
+    "text_encoder_3/model.safetensors.index.fp16.json": False,
+    "text_encoder/pytorch_model.bin": False,
+    "pipeline.py": False,
+    "transformer/modeling.py": False,
+    "sd3_medium.safetensors": False,
+    "README.md": False,
+}
+
+
+RESPONSE: Any = SimpleNamespace(headers={}, request=None)
+
+
+def one_line(source: str, revision: str | None = None) -> str:
+    with pytest.raises(CdmError) as error:
+        hub.resolve(source, revision)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_a_folder_is_taken_as_it_is(tiny_sd3: Path) -> None:
+    assert hub.resolve(str(tiny_sd3)) == tiny_sd3
+    assert hub.resolved_revision(tiny_sd3) is None
+    assert "has none: set it to null" in one_line(str(tiny_sd3), "main")
+
+
+def test_what_is_not_there_or_not_a_pipeline_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "file.bin").touch()
+    assert "no such folder" in one_line("nowhere")
+    assert "no such folder" in one_line("/absent/folder")
+    assert "no such folder" in one_line("models/teacher"), "a folder that is here is no organisation of the hub"
+    assert "a file" in one_line("file.bin")
+    assert "has no model_index.json" in one_line("models")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (lambda: errors.GatedRepoError("x\ny", response=RESPONSE), "gated: ask for access on https://"),
+        (lambda: errors.RepositoryNotFoundError("x\ny", response=RESPONSE), "neither a folder here nor"),
+        (lambda: errors.RevisionNotFoundError("x\ny", response=RESPONSE), "no such revision"),
+        (lambda: errors.LocalEntryNotFoundError("x\ny"), "the hub cannot be reached"),
+        (lambda: errors.HFValidationError("x\ny"), "not a valid hub id: x y"),
+        (lambda: errors.HfHubHTTPError("x\ny", response=RESPONSE), "could not be downloaded: x y"),
+        (lambda: OSError(28, "No space left on device"), "could not be downloaded"),
+    ],
+)
+def test_every_failure_of_the_hub_is_a_line(monkeypatch: pytest.MonkeyPatch, error: Any, message: str) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error()
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    found = one_line("org/name", "v1")
+    assert found.startswith("org/name@v1: ")
+    assert message in found
+
+
+def test_a_hub_model_is_downloaded_at_its_revision_without_pickles_and_code(
+    monkeypatch: pytest.MonkeyPatch, tiny_sd3: Path, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123abcd"
+    shutil.copytree(tiny_sd3, snapshot)
+    asked: dict[str, Any] = {}
+
+    def download(repo: str, **options: Any) -> str:
+        asked.update(options, repo=repo)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    manifest = hub.describe("sd3", "org/name", "main")
+    assert manifest.revision == "0123abcd", "the commit is recorded, not the branch"
+    assert asked["revision"] == "main"
+    kept = filter_repo_objects(
+        HUB_FILES, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
+    )
+    assert set(kept) == {name for name, wanted in HUB_FILES.items() if wanted}
+    assert manifest.folder() == snapshot
+    assert asked["revision"] == "0123abcd", "later stages ask for that commit"
+
+
+def test_the_manifest_says_what_the_model_is(tiny_sd3: Path, tmp_path: Path) -> None:
+    from diffusers import SD3Transformer2DModel
+
+    manifest = hub.describe("sd3", str(tiny_sd3), None)
+    assert manifest.latent_shape == [4, 8, 8]
+    assert manifest.shift == 3.0
+    transformer = SD3Transformer2DModel.from_pretrained(tiny_sd3 / "transformer")
+    assert manifest.parameters == sum(p.numel() for p in transformer.parameters()) + sum(
+        buffer.numel() for name, buffer in transformer.named_buffers() if name in transformer.state_dict()
+    )
+    assert "transformer/diffusion_pytorch_model.safetensors" in manifest.files
+    assert list(manifest.files) == sorted(manifest.files)
+    manifest.write(tmp_path / "deep" / "teacher.json")
+    assert TeacherManifest.read(tmp_path / "deep" / "teacher.json") == manifest
+
+
+def test_the_digest_is_that_of_the_content(tiny_sd3: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_sd3, tmp_path / "copy")
+    (tmp_path / "copy" / "README.md").write_text("not part of the model")
+    (tmp_path / "copy" / "vae" / "model.fp16.safetensors").write_text("not loaded")
+    here, there = (hub.describe("sd3", str(path), None) for path in (tiny_sd3, tmp_path / "copy"))
+    assert here.digest == there.digest
+    weights = tmp_path / "copy" / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert hub.describe("sd3", str(tmp_path / "copy"), None).digest != here.digest
+
+
+def test_another_pipeline_is_refused(tiny_sd3: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_sd3, tmp_path / "flux")
+    index = tmp_path / "flux" / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "FluxPipeline"}))
+    with pytest.raises(CdmError, match="a FluxPipeline, but the family sd3 needs a StableDiffusion3Pipeline"):
+        hub.describe("sd3", str(tmp_path / "flux"), None)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"family": "sd3"}'])
+def test_a_missing_or_damaged_manifest_names_its_stage(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "teacher.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CdmError, match="run the stage `teacher`"):
+        TeacherManifest.read(path)
