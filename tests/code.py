@@ -65,7 +65,10 @@ def _is_empty(module: str) -> bool:
 
 
 def imported_files(module: str) -> set[str]:
-    """Files, relative to the repository, of `module` and of all that it imports of the repository, transitively."""
+    """Files, relative to the repository, of `module` and of all that it imports of the repository, transitively.
+
+    A file beside a module that the module names in a string, such as a template, counts as imported.
+    """
     waiting, seen = [module], set()
     while waiting:
         name = waiting.pop()
@@ -75,7 +78,20 @@ def imported_files(module: str) -> set[str]:
         parts = name.split(".")
         waiting += [".".join(parts[:i]) for i in range(1, len(parts))]  # a package's __init__ runs first
         waiting += [imported for _, imported, _ in _imports(tree(name))]
-    return {str(modules()[name].relative_to(ROOT)) for name in seen if not _is_empty(name)}
+    found = {modules()[name] for name in seen if not _is_empty(name)}
+    found |= {path for name in seen for path in _named_files(name)}
+    return {str(path.relative_to(ROOT)) for path in found}
+
+
+def _named_files(module: str) -> set[Path]:
+    """Files beside a module that one of its strings names."""
+    strings = {
+        child.value
+        for child in ast.walk(tree(module))
+        if isinstance(child, ast.Constant) and isinstance(child.value, str)
+    }
+    beside = [path for path in modules()[module].parent.iterdir() if path.is_file() and path.suffix != ".py"]
+    return {path for path in beside if path.name in strings}
 
 
 @cache

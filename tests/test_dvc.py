@@ -29,7 +29,7 @@ MINIATURE_STAGES: dict[str, dict[str, Any]] = pipeline("miniature/dvc.yaml")["st
 
 def files(stage: dict[str, Any]) -> set[str]:
     """The dependencies of a stage that are code."""
-    return {dep for dep in stage["deps"] if dep.endswith(".py")}
+    return {dep for dep in stage["deps"] if dep.endswith(".py") or dep.startswith(("cdm/", "stages/"))}
 
 
 def paths(entries: list[Any]) -> set[str]:

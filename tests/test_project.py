@@ -1,0 +1,100 @@
+"""What the project says about itself is so: README, lock, Makefile."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from cdm.params import load
+
+ROOT = Path(__file__).parent.parent
+READMES = [ROOT / "README.md", ROOT / "miniature/README.md"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files(readme: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", readme.read_text())
+    assert [link for link in links if "://" not in link and not (readme.parent / link).exists()] == []
+
+
+def test_parameters_in_the_readme_exist() -> None:
+    params = load(ROOT / "params.yaml").model_dump()
+    keys = re.findall(r"-S '?([a-z_.]+)=", (ROOT / "README.md").read_text())
+    assert keys
+    for key in keys:
+        value = params
+        for part in key.split("."):
+            value = value[part]
+
+
+def test_targets_in_the_readme_exist() -> None:
+    targets = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert {"repro", "test"} <= set(named) <= set(targets)
+
+
+def requirements() -> list[Requirement]:
+    extras = [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
+    found = [Requirement(line) for line in [*PROJECT["dependencies"], *extras]]
+    return [each for each in found if each.name != PROJECT["name"]]
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=lambda requirement: requirement.name)
+def test_the_lock_pins_every_requirement(requirement: Requirement) -> None:
+    pinned = {canonicalize_name(name): version for name, version in LOCK.items()}
+    assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
+
+
+def test_the_lock_names_versions_only() -> None:
+    """Nothing of the machine that it was made on: no paths, no addresses, no local builds."""
+    for name, version in LOCK.items():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+", name)
+        assert re.fullmatch(r"[0-9][0-9A-Za-z.]*", version)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+class TestMakefile:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """A folder with what make needs, and an environment in which everything is installed."""
+        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+            shutil.copy2(ROOT / name, tmp_path)
+        (tmp_path / ".venv/bin").mkdir(parents=True)
+        (tmp_path / ".venv/bin/python").touch()
+        (tmp_path / ".venv/installed").touch()
+        return tmp_path
+
+    def make(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["make", *arguments], check=False, cwd=folder, text=True, capture_output=True, timeout=60
+        )
+
+    def test_help_is_the_default(self, folder: Path) -> None:
+        assert "make repro" in self.make(folder).stdout
+
+    def test_an_old_python_is_refused(self, folder: Path) -> None:
+        shutil.rmtree(folder / ".venv")
+        done = self.make(folder, "install", "PYTHON=false")
+        assert done.returncode != 0
+        assert "error: false is missing or older than Python 3.11; name another" in done.stderr
+        assert not (folder / ".venv").exists()
+
+    def test_an_archive_without_git_is_refused_with_a_way_out(self, folder: Path) -> None:
+        done = self.make(folder, "repro")
+        assert done.returncode != 0
+        assert "not a Git repository" in done.stderr
+        assert "git init" in done.stderr
+
+    def test_what_is_installed_is_not_installed_again(self, folder: Path) -> None:
+        assert "Nothing to be done" in self.make(folder, "install").stdout
+        (folder / "constraints.txt").touch()
+        assert "Installing" in self.make(folder, "--dry-run", "install").stdout
