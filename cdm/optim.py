@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 from cdm.params import Optimiser
@@ -27,6 +28,18 @@ def blend(target: Iterable[Tensor], source: Iterable[Tensor], share: float) -> N
 def ema_decay(decay: float, update: int) -> float:
     """The moving average's decay at update `update` (from 0), ramped: `min(decay, (1 + s) / (10 + s))`."""
     return min(decay, (1 + update) / (10 + update))
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """The mean of each gradient over the processes, in one message; nothing where there is one process."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 class Learner:
@@ -54,6 +67,7 @@ class Learner:
 
     def step(self) -> float:
         """One update with the accumulated gradients, which it clears; returns their norm before clipping."""
+        average_gradients(self.parameters.values())
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip))
         for group in self.adamw.param_groups:
             group["lr"] = self.lr

@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,12 +25,13 @@ from cdm.checkpoint import Checkpoint
 from cdm.device import choose_device
 from cdm.distiller import Distiller, Metrics
 from cdm.errors import CdmError
-from cdm.families.base import Conditioning, Family
+from cdm.families import Conditioning, Family, get_family
+from cdm.hub import TeacherManifest
 from cdm.networks import FullNetworks, Networks
 from cdm.optim import Learner, blend, ema_decay
 from cdm.params import Params
 from cdm.progress import track
-from cdm.prompts import PromptSet
+from cdm.prompts import OnlinePrompts, PromptSet
 from cdm.randomness import prompt_indices
 
 CODE = ("distiller", "flow", "losses", "networks", "optim", "randomness", "rollout", "schedule", "training")
@@ -43,15 +44,32 @@ class Inputs:
 
     family: Family
     source: Path
-    prompts: PromptSet
+    prompts: PromptSet | OnlinePrompts
     empty: Conditioning
     latent_shape: tuple[int, ...]
     shift: float
-    digests: dict[str, str] = field(default_factory=dict)
-    """Hashes of the data, by name: part of the experiment's fingerprint."""
+    digests: list[str]
+    """Hashes of teacher and prompts: part of the experiment's fingerprint."""
+
+    @classmethod
+    def gather(cls, params: Params, teacher: TeacherManifest, prompts: Path) -> Inputs:
+        """The inputs that the stages `teacher` and `prompts` have written; CdmError if one is missing."""
+        source, family = teacher.folder(), get_family(teacher.family)
+        texts, empty = PromptSet(prompts / "train"), PromptSet(prompts / "empty")
+        online = params.prompts.embed == "online"
+        train = OnlinePrompts(texts, family, source, params) if online else texts
+        return cls(
+            family,
+            source,
+            train,
+            empty.conditioning([0]),
+            tuple(teacher.latent_shape),
+            teacher.shift,
+            [teacher.digest, train.sha256],
+        )
 
 
-def fingerprint(params: Params, digests: dict[str, str]) -> str:
+def fingerprint(params: Params, digests: list[str]) -> str:
     """Names an experiment: equal for runs that would give the same student, so that one resumes another."""
     here = Path(__file__).parent
     code = {name: hashlib.sha256((here / f"{name}.py").read_bytes()).hexdigest() for name in CODE}
@@ -90,7 +108,7 @@ class Run:
         return " ".join(f"{name[5:]} {value:.3f}" for name, value in newest.items() if name.startswith("loss_"))
 
     def checkpoint(self) -> Checkpoint:
-        tensors = {
+        tensors: dict[str, dict[str, Tensor]] = {
             "student": dict(self.student.parameters),
             "fake": dict(self.fake.parameters),
             "average": self.average,

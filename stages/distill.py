@@ -1,0 +1,44 @@
+"""Stage `distill`: the training of the student."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdm.hub import TeacherManifest
+from cdm.params import load
+from stages.common import PARAMS, PromptsFolder, StudentFolder, TeacherFile, run, stage
+
+
+def main(
+    teacher: TeacherFile = Path("data/teacher.json"),
+    prompts: PromptsFolder = Path("data/prompts"),
+    student: StudentFolder = Path("models/student"),
+    log: Annotated[Path, typer.Option(help="CSV to write, a row a round.")] = Path("logs/distill.csv"),
+) -> None:
+    """Distil the student; an interrupted run is taken up where it stopped."""
+    launch()
+    from cdm.training import Inputs, checkpoint_root, distill
+
+    with stage("seed", "teacher", "prompts", "schedule", "distill") as params:
+        inputs = Inputs.gather(params, TeacherManifest.read(teacher), prompts)
+        distill(params, inputs, checkpoints=checkpoint_root(), student=student, log=log)
+
+
+def launch() -> None:
+    """Become `accelerate launch` of this command where `runtime.accelerate_config` asks for it.
+
+    The stage's command stays the same that way: how it is run changes no result, so it must rerun nothing.
+    """
+    config = load(PARAMS).runtime.accelerate_config
+    if config is not None and "LOCAL_RANK" not in os.environ:
+        module = ["-m", "accelerate.commands.launch", "--config_file", config, "-m", "stages.distill"]
+        os.execv(sys.executable, [sys.executable, *module, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    run(main)

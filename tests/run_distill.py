@@ -1,0 +1,26 @@
+"""Runs a distillation in a process of its own: `python -m tests.run_distill WORLD OUT CHECKPOINTS`.
+
+WORLD holds params.yaml, teacher.json and prompts/ (see the fixture `world` of test_training.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from cdm.errors import CdmError
+from cdm.hub import TeacherManifest
+from cdm.params import load
+from cdm.training import Inputs, distill
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    world, out, checkpoints = (Path(argument) for argument in sys.argv[1:4])
+    params = load(world / "params.yaml")
+    inputs = Inputs.gather(params, TeacherManifest.read(world / "teacher.json"), world / "prompts")
+    try:
+        distill(params, inputs, checkpoints=checkpoints, student=out / "student", log=out / "log.csv")
+    except CdmError as error:
+        sys.exit(f"error: {error}")
