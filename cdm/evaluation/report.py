@@ -1,0 +1,377 @@
+"""One self-contained HTML file: what was distilled, how good it is at what cost, pictures, curves, parameters.
+
+It needs no network, follows the reader's light or dark preference, and holds no date: the same results give the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from cdm.evaluation.quality import Evaluation, Row
+from cdm.evaluation.samples import Samples
+from cdm.evaluation.theme import DARK, LIGHT
+from cdm.params import Params
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """PNG bytes of one picture on light and on dark ground."""
+
+    light: bytes
+    dark: bytes
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What was distilled."""
+
+    source: str
+    revision: str | None
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table of figures."""
+
+    key: str
+    name: str
+    better: Literal["low", "high", None] = None
+    meaning: str = ""
+
+
+FIGURES = [
+    Column(
+        "frechet_distance", "Fréchet distance", "low", "how far what the pictures show is from the reference"
+    ),
+    Column("style_distance", "Style distance", "low", "the same for how they show it: blur, contrast, colour"),
+    Column("attribute_accuracy", "All right", "high", "pictures that show everything that their prompt names"),
+]
+MAIN = [
+    Column("evaluations", "Evaluations"),
+    *FIGURES,
+    Column("precision", "Precision", "high", "samples that lie among the reference pictures"),
+    Column("recall", "Recall", "high", "reference pictures that lie among the samples"),
+    Column(
+        "diversity", "Diversity", None, "mean distance of two pictures of a prompt; best where real ones are"
+    ),
+]
+MORE = [
+    Column("density", "Density", None, "reference pictures around a sample; about 1 for perfect samples"),
+    Column("coverage", "Coverage", "high", "reference pictures with a sample in their neighbourhood"),
+    Column("kernel_distance", "Kernel distance", "low", "another distance; 0 on average for perfect samples"),
+    Column(
+        "frechet_to_teacher", "Fréchet to teacher", "low", "to the teacher's full-length samples, same noise"
+    ),
+    Column("style_to_teacher", "Style to teacher", "low", "the same for style"),
+]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure, its standard error, and whether it is the best of its column or near it."""
+
+    value: str
+    error: str = ""
+    mark: Literal["best", "near", ""] = ""
+
+
+def render(
+    params: Params, teacher: Teacher, samples: Samples, evaluation: Evaluation, pictures: Mapping[str, Picture]
+) -> str:
+    """The report. `pictures`: `overview`, `contact_sheet`, `quality` and `losses`."""
+    from jinja2 import Environment, StrictUndefined
+
+    rows = [row for model in evaluation.quality.values() for row in model.values()]
+    attributes = next(iter(evaluation.attributes["student"].values()))
+    main = [column for column in MAIN if any(column.key in row for row in rows)]
+    more = [column for column in MORE if any(column.key in row for row in rows)]
+    more += [Column(f"attribute:{name}", f"{name.capitalize()} right") for name in attributes]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=f"{_name(teacher)} in {_listed(params.sample.steps)} steps",
+        lead=_lead(params, teacher),
+        cards=_cards(samples, evaluation),
+        groups=_groups(evaluation, main + more),
+        main_columns=main,
+        more_columns=more,
+        has_errors=any(errors for model in evaluation.errors.values() for errors in model.values()),
+        floor=evaluation.floor,
+        reference_text=_reference_text(samples, evaluation),
+        method=_method(params, samples, evaluation),
+        caveats=_caveats(evaluation),
+        parameters=parameter_rows(params),
+        pictures={name: {"light": _uri(p.light), "dark": _uri(p.dark)} for name, p in pictures.items()},
+        per_prompt=samples.per_prompt,
+        light=LIGHT,
+        dark=DARK,
+    )
+
+
+def _name(teacher: Teacher) -> str:
+    return teacher.source.rstrip("/")
+
+
+def _listed(numbers: list[int]) -> str:
+    *rest, last = map(str, sorted(numbers))
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def _lead(params: Params, teacher: Teacher) -> str:
+    revision = f" at revision {teacher.revision}" if teacher.revision else ""
+    weights = {name: getattr(params.distill.losses, name).weight for name in ("ca", "dm", "cdm")}
+    terms = " + ".join(name.upper() for name, weight in weights.items() if weight)
+    schedule = params.schedule
+    if schedule.kind == "dynamic":
+        levels = f"random schedules of {schedule.min_len} to {schedule.max_len} steps"
+    else:
+        levels = f"the fixed schedule {', '.join(f'{sigma:g}' for sigma in schedule.sigmas)}"
+    return (
+        f"A student of the same architecture ({teacher.parameters:,} parameters), distilled from"
+        f" {_name(teacher)}{revision} with {terms} on {levels}: {params.distill.iterations:,} iterations of"
+        f" {params.distill.batch_size} samples, seed {params.seed}. It needs no guidance."
+    )
+
+
+def _cards(samples: Samples, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The student at 4 steps, or at the nearest number below (else at its lowest), beside the teacher."""
+    student = max(
+        (each for each in samples.student if each.steps <= 4), key=lambda each: each.steps, default=None
+    )
+    student = student or samples.student[0]
+    full = samples.full
+    ours, theirs = evaluation.quality["student"][student.key], evaluation.quality["teacher"]
+    cards: list[dict[str, Any]] = [
+        {
+            "name": "Network evaluations a picture",
+            "figure": f"{full.evaluations} → {student.evaluations}",
+            "unit": f"student, {_steps(student.steps)}",
+            "rows": [
+                (f"Teacher, {_steps(full.steps)}", "2 a step"),
+                (f"Student, {_steps(student.steps)}", "1 a step"),
+            ],
+        }
+    ]
+    for column in FIGURES:
+        if column.key not in ours:
+            continue
+        shown = dict.fromkeys((full.key, student.key))
+        rows = [
+            (f"Teacher, {_steps(int(key.removeprefix('steps')))}", number(theirs[key][column.key], column.key))
+            for key in shown
+            if key in theirs
+        ]
+        cards.append(
+            {
+                "name": f"{column.name}\u00a0{'↓' if column.better == 'low' else '↑'}",
+                "figure": number(ours[column.key], column.key),
+                "unit": f"student, {_steps(student.steps)}",
+                "rows": rows,
+            }
+        )
+    return cards
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def _groups(evaluation: Evaluation, columns: list[Column]) -> list[dict[str, Any]]:
+    """Rows of the tables by model, with the best of student and teacher marked in each column."""
+    figures = {
+        (model, key): {
+            **row,
+            **{f"attribute:{name}": v for name, v in evaluation.attributes[model][key].items()},
+        }
+        for model, rows in evaluation.quality.items()
+        for key, row in rows.items()
+    }
+    for place in figures.keys() & {("real", "halves")}:
+        figures[place] |= evaluation.floor
+    contest = {place: row for place, row in figures.items() if place[0] != "real"}
+    marks = {column.key: _marks(column, contest, evaluation) for column in columns}
+    groups = []
+    for model in evaluation.quality:
+        rows: list[dict[str, Any]] = []
+        for key in evaluation.quality[model]:
+            errors = evaluation.errors.get(model, {}).get(key, {})
+            cells = {
+                column.key: _cell(column, figures[model, key], errors, marks[column.key].get((model, key), ""))
+                for column in columns
+            }
+            rows.append({"name": row_name(model, key), "cells": cells})
+        groups.append({"model": model, "rows": rows})
+    return groups
+
+
+def row_name(model: str, key: str) -> str:
+    """What a row is called in tables."""
+    if model == "real":
+        return "Real pictures"
+    return f"{model.capitalize()}, {_steps(int(key.removeprefix('steps')))}"
+
+
+def _marks(
+    column: Column, figures: Mapping[tuple[str, str], Row], evaluation: Evaluation
+) -> dict[tuple[str, str], Literal["best", "near", ""]]:
+    """`best`, and `near` where two standard errors of the difference (taken as independent) reach the best."""
+    values = {place: row[column.key] for place, row in figures.items() if column.key in row}
+    if column.better is None or not values:
+        return {}
+    best = min(values, key=lambda place: values[place] * (1 if column.better == "low" else -1))
+    errors = {
+        (model, key): row.get(column.key)
+        for model, rows in evaluation.errors.items()
+        for key, row in rows.items()
+    }
+    marks: dict[tuple[str, str], Literal["best", "near", ""]] = {}
+    for place, value in values.items():
+        error, of_best = errors.get(place), errors.get(best)
+        if value == values[best]:
+            marks[place] = "best"
+        elif (
+            error is not None
+            and of_best is not None
+            and abs(value - values[best]) <= 2 * math.hypot(error, of_best)
+        ):
+            marks[place] = "near"
+    return marks
+
+
+def _cell(column: Column, row: Row, errors: Row, mark: Literal["best", "near", ""]) -> Cell | None:
+    if column.key not in row:
+        return None
+    value = row[column.key]
+    if column.key == "evaluations":
+        return Cell(f"{value:.0f}" if value else "")
+    error = number(errors[column.key], column.key, like=value) if column.key in errors else ""
+    return Cell(number(value, column.key), error, mark)
+
+
+def number(value: float, key: str, like: float | None = None) -> str:
+    """A figure as text: shares in per cent, others to about three digits; an error with the digits of `like`."""
+    if key.startswith("attribute"):
+        return f"{100 * value:.1f} %"
+    size = abs(value if like is None else like)
+    return f"{value:.{0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3}f}".replace(
+        "-", "\u2212"
+    )
+
+
+def _reference_text(samples: Samples, evaluation: Evaluation) -> str:
+    count = len(samples.full.store)
+    if evaluation.reference == "real":
+        return (
+            f"Each row is {count:,} samples ({len(samples.texts)} prompts, {samples.per_prompt} of each) against"
+            f" {evaluation.reference_count:,} held-out real pictures of the same prompts."
+        )
+    return (
+        f"Each row is {count:,} samples ({len(samples.texts)} prompts, {samples.per_prompt} of each) against the"
+        f" teacher's own samples of {samples.full.steps} steps from the same noise. They are the reference, so"
+        " their own distance is 0."
+    )
+
+
+def _method(params: Params, samples: Samples, evaluation: Evaluation) -> list[tuple[str, str]]:
+    count = len(samples.full.store)
+    rows = [
+        (
+            "Samples",
+            f"{count:,} a row: {len(samples.texts)} prompts, {samples.per_prompt} each, all rows on the same noise",
+        ),
+        ("Seed", str(params.seed)),
+        ("Prompts, SHA-256", samples.prompts_sha256),
+        (
+            "Guidance of the teacher",
+            f"{params.teacher.guidance_scale:g}; a guided step evaluates the network twice",
+        ),
+        ("Features", evaluation.features),
+        (
+            "Distances",
+            "squared Fréchet distance of the Gaussians fitted to the features, each feature divided by its standard"
+            " deviation over the reference",
+        ),
+        (
+            "Precision, recall, density, coverage",
+            f"balls to the {params.evaluate.neighbours} nearest neighbours, content features",
+        ),
+        (
+            "Standard errors",
+            "jackknife over the samples' noise: all samples with the same position among their prompt's are left out"
+            " together",
+        ),
+    ]
+    if evaluation.reference == "real":
+        rows.insert(4, ("Reference", f"{evaluation.reference_count:,} real pictures ({params.evaluate.real})"))
+        rows.append(
+            (
+                "Real pictures",
+                "what perfect samples would get: real pictures are split at random into halves of"
+                f" {evaluation.reference_count // 2:,} (equally for each prompt), one is measured against the other,"
+                " and the mean of 8 splits taken; the distances are scaled to the samples' count, because sampling"
+                " errors add to a Fréchet distance in proportion to 1/n + 1/m. The other figures are the halves' own",
+            )
+        )
+    return rows
+
+
+def _caveats(evaluation: Evaluation) -> list[str]:
+    caveats = [
+        "Figures compare rows of this report, and reports with the same features, prompts and counts. They are not the"
+        " FID of other publications, which is measured with another network.",
+        "A Fréchet distance grows as samples become fewer; even perfect ones do not reach 0. Precision, recall, density"
+        " and coverage depend on the counts and on k.",
+        "The standard errors are over the noise alone: another training seed, other prompts or other real pictures"
+        " would change the figures too. This is one training run.",
+        "Distances to the teacher's samples are on the same noise, so that they may fall below those of two independent"
+        " sets of the teacher.",
+    ]
+    real = evaluation.quality.get("real", {}).get("halves", {})
+    if "attribute_accuracy" in real:
+        caveats.append(
+            "The accuracy is a classifier's opinion, which errs: of the real pictures it calls"
+            f" {100 * real['attribute_accuracy']:.1f} % right. A model can score more by drawing only what is easy to"
+            " read: look at recall and diversity beside it."
+        )
+    return caveats
+
+
+def parameter_rows(params: Params) -> list[tuple[str, list[dict[str, str]]]]:
+    """Every parameter that can change a result, by section: its key, its value as in YAML, its meaning."""
+    values = params.model_dump(
+        include={"seed", "teacher", "prompts", "latents", "schedule", "distill", "sample", "evaluate"}
+    )
+    return [(name, _flat(type(params), {name: value})) for name, value in values.items()]
+
+
+def _flat(model: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> list[dict[str, str]]:
+    rows = []
+    for name, value in values.items():
+        field = model.model_fields[name]
+        if (
+            isinstance(value, dict)
+            and isinstance(field.annotation, type)
+            and issubclass(field.annotation, BaseModel)
+        ):
+            rows += _flat(field.annotation, value, f"{prefix}{name}.")
+        else:
+            meaning = " ".join((field.description or "").split())
+            rows.append(
+                {"key": prefix + name, "value": json.dumps(value, ensure_ascii=False), "meaning": meaning}
+            )
+    return rows
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

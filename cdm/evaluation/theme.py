@@ -1,0 +1,53 @@
+"""Colours and type of pictures, plots and report, on light and on dark ground.
+
+Series colours are Okabe and Ito's, which people with any colour vision tell apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours as #rrggbb."""
+
+    ground: str
+    ink: str
+    muted: str
+    line: str
+    student: str
+    teacher: str
+    series: tuple[str, ...]
+
+    def model(self, name: str) -> str:
+        """The colour of `student` or `teacher`."""
+        return {"student": self.student, "teacher": self.teacher}[name]
+
+
+LIGHT = Theme(
+    ground="#ffffff",
+    ink="#1b1f24",
+    muted="#68717b",
+    line="#dfe3e8",
+    student="#0072b2",
+    teacher="#d55e00",
+    series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
+)
+DARK = Theme(
+    ground="#161a1f",
+    ink="#e8ebee",
+    muted="#98a2ad",
+    line="#30373f",
+    student="#56b4e9",
+    teacher="#f08a3c",
+    series=("#56b4e9", "#f08a3c", "#2cc29a", "#dd9bc0", "#f0c04a", "#8fa8ff"),
+)
+
+
+def font_file(bold: bool = False) -> Path:
+    """DejaVu Sans, which comes with matplotlib: the same letters on every machine."""
+    import matplotlib as mpl
+
+    return Path(mpl.get_data_path()) / "fonts/ttf" / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")

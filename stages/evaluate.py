@@ -1,0 +1,38 @@
+"""Stage `evaluate`: how good the student is, beside its teacher, at what cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdm.evaluation.report import Teacher
+from cdm.evaluation.results import summary, write_results
+from cdm.hub import TeacherManifest
+from cdm.prompts import PromptSet
+from stages.common import PromptsFolder, TeacherFile, run, stage
+
+
+def main(
+    teacher: TeacherFile = Path("data/teacher.json"),
+    prompts: PromptsFolder = Path("data/prompts"),
+    samples: Annotated[Path, typer.Option(help="What the stage `sample` wrote.")] = Path("data/samples"),
+    log: Annotated[Path, typer.Option(help="The training log, a CSV file.")] = Path("logs/distill.csv"),
+    metrics: Annotated[Path, typer.Option(help="File of figures to write.")] = Path("metrics/quality.json"),
+    plots: Annotated[Path, typer.Option(help="Folder of pictures to write.")] = Path("plots"),
+    report: Annotated[Path, typer.Option(help="Folder of the report to write.")] = Path("report"),
+) -> None:
+    """Measure the samples, draw the pictures, write the report."""
+    with stage(
+        "seed", "teacher", "prompts", "latents", "schedule", "distill", "sample", "evaluate"
+    ) as params:  # the report shows every parameter
+        manifest = TeacherManifest.read(teacher)
+        distilled = Teacher(manifest.source, manifest.revision, manifest.parameters)
+        texts = PromptSet(prompts / "eval").texts
+        evaluation = write_results(params, distilled, texts, samples, log, metrics, plots, report)
+    print(f"{summary(evaluation)}\n{report / 'index.html'}: the whole report")
+
+
+if __name__ == "__main__":
+    run(main)
