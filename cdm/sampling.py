@@ -175,20 +175,41 @@ def draw_samples(
     cache, family = Store(latents), get_family(teacher.family)
     check_student(student, family)
     _check_cache(cache, teacher, PromptSet(prompts / "eval"))
+    full, guidance_scale = cache.metadata["steps"], cache.metadata["guidance_scale"]
+    contestants = (
+        Contestant("student", student, digest_of(file_hashes(student)), 1.0, {*params.sample.steps}),
+        Contestant(
+            "teacher", teacher.folder(), teacher.digest, guidance_scale, {*params.sample.teacher_steps, full}
+        ),
+    )
     staging = open_staging(out, "student", digest_of([_code(family), params.sample.model_dump()]))
-    per_prompt = cache.metadata["per_prompt"]
-    for model, source, scale, steps in (
-        ("student", student, 1.0, params.sample.steps),
-        ("teacher", teacher.folder(), cache.metadata["guidance_scale"], params.sample.teacher_steps),
-    ):
-        sampler = _sampler(params, family, source, prompts, per_prompt, guidance_scale=scale, image=True)
-        digest = teacher.digest if model == "teacher" else digest_of(file_hashes(student))
-        full = {cache.metadata["steps"]} if model == "teacher" else set()
-        for each in sorted({*steps, *full}):
-            folder = staging / model / f"steps{each}"
-            _write_set(params, sampler, cache, folder, each, digest, drawn=each in full)
-            _write_pictures(params, sampler, Store(folder), staging / "pictures", f"{model}-steps{each}")
+    for contestant in contestants:
+        _write_sets(params, family, contestant, cache, prompts, staging)
     publish(out)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model of the comparison."""
+
+    name: str
+    source: Path
+    digest: str
+    guidance_scale: float
+    steps: set[int]
+
+
+def _write_sets(
+    params: Params, family: Family, model: Contestant, cache: Store, prompts: Path, staging: Path
+) -> None:
+    """All sample sets of a model, with their pictures. The guided full-length set is the cache's own."""
+    per_prompt, scale = cache.metadata["per_prompt"], model.guidance_scale
+    sampler = _sampler(params, family, model.source, prompts, per_prompt, guidance_scale=scale, image=True)
+    for steps in sorted(model.steps):
+        drawn = model.name == "teacher" and steps == cache.metadata["steps"]
+        folder = staging / model.name / f"steps{steps}"
+        _write_set(params, sampler, cache, folder, steps, model.digest, drawn=drawn)
+        _write_pictures(params, sampler, Store(folder), staging / "pictures", f"{model.name}-steps{steps}")
 
 
 def _write_set(
@@ -207,7 +228,7 @@ def _write_set(
     if is_complete(folder, metadata):
         return
     title = "/".join(folder.parts[-2:])
-    with ShardWriter(folder, cache_rows(cache), metadata) as writer:
+    with ShardWriter(folder, _rows_per_shard(cache), metadata) as writer:
         for samples in track(
             _batches(writer.rows_done, len(cache), params.runtime.batch_size), title, unit="batch"
         ):
@@ -216,7 +237,7 @@ def _write_set(
             writer.append({"latents": latents, "images": sampler.decode(latents)})
 
 
-def cache_rows(cache: Store) -> int:
+def _rows_per_shard(cache: Store) -> int:
     """Rows of a shard of a sample set: as in the latents cache."""
     return shard_rows(sum(tensor.nbytes for tensor in cache.rows([0]).values()))
 
@@ -242,6 +263,8 @@ def check_student(folder: Path, family: Family | None = None) -> Family:
 
 
 def _check_cache(cache: Store, teacher: TeacherManifest, prompts: PromptSet) -> None:
+    """Raises CdmError if the cache is damaged, or not of this teacher and these prompts."""
+    cache.verify()
     expected = {"teacher": teacher.digest, "prompts_sha256": prompts.sha256}
     for name, value in expected.items():
         if cache.metadata.get(name) != value:

@@ -261,6 +261,13 @@ def test_what_is_missing_or_stale_is_named_before_drawing(
     other = TeacherManifest(**{**vars(tiny_teacher), "files": {}})
     with pytest.raises(CdmError, match="latents: drawn for another teacher: run the stage `latents` again"):
         draw(tiny_params, other, data)
+    shutil.copytree(data / "latents", data / "damaged")
+    shard = data / "damaged" / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    with pytest.raises(StoreError, match="its hash differs"):
+        sampling.draw_samples(
+            tiny_params, tiny_teacher, data / "student", data / "prompts", data / "damaged", data / "samples"
+        )
     fewer = tiny_params.model_copy(update={"prompts": tiny_params.prompts.model_copy(update={"eval_count": 2})})
     prompts.build(fewer, tiny_teacher, data / "prompts")
     with pytest.raises(CdmError, match="latents: drawn for other prompts"):
