@@ -7,6 +7,8 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Columns of `dvc exp show` that the main table does without: hashes of files, and figures behind the main ones.
+MINOR := Created|.*(/|kernel|precision|recall|density|coverage|diversity|_to_teacher|count|evaluations|models)
 INPUTS := pyproject.toml constraints.txt
 
 # The stages are started as `python -m stages.NAME`: the first python on the path is to be ours.
@@ -19,7 +21,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help repro install test check format clean
+.PHONY: help repro table install test check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +38,9 @@ repro: $(VENV)/installed ## Install what is missing, run the pipeline (dvc repro
 		'Report         report/index.html (one file, readable offline)' \
 		'Student        models/student (a diffusers folder)' \
 		'To go on       source .venv/bin/activate, then: dvc exp run -S schedule.max_len=6'
+
+table: $(VENV)/installed ## Compare experiments: what was changed, and the main figures
+	@dvc exp show --only-changed --md --drop '$(MINOR)'
 
 install: $(VENV)/installed ## Make .venv and install the pipeline into it
 
