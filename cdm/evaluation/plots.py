@@ -23,7 +23,7 @@ METRICS = {
     "attribute_accuracy": "All attributes right",
 }
 MARKERS = {"student": "o", "teacher": "s"}
-NAMES = {"student": "Student (no guidance)", "teacher": "Teacher (guided)"}
+NAMES = {"student": "Student", "teacher": "Teacher"}
 PANELS = {
     "loss_fake": "Loss of the fake score",
     "loss_": "Losses of the student",

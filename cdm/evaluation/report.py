@@ -114,6 +114,7 @@ def render(
         parameters=parameter_rows(params),
         pictures={name: {"light": _uri(p.light), "dark": _uri(p.dark)} for name, p in pictures.items()},
         per_prompt=samples.per_prompt,
+        guided=samples.guided,
         light=LIGHT,
         dark=DARK,
     )
@@ -158,8 +159,8 @@ def _cards(samples: Samples, evaluation: Evaluation) -> list[dict[str, Any]]:
             "figure": f"{full.evaluations} → {student.evaluations}",
             "unit": f"student, {_steps(student.steps)}",
             "rows": [
-                (f"Teacher, {_steps(full.steps)}", "2 a step"),
-                (f"Student, {_steps(student.steps)}", "1 a step"),
+                (f"Teacher, {_steps(full.steps)}", f"{full.evaluations // full.steps} a step"),
+                (f"Student, {_steps(student.steps)}", f"{student.evaluations // student.steps} a step"),
             ],
         }
     ]
@@ -200,14 +201,14 @@ def _groups(evaluation: Evaluation, columns: list[Column]) -> list[dict[str, Any
     for place in figures.keys() & {("real", "halves")}:
         figures[place] |= evaluation.floor
     contest = {place: row for place, row in figures.items() if place[0] != "real"}
-    marks = {column.key: _marks(column, contest, evaluation) for column in columns}
+    marked = {column.key: marks(column, contest, evaluation) for column in columns}
     groups = []
     for model in evaluation.quality:
         rows: list[dict[str, Any]] = []
         for key in evaluation.quality[model]:
             errors = evaluation.errors.get(model, {}).get(key, {})
             cells = {
-                column.key: _cell(column, figures[model, key], errors, marks[column.key].get((model, key), ""))
+                column.key: _cell(column, figures[model, key], errors, marked[column.key].get((model, key), ""))
                 for column in columns
             }
             rows.append({"name": row_name(model, key), "cells": cells})
@@ -222,7 +223,7 @@ def row_name(model: str, key: str) -> str:
     return f"{model.capitalize()}, {_steps(int(key.removeprefix('steps')))}"
 
 
-def _marks(
+def marks(
     column: Column, figures: Mapping[tuple[str, str], Row], evaluation: Evaluation
 ) -> dict[tuple[str, str], Literal["best", "near", ""]]:
     """`best`, and `near` where two standard errors of the difference (taken as independent) reach the best."""
@@ -235,18 +236,18 @@ def _marks(
         for model, rows in evaluation.errors.items()
         for key, row in rows.items()
     }
-    marks: dict[tuple[str, str], Literal["best", "near", ""]] = {}
+    found: dict[tuple[str, str], Literal["best", "near", ""]] = {}
     for place, value in values.items():
         error, of_best = errors.get(place), errors.get(best)
         if value == values[best]:
-            marks[place] = "best"
+            found[place] = "best"
         elif (
             error is not None
             and of_best is not None
             and abs(value - values[best]) <= 2 * math.hypot(error, of_best)
         ):
-            marks[place] = "near"
-    return marks
+            found[place] = "near"
+    return found
 
 
 def _cell(column: Column, row: Row, errors: Row, mark: Literal["best", "near", ""]) -> Cell | None:
@@ -294,7 +295,7 @@ def _method(params: Params, samples: Samples, evaluation: Evaluation) -> list[tu
         ("Prompts, SHA-256", samples.prompts_sha256),
         (
             "Guidance of the teacher",
-            f"{params.teacher.guidance_scale:g}; a guided step evaluates the network twice",
+            f"{params.teacher.guidance_scale:g} (1 is none; else a step takes two evaluations)",
         ),
         ("Features", evaluation.features),
         (
@@ -308,8 +309,8 @@ def _method(params: Params, samples: Samples, evaluation: Evaluation) -> list[tu
         ),
         (
             "Standard errors",
-            "jackknife over the samples' noise: all samples with the same position among their prompt's are left out"
-            " together",
+            "jackknife over the samples' noise: the first samples of all prompts are left out together, then the second"
+            " ones, and so on",
         ),
     ]
     if evaluation.reference == "real":
@@ -320,7 +321,8 @@ def _method(params: Params, samples: Samples, evaluation: Evaluation) -> list[tu
                 "what perfect samples would get: real pictures are split at random into halves of"
                 f" {evaluation.reference_count // 2:,} (equally for each prompt), one is measured against the other,"
                 " and the mean of 8 splits taken; the distances are scaled to the samples' count, because sampling"
-                " errors add to a Fréchet distance in proportion to 1/n + 1/m. The other figures are the halves' own",
+                " errors add to a Fréchet distance in proportion to 1/n + 1/m. Accuracy and diversity are of all real"
+                " pictures, the other figures are the halves' own",
             )
         )
     return rows

@@ -57,6 +57,11 @@ class Samples:
     prompts_sha256: str
 
     @property
+    def guided(self) -> bool:
+        """Whether the teacher's steps cost two evaluations each."""
+        return self.full.evaluations > self.full.steps
+
+    @property
     def sets(self) -> list[SampleSet]:
         return [*self.student, *self.teacher]
 

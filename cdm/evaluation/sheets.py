@@ -16,7 +16,6 @@ MARGIN, GAP, GROUP_GAP, TILE_GAP = 24, 8, 32, 2
 LABEL_WIDTH = 138
 HEADER_HEIGHT = 84
 GOLDEN_RATIO = 0.618034
-TITLES = {"teacher": "Teacher, guided", "student": "Student, no guidance"}
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Group:
-    """Columns of one model (student or teacher) under its title."""
+    """Columns of one model (student or teacher) under a title."""
 
     model: str
+    title: str
     columns: list[Column]
 
 
@@ -78,9 +78,10 @@ def _sheet(
         note = "1 evaluation" if each.evaluations == 1 else f"{each.evaluations} evaluations"
         return Column(steps, note, each.pictures(rows).unflatten(0, (len(prompts), noises)))
 
+    titles = ("Teacher, guided", "Student, no guidance") if samples.guided else ("Teacher", "Student")
     groups = [
-        Group("teacher", [column(each) for each in teacher]),
-        Group("student", [column(each) for each in student]),
+        Group("teacher", titles[0], [column(each) for each in teacher]),
+        Group("student", titles[1], [column(each) for each in student]),
     ]
     return png(compose([samples.texts[prompt] for prompt in prompts], groups, tile, theme))
 
@@ -107,7 +108,7 @@ def compose(prompts: Sequence[str], groups: Sequence[Group], tile: int, theme: T
         text = _wrap(prompt, label, label_width, cell_height)
         draw.multiline_text((MARGIN, middle), text, font=label, fill=theme.ink, anchor="lm", spacing=5)
     for group, group_width in zip(groups, group_widths, strict=True):
-        _draw_title(draw, TITLES[group.model], left, group_width, theme.model(group.model))
+        _draw_title(draw, group.title, left, group_width, theme.model(group.model))
         for number, column in enumerate(group.columns):
             x = left + number * (cell_width + GAP)
             _draw_heading(draw, column, x + cell_width / 2, cell_width, theme)

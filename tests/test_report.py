@@ -1,0 +1,286 @@
+"""Sheets, curves and the report: what they show, that they need nothing else, and that they repeat byte by byte."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cdm.errors import CdmError
+from cdm.evaluation import plots, report, sheets
+from cdm.evaluation.features import PixelFeatures
+from cdm.evaluation.quality import Evaluation, evaluate
+from cdm.evaluation.report import Picture, Teacher
+from cdm.evaluation.results import summary, write_results
+from cdm.evaluation.samples import RealPictures, Samples, open_samples
+from cdm.evaluation.theme import DARK
+from tests.sample_sets import PER_PROMPT, TEXTS, noise_pictures, parameters, write_real, write_sets
+
+LOG = "iteration,loss_fake,loss_dm,lr_student,custom\n1,0.5,,,7\n2,0.25,0.125,1e-4,8\n3,0.25,,,9\n4,0.2,0.1,0.0,10\n"
+PARAMS = parameters(judge=None)
+TEACHER = Teacher("org/<b>model</b>", "0123abc", 2_030_000)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    return open_samples(PARAMS, write_sets(tmp_path_factory.mktemp("sets")), TEXTS)
+
+
+@pytest.fixture(scope="module")
+def evaluation(samples: Samples) -> Evaluation:
+    real = RealPictures(noise_pictures(50, 30), torch.arange(30) % 3)
+    return evaluate(PARAMS, samples, real, PixelFeatures())
+
+
+@pytest.fixture(scope="module")
+def page(samples: Samples, evaluation: Evaluation) -> str:
+    names = ("overview", "contact_sheet", "quality", "losses")
+    return report.render(
+        PARAMS, TEACHER, samples, evaluation, {name: Picture(b"light", b"dark") for name in names}
+    )
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def contains(sheet: np.ndarray, picture: torch.Tensor, factor: int) -> list[tuple[int, int]]:
+    """Places (row, column) at which a picture stands on the sheet, each of its pixels a square of `factor`."""
+    wanted = picture.permute(1, 2, 0).numpy().repeat(factor, 0).repeat(factor, 1)
+    height, width, _ = wanted.shape
+    corners = np.argwhere((sheet[: -height or None, : -width or None] == wanted[0, 0]).all(-1))
+    return [(y, x) for y, x in corners if np.array_equal(sheet[y : y + height, x : x + width], wanted)]
+
+
+def test_the_overview_shows_the_same_noise_in_every_column(samples: Samples) -> None:
+    """Teacher at 50 and 4 steps, then the student at 1 and 4; the first noise of each prompt, enlarged 16 times."""
+    sheet = pixels(sheets.overview(samples))
+    student1, student4 = samples.student
+    teacher4, teacher50 = samples.teacher
+    places = [
+        [contains(sheet, each.pictures([prompt * PER_PROMPT])[0], 16) for prompt in range(3)]
+        for each in (teacher50, teacher4, student1, student4)
+    ]
+    assert all(len(found) == 1 for column in places for found in column)
+    rows = [[found[0][0] for found in column] for column in places]
+    columns = [[found[0][1] for found in column] for column in places]
+    assert rows[0] == rows[1] == rows[2] == rows[3] == sorted(rows[0])
+    assert all(len(set(column)) == 1 for column in columns)
+    assert [column[0] for column in columns] == sorted(column[0] for column in columns)
+
+
+def test_the_contact_sheet_shows_four_noises_of_the_prompts(samples: Samples) -> None:
+    sheet = pixels(sheets.contact_sheet(samples, prompts=2))
+    shown = sheets.spread(3, 2)
+    for each in samples.sets:
+        for index in range(3 * PER_PROMPT):
+            picture = each.pictures([index])[0]
+            assert len(contains(sheet, picture, 12)) == (index // PER_PROMPT in shown), (each.key, index)
+
+
+def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
+    big = {
+        f"{model}{steps}": noise_pictures(0, 12, size=300) for model, steps in (("student", 1), ("teacher", 50))
+    }
+    big |= {"student4": big["student1"], "teacher4": big["student1"]}
+    height, width, _ = pixels(sheets.overview(open_samples(PARAMS, write_sets(tmp_path, **big), TEXTS))).shape
+    assert (width, height) == (24 + 138 + 8 + 2 * (2 * 128 + 8) + 32 + 24, 24 + 84 + 3 * 136 - 8 + 24)
+
+
+@pytest.mark.parametrize(("total", "count"), [(64, 8), (64, 6), (100, 7), (9, 9), (5, 8)])
+def test_spread_takes_one_of_each_part(total: int, count: int) -> None:
+    chosen = sheets.spread(total, count)
+    assert len(chosen) == min(total, count)
+    parts = [index * len(chosen) // total for index in chosen]
+    assert parts == list(range(len(chosen)))
+
+
+def test_long_prompts_are_cut(samples: Samples) -> None:
+    long = replace(samples, texts=["word " * 400] * 3)
+    assert pixels(sheets.overview(long)).shape == pixels(sheets.overview(samples)).shape
+
+
+def test_pictures_and_plots_repeat_and_hold_no_metadata(
+    samples: Samples, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    (tmp_path / "log.csv").write_text(LOG)
+    curves = plots.read_log(tmp_path / "log.csv")
+    for draw in (
+        lambda theme: sheets.overview(samples, theme=theme),
+        lambda theme: plots.quality(evaluation, theme),
+        lambda theme: plots.losses(curves, theme),
+    ):
+        dark = draw(DARK)
+        assert dark == draw(DARK)
+        assert Image.open(io.BytesIO(dark)).info.keys() <= {"dpi"}
+        assert tuple(pixels(dark)[0, 0, :3]) == tuple(bytes.fromhex(DARK.ground[1:]))
+
+
+def test_the_log_leaves_out_blank_cells(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(LOG)
+    curves = plots.read_log(tmp_path / "log.csv")
+    assert curves["loss_fake"] == [(1, 0.5), (2, 0.25), (3, 0.25), (4, 0.2)]
+    assert curves["loss_dm"] == [(2, 0.125), (4, 0.1)]
+    assert curves["custom"] == [(1, 7), (2, 8), (3, 9), (4, 10)]
+
+
+@pytest.mark.parametrize("text", ["", "iteration,loss\n", "step,loss\n1,2\n", "iteration,loss\n1,high\n"])
+def test_what_is_no_log_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "log.csv").write_text(text)
+    with pytest.raises(CdmError, match=r"log\.csv: not a training log"):
+        plots.read_log(tmp_path / "log.csv")
+    with pytest.raises(CdmError, match=r"none\.csv: cannot be read"):
+        plots.read_log(tmp_path / "none.csv")
+
+
+def test_the_moving_average_is_unbiased_and_forgets() -> None:
+    assert plots.moving_average([3.0] * 5, 4) == pytest.approx([3.0] * 5)
+    assert plots.moving_average([1.0, 5.0, 2.0], 1) == [1.0, 5.0, 2.0]
+    assert plots.moving_average([0.0, 1.0], 2) == pytest.approx([0, 1 / 1.5])
+    assert plots.moving_average([0.0] * 50 + [1.0] * 50, 5)[-1] == pytest.approx(1, abs=1e-4)
+
+
+class Outline(HTMLParser):
+    """Checks that tags are balanced; keeps the attributes of all, and the text of table rows."""
+
+    VOID = frozenset({"meta", "img", "source", "br"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.rows: list[list[str]] = []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+def test_the_report_needs_nothing_from_elsewhere(page: str) -> None:
+    outline = Outline(page)
+    links = [
+        value for _, name, value in outline.attributes if name in ("src", "srcset", "href", "action", "data")
+    ]
+    assert len(links) == 8
+    assert all(value.startswith("data:image/png;base64,") for value in links)
+    tags = Counter(tag for tag, _, _ in outline.attributes)
+    assert not tags.keys() & {"script", "link", "iframe"}
+    assert not re.search(r"https?:|@import|url\(", page)
+
+
+def test_the_report_escapes_names(page: str) -> None:
+    assert "<b>model" not in page
+    assert "org/&lt;b&gt;model&lt;/b&gt;" in page
+
+
+def test_the_report_says_what_was_measured_and_how(page: str, samples: Samples, evaluation: Evaluation) -> None:
+    rows = {row[0]: row[1:] for row in Outline(page).rows}
+    assert rows["Seed"] == [str(PARAMS.seed)]
+    assert rows["Prompts, SHA-256"] == [samples.prompts_sha256]
+    assert "12 a row: 3 prompts, 4 each" in rows["Samples"][0]
+    assert "30 real pictures" in rows["Reference"][0]
+    assert rows["Features"] == [PixelFeatures.description]
+    assert rows["distill.losses.ca.scale"][0] == str(PARAMS.distill.losses.ca.scale)
+    assert rows["latents.per_prompt"][0] == "4"
+    assert not any(name.startswith("runtime") for name in rows)
+
+
+def test_the_table_holds_the_figures(page: str, evaluation: Evaluation) -> None:
+    rows = {row[0]: row[1:] for row in reversed(Outline(page).rows)}  # the first table of a name wins
+    figures = evaluation.quality["student"]["steps4"]
+    error = evaluation.errors["student"]["steps4"]["frechet_distance"]
+    shown = rows["Student, 4 steps"]
+    assert shown[0] == "4"
+    size = figures["frechet_distance"]
+    assert shown[1] == f"{report.number(size, '')} ± {report.number(error, '', like=size)}"
+    assert rows["Real pictures"][1] == report.number(evaluation.floor["frechet_distance"], "")
+    assert "All right" not in rows[""]  # pixel features know no attributes
+
+
+def test_marks_of_best_and_near(evaluation: Evaluation) -> None:
+    column = report.Column("frechet_distance", "", "low")
+    values = {
+        ("student", "steps1"): 1.0,
+        ("student", "steps4"): 1.2,
+        ("teacher", "steps4"): 1.4,
+        ("teacher", "steps50"): 1.0,
+    }
+    errors = {"student": {"steps1": 0.1, "steps4": 0.1}, "teacher": {"steps4": 0.1, "steps50": 0.1}}
+    measured = replace(
+        evaluation,
+        errors={m: {k: {"frechet_distance": e} for k, e in rows.items()} for m, rows in errors.items()},
+    )
+    figures = {place: {"frechet_distance": value} for place, value in values.items()}
+    expected = {("student", "steps1"): "best", ("teacher", "steps50"): "best", ("student", "steps4"): "near"}
+    assert report.marks(column, figures, measured) == expected  # 1.4 is further than 2 * sqrt(0.02)
+    higher = report.Column("frechet_distance", "", "high")
+    assert report.marks(higher, figures, measured) == {
+        ("teacher", "steps4"): "best",
+        ("student", "steps4"): "near",
+    }
+    assert report.marks(report.Column("frechet_distance", ""), figures, measured) == {}
+
+
+def test_numbers_keep_three_digits() -> None:
+    assert [report.number(v, "x") for v in (0.0123, 9.876, 12.3456, 271.19, 1234.5, -0.002)] == [
+        "0.012", "9.876", "12.35", "271.2", "1234", "\u22120.002",
+    ]  # fmt: skip
+    assert report.number(0.906, "attribute_accuracy") == "90.6 %"
+    assert report.number(0.123456, "x", like=87.0) == "0.12"
+
+
+def test_everything_is_written_and_repeats(tmp_path: Path) -> None:
+    """From the files that the stages leave, with the teacher as reference and no judge."""
+    params = parameters(judge=None, real=None)
+    write_sets(tmp_path / "samples")
+    (tmp_path / "log.csv").write_text(LOG)
+    outputs = []
+    for run in ("a", "b"):
+        out = tmp_path / run
+        evaluation = write_results(
+            params, TEACHER, TEXTS, tmp_path / "samples", tmp_path / "log.csv",
+            out / "metrics/quality.json", out / "plots", out / "report",
+        )  # fmt: skip
+        outputs.append({path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*")})
+    names = {f"plots/{name}.png" for name in ("overview", "contact_sheet", "quality", "losses")}
+    assert outputs[0].keys() == names | {"metrics/quality.json", "report/index.html"}
+    assert outputs[0] == outputs[1]
+    assert [line.split()[0] for line in summary(evaluation).splitlines()[1:]] == ["Student,"] * 2 + [
+        "Teacher,"
+    ] * 2
+
+
+def test_inputs_are_read_before_anything_is_written(tmp_path: Path) -> None:
+    write_sets(tmp_path / "samples")
+    (tmp_path / "log.csv").write_text(LOG)
+    write_real(tmp_path / "real.safetensors", noise_pictures(0, 2), TEXTS[:2])
+    params = parameters(judge=None, real=str(tmp_path / "real.safetensors"))
+    for log, message in (("none.csv", "none.csv"), ("log.csv", "no picture of 1 of the 3")):
+        with pytest.raises(CdmError, match=message):
+            write_results(
+                params, TEACHER, TEXTS, tmp_path / "samples", tmp_path / log,
+                tmp_path / "out/quality.json", tmp_path / "out", tmp_path / "out",
+            )  # fmt: skip
+    assert not (tmp_path / "out").exists()
