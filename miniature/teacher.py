@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,8 +50,12 @@ class PaddedAttention:
             return split if norm is None else norm(split)
 
         image, text = hidden_states, encoder_hidden_states
-        query = torch.cat([heads(image, attn.to_q, attn.norm_q), heads(text, attn.add_q_proj, attn.norm_added_q)], 2)
-        key = torch.cat([heads(image, attn.to_k, attn.norm_k), heads(text, attn.add_k_proj, attn.norm_added_k)], 2)
+        query = torch.cat(
+            [heads(image, attn.to_q, attn.norm_q), heads(text, attn.add_q_proj, attn.norm_added_q)], 2
+        )
+        key = torch.cat(
+            [heads(image, attn.to_k, attn.norm_k), heads(text, attn.add_k_proj, attn.norm_added_k)], 2
+        )
         value = torch.cat([heads(image, attn.to_v, None), heads(text, attn.add_v_proj, None)], 2)
         bias = F.pad(self.log_count[:, None], (key.shape[2] - 1, 0))[:, None, None, :]
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
@@ -130,7 +134,8 @@ class Teacher(nn.Module):
         self, x: torch.Tensor, sigma: torch.Tensor, token_ids: torch.Tensor, log_count: torch.Tensor
     ) -> torch.Tensor:
         encoded = [
-            encoder(token_ids, output_hidden_states=True) for encoder in (self.text_encoder, self.text_encoder_2)
+            encoder(token_ids, output_hidden_states=True)
+            for encoder in (self.text_encoder, self.text_encoder_2)
         ]
         prompt_embeds = torch.cat([e.hidden_states[-2] for e in encoded], dim=-1)
         self.attention.log_count = log_count
@@ -219,7 +224,7 @@ def main(folder: Path = Path("miniature/teacher"), metrics: Path = Path("miniatu
         if iteration % 500 == 0:
             print(f"iteration {iteration} loss {loss.item():.4f}", flush=True)
 
-    best = average.module.eval()
+    best = cast(Teacher, average.module).eval()
     best.transformer.set_attn_processor(JointAttnProcessor2_0())
     pipeline = StableDiffusion3Pipeline(
         transformer=best.transformer,

@@ -95,7 +95,9 @@ def load_glyphs() -> tuple[Glyphs, Glyphs]:
     return glyphs.subset(~held_out), glyphs.subset(held_out)
 
 
-def draw_combinations(glyphs: Glyphs, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_combinations(
+    glyphs: Glyphs, count: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Random handwritings and the (count, 3) attributes of a picture of each."""
     which = torch.randint(len(glyphs.digit), (count,), generator=generator)
     ink = torch.randint(len(INKS), (count,), generator=generator)
