@@ -57,7 +57,7 @@ class Repository:
             env=self.environment,
             text=True,
             capture_output=True,
-            timeout=300,
+            timeout=1200,
         )
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
