@@ -15,71 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.counting import CountingNetworks
 from benchmarks.plain import PlainDistiller
+from cdm.architectures import longcat_image, sd3_medium
 from cdm.distiller import Distiller
 from cdm.families import get_family
 from cdm.optim import Learner
 from cdm.params import Distill, Params, Schedule, load
+from cdm.plan import flops
 
 BATCH = 48
 AUTHORS = Schedule(kind="dynamic", min_len=1, max_len=28, sigma_min=0.02, sigma_max=0.98)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A transformer on meta tensors and the inputs of one sample at its training resolution."""
-
-    name: str
-    model: nn.Module
-    inputs: dict[str, Any]
-
-
-def sd3_medium() -> Architecture:
-    """SD3-Medium at 1024 x 1024: 4,096 image tokens, 77 + 256 text tokens."""
-    from diffusers import SD3Transformer2DModel
-
-    with torch.device("meta"):
-        model = SD3Transformer2DModel(
-            num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=192
-        )
-        inputs = {
-            "hidden_states": torch.empty(1, 16, 128, 128),
-            "encoder_hidden_states": torch.empty(1, 333, 4096),
-            "pooled_projections": torch.empty(1, 2048),
-            "timestep": torch.empty(1),
-        }
-    return Architecture("SD3-Medium, 1024 x 1024", model, inputs)
-
-
-def longcat_image() -> Architecture:
-    """LongCat-Image at 1024 x 1024: 4,096 image tokens, 512 text tokens."""
-    from diffusers import LongCatImageTransformer2DModel
-
-    with torch.device("meta"):
-        model = LongCatImageTransformer2DModel()
-        inputs = {
-            "hidden_states": torch.empty(1, 4096, 64),
-            "encoder_hidden_states": torch.empty(1, 512, 3584),
-            "timestep": torch.empty(1),
-            "img_ids": torch.empty(4096, 3),
-            "txt_ids": torch.empty(512, 3),
-        }
-    return Architecture("LongCat-Image, 1024 x 1024", model, inputs)
-
-
-def flops(architecture: Architecture) -> tuple[int, int]:
-    """FLOPs of a forward, and of a forward with its backward, of one sample."""
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        architecture.model(**architecture.inputs, return_dict=False)
-    with FlopCounterMode(display=False) as both:
-        architecture.model(**architecture.inputs, return_dict=False)[0].sum().backward()
-    return forward.get_total_flops(), both.get_total_flops()
 
 
 class World:
@@ -146,12 +96,24 @@ class Cost:
         return self.forwards + 3 * self.with_graph
 
 
-def count(kind: type[Distiller], schedule: Schedule, rollouts: str, rounds: int = 40) -> Cost:
-    """Forwards a sample and iteration, from rounds of the real engine on networks that cost nothing."""
+def count(
+    kind: type[Distiller],
+    schedule: Schedule,
+    rollouts: str,
+    rounds: int = 40,
+    micro_batch: int | None = None,
+    **changes: Any,
+) -> Cost:
+    """Forwards a sample and iteration, from rounds of the real engine on networks that cost nothing.
+
+    `changes` are settings of `distill`.
+    """
     from tests.engine import build, distill_settings
 
-    distill = distill_settings(rollouts=rollouts, batch_size=BATCH)
-    distiller, networks = build(kind, distill=distill, schedule=schedule, samples=range(BATCH))
+    distill = distill_settings(rollouts=rollouts, batch_size=BATCH, **changes)
+    distiller, networks = build(
+        kind, distill=distill, schedule=schedule, samples=range(BATCH), micro_batch=micro_batch
+    )
     for number in range(rounds):
         distiller.round(distill.student_every * number)
     samples = rounds * distill.student_every * BATCH

@@ -18,7 +18,9 @@ def expand(sigma: Tensor, like: Tensor) -> Tensor:
     if sigma.ndim == 0:
         return sigma
     if sigma.shape != like.shape[:1]:
-        raise ValueError(f"sigma has shape {tuple(sigma.shape)}, expected ({like.shape[0]},): one level a sample")
+        raise ValueError(
+            f"sigma has shape {tuple(sigma.shape)}, expected ({like.shape[0]},): one level a sample"
+        )
     return sigma.reshape(-1, *[1] * (like.ndim - 1))
 
 

@@ -73,7 +73,7 @@ def fingerprint(params: Params, digests: list[str]) -> str:
     """Names an experiment: equal for runs that would give the same student, so that one resumes another."""
     here = Path(__file__).parent
     code = {name: hashlib.sha256((here / f"{name}.py").read_bytes()).hexdigest() for name in CODE}
-    sections = params.model_dump(mode="json", include={"seed", "teacher", "prompts", "schedule", "distill"})
+    sections = params.model_dump(mode="json", include={"seed", "prompts", "schedule", "distill"})
     identity = json.dumps([sections, digests, code, torch.__version__], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 

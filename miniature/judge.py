@@ -22,7 +22,7 @@ def main(folder: Path = Path("miniature/judge"), metrics: Path = Path("miniature
     adamw, schedule = optimiser(judge.parameters(), params["lr"], params["iterations"])
     for _ in progress(params["iterations"], "judge"):
         which, attributes = draw_combinations(train, params["batch_size"], generator)
-        logits = judge(render(train, which, attributes, generator)).logits
+        logits = judge(render(train, which, attributes, params["scale"], generator)).logits
         losses = [F.cross_entropy(logits[name], attributes[:, i]) for i, name in enumerate(ATTRIBUTES)]
         adamw.zero_grad()
         torch.stack(losses).sum().backward()
@@ -32,7 +32,7 @@ def main(folder: Path = Path("miniature/judge"), metrics: Path = Path("miniature
     judge.eval()
     which, attributes = draw_combinations(held_out, 4000, generator)
     with torch.no_grad():
-        logits = judge(render(held_out, which, attributes, generator)).logits
+        logits = judge(render(held_out, which, attributes, params["scale"], generator)).logits
     right = torch.stack([logits[name].argmax(1) == attributes[:, i] for i, name in enumerate(ATTRIBUTES)])
     accuracy = {name: round(right[i].float().mean().item(), 4) for i, name in enumerate(ATTRIBUTES)}
     accuracy["all"] = round(right.all(0).float().mean().item(), 4)

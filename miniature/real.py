@@ -29,7 +29,7 @@ def main(folder: Path = Path("miniature/data")) -> None:
         which.append(of_digit[order])
         row = torch.tensor([combination.digit, combination.ink, combination.paper])
         attributes.append(row.expand(params["per_prompt"], 3))
-    images = render(held_out, torch.cat(which), torch.cat(attributes), generator)
+    images = render(held_out, torch.cat(which), torch.cat(attributes), params["scale"], generator)
     prompts = [c.prompt for c in evaluation for _ in range(params["per_prompt"])]
     save_file(
         {"images": (images * 255).round().to(torch.uint8)},

@@ -148,7 +148,7 @@ class Teacher(nn.Module):
 
 
 def encode_pictures(
-    vae: AutoencoderKL, count: int, generator: torch.Generator
+    vae: AutoencoderKL, count: int, scale_range: tuple[float, float], generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents (count, 4, 8, 8) of random training pictures, and each one's row in `combinations()`."""
     train, _ = load_glyphs()
@@ -157,7 +157,7 @@ def encode_pictures(
     for _ in progress(math.ceil(count / 500), "encode"):
         which, attributes = draw_combinations(train, 500, generator)
         with torch.no_grad():
-            mean = vae.encode(render(train, which, attributes, generator) * 2 - 1).latent_dist.mean
+            mean = vae.encode(render(train, which, attributes, scale_range, generator) * 2 - 1).latent_dist.mean
         latents.append((mean - vae.config.shift_factor) * vae.config.scaling_factor)
         rows += [row_of[tuple(row)] for row in attributes.tolist()]
     return torch.cat(latents), torch.tensor(rows)
@@ -188,23 +188,24 @@ def attribute_accuracy(pipeline: StableDiffusion3Pipeline, judge: Judge, guidanc
     return torch.stack(right).all(0).float().mean().item()
 
 
-def main(folder: Path = Path("miniature/teacher"), metrics: Path = Path("miniature/teacher.json")) -> None:
-    seed, params = load_params("teacher")
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed + 3)
-    vae = AutoencoderKL.from_pretrained("miniature/vae").eval()
-    latents, rows = encode_pictures(vae, params["pictures"], generator)
-    tokenizer = build_tokenizer()
-    prompts = [c.prompt for c in combinations()] + [""]
-    token_ids = tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
-    empty = len(prompts) - 1
+def train_phase(
+    teacher: Teacher,
+    vae: AutoencoderKL,
+    token_ids: torch.Tensor,
+    params: dict[str, Any],
+    phase: dict[str, Any],
+    generator: torch.Generator,
+) -> Teacher:
+    """The moving average of `teacher`, trained on freshly drawn pictures.
 
-    teacher = Teacher(tokenizer, layers=params["layers"], heads=params["heads"], head_dim=params["head_dim"])
-    adamw, schedule = optimiser(teacher.parameters(), params["lr"], params["iterations"])
+    `token_ids` (321, 8): a row for each of `combinations()` and a last one for the empty prompt.
+    """
+    latents, rows = encode_pictures(vae, params["pictures"], phase["scale"], generator)
+    empty, batch = len(token_ids) - 1, params["batch_size"]
+    adamw, schedule = optimiser(teacher.parameters(), phase["lr"], phase["iterations"])
     average = AveragedModel(teacher, multi_avg_fn=get_ema_multi_avg_fn(params["ema"]), use_buffers=True)
     forward = torch.compile(teacher) if shutil.which("g++") else teacher  # an eighth faster where it can be had
-    batch = params["batch_size"]
-    for iteration in progress(params["iterations"], "teacher"):
+    for iteration in progress(phase["iterations"], "teacher"):
         index = torch.randint(len(latents), (batch,), generator=generator)
         x0, noise = latents[index], torch.randn(batch, *latents.shape[1:], generator=generator)
         sigma = draw_sigma(batch, generator)
@@ -223,16 +224,30 @@ def main(folder: Path = Path("miniature/teacher"), metrics: Path = Path("miniatu
         average.update_parameters(teacher)
         if iteration % 500 == 0:
             print(f"iteration {iteration} loss {loss.item():.4f}", flush=True)
+    return cast(Teacher, average.module)
 
-    best = cast(Teacher, average.module).eval()
-    best.transformer.set_attn_processor(JointAttnProcessor2_0())
+
+def main(folder: Path = Path("miniature/teacher"), metrics: Path = Path("miniature/teacher.json")) -> None:
+    seed, params = load_params("teacher")
+    torch.manual_seed(seed)
+    vae = AutoencoderKL.from_pretrained("miniature/vae").eval()
+    tokenizer = build_tokenizer()
+    prompts = [c.prompt for c in combinations()] + [""]
+    token_ids = tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
+    teacher = Teacher(tokenizer, layers=params["layers"], heads=params["heads"], head_dim=params["head_dim"])
+    for number, phase in enumerate(params["phases"]):
+        generator = torch.Generator().manual_seed(seed + 3 + number)
+        teacher = train_phase(teacher, vae, token_ids, params, phase, generator)
+
+    teacher.eval()
+    teacher.transformer.set_attn_processor(JointAttnProcessor2_0())
     pipeline = StableDiffusion3Pipeline(
-        transformer=best.transformer,
+        transformer=teacher.transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=params["shift"]),
         vae=vae,
-        text_encoder=best.text_encoder,
+        text_encoder=teacher.text_encoder,
         tokenizer=tokenizer,
-        text_encoder_2=best.text_encoder_2,
+        text_encoder_2=teacher.text_encoder_2,
         tokenizer_2=tokenizer,
         text_encoder_3=None,
         tokenizer_3=None,

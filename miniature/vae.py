@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from miniature.common import load_params, optimiser, progress
-from miniature.world import SIZE, draw_combinations, load_glyphs, render
+from miniature.world import SIZE, Glyphs, draw_combinations, load_glyphs, render
 
 
 def main(folder: Path = Path("miniature/vae"), metrics: Path = Path("miniature/vae.json")) -> None:
@@ -18,6 +18,10 @@ def main(folder: Path = Path("miniature/vae"), metrics: Path = Path("miniature/v
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed + 2)
     train, held_out = load_glyphs()
+
+    def draw(glyphs: Glyphs, count: int) -> torch.Tensor:
+        return render(glyphs, *draw_combinations(glyphs, count, generator), params["scale"], generator)
+
     blocks = 3
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * blocks,
@@ -33,7 +37,7 @@ def main(folder: Path = Path("miniature/vae"), metrics: Path = Path("miniature/v
     )
     adamw, schedule = optimiser(vae.parameters(), params["lr"], params["iterations"])
     for _ in progress(params["iterations"], "vae"):
-        images = render(train, *draw_combinations(train, params["batch_size"], generator), generator) * 2 - 1
+        images = draw(train, params["batch_size"]) * 2 - 1
         posterior = vae.encode(images).latent_dist
         decoded = vae.decode(posterior.sample(generator)).sample
         kl_a_dimension = posterior.kl().mean() / posterior.mean[0].numel()
@@ -45,7 +49,7 @@ def main(folder: Path = Path("miniature/vae"), metrics: Path = Path("miniature/v
         schedule.step()
 
     vae.eval()
-    images = render(held_out, *draw_combinations(held_out, 1000, generator), generator) * 2 - 1
+    images = draw(held_out, 1000) * 2 - 1
     with torch.no_grad():
         latents = vae.encode(images).latent_dist.mean
         squared_error = F.mse_loss(vae.decode(latents).sample.clamp(-1, 1), images)

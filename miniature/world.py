@@ -106,12 +106,20 @@ def draw_combinations(
 
 
 def render(
-    glyphs: Glyphs, which: torch.Tensor, attributes: torch.Tensor, generator: torch.Generator
+    glyphs: Glyphs,
+    which: torch.Tensor,
+    attributes: torch.Tensor,
+    scale_range: tuple[float, float],
+    generator: torch.Generator,
 ) -> torch.Tensor:
-    """Pictures (count, 3, 32, 32) in [0, 1]: angle within 15 degrees, scale 0.75 to 0.95, anywhere inside."""
+    """Pictures (count, 3, 32, 32) in [0, 1]: angle within 15 degrees, a scale in the range, anywhere inside.
+
+    At scale 1 a digit is as large as in MNIST, up to 20 pixels.
+    """
     count = len(which)
     angle = (torch.rand(count, generator=generator) * 2 - 1) * math.radians(15)
-    scale = 0.75 + 0.2 * torch.rand(count, generator=generator)
+    smallest, largest = scale_range
+    scale = smallest + (largest - smallest) * torch.rand(count, generator=generator)
     cos, sin = angle.cos(), angle.sin()
     width, height = glyphs.extent[which].unbind(1)
     half_x = scale * (cos * width + sin.abs() * height) / 2

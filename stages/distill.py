@@ -24,7 +24,7 @@ def main(
     launch()
     from cdm.training import Inputs, checkpoint_root, distill
 
-    with stage("seed", "teacher", "prompts", "schedule", "distill") as params:
+    with stage("seed", "prompts", "schedule", "distill") as params:
         inputs = Inputs.gather(params, TeacherManifest.read(teacher), prompts)
         distill(params, inputs, checkpoints=checkpoint_root(), student=student, log=log)
 

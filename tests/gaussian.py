@@ -43,6 +43,8 @@ class GaussianFamily:
 
     name = "gaussian"
 
-    def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+    def velocity(
+        self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: dict[str, Tensor]
+    ) -> Tensor:
         velocity: Tensor = transformer(x, sigma, conditioning["mean"])
         return velocity

@@ -18,7 +18,9 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, conditioning: dict[str, torch.Tensor]) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, sigma: torch.Tensor, conditioning: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         self.calls.append(len(x))
         return optimal_velocity(x, sigma, conditioning["mean"], 0.5)
 
