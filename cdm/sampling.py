@@ -21,6 +21,7 @@ from cdm.params import Params
 from cdm.progress import track
 from cdm.prompts import PromptSet
 from cdm.randomness import sample_noise
+from cdm.spread import spread
 from cdm.store import (
     ShardWriter,
     Store,
@@ -243,11 +244,12 @@ def _rows_per_shard(cache: Store) -> int:
 
 
 def _write_pictures(params: Params, sampler: Sampler, store: Store, folder: Path, name: str) -> None:
-    """The first sample of each of the first `sample.pictures` prompts as a PNG of its own."""
-    for prompt, text in enumerate(sampler.prompts.texts[: params.sample.pictures]):
+    """The first sample of each of `sample.pictures` prompts, spread over the list, as a PNG of its own."""
+    texts = sampler.prompts.texts
+    for prompt in spread(len(texts), params.sample.pictures):
         image = store.rows([prompt * sampler.per_prompt])["images"][0]
         steps, seed = store.metadata["steps"], store.metadata["seed"]
-        write_png(folder / f"{prompt:03d}-{name}.png", image, prompt=text, steps=steps, seed=seed)
+        write_png(folder / f"{prompt:03d}-{name}.png", image, prompt=texts[prompt], steps=steps, seed=seed)
 
 
 def check_student(folder: Path, family: Family | None = None) -> Family:

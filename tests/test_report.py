@@ -22,6 +22,7 @@ from cdm.evaluation.report import Picture, Teacher
 from cdm.evaluation.results import summary, write_results
 from cdm.evaluation.samples import RealPictures, Samples, open_samples
 from cdm.evaluation.theme import DARK
+from cdm.spread import spread
 from tests.sample_sets import PER_PROMPT, TEXTS, noise_pictures, parameters, write_real, write_sets
 
 LOG = "iteration,loss_fake,loss_dm,lr_student,custom\n1,0.5,,,7\n2,0.25,0.125,1e-4,8\n3,0.25,,,9\n4,0.2,0.1,0.0,10\n"
@@ -79,7 +80,7 @@ def test_the_overview_shows_the_same_noise_in_every_column(samples: Samples) -> 
 
 def test_the_contact_sheet_shows_four_noises_of_the_prompts(samples: Samples) -> None:
     sheet = pixels(sheets.contact_sheet(samples, prompts=2))
-    shown = sheets.spread(3, 2)
+    shown = spread(3, 2)
     for each in samples.sets:
         for index in range(3 * PER_PROMPT):
             picture = each.pictures([index])[0]
@@ -97,7 +98,7 @@ def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("total", "count"), [(64, 8), (64, 6), (100, 7), (9, 9), (5, 8)])
 def test_spread_takes_one_of_each_part(total: int, count: int) -> None:
-    chosen = sheets.spread(total, count)
+    chosen = spread(total, count)
     assert len(chosen) == min(total, count)
     parts = [index * len(chosen) // total for index in chosen]
     assert parts == list(range(len(chosen)))

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cdm.evaluation.samples import Samples, SampleSet
 from cdm.evaluation.theme import LIGHT, Theme, font_file
+from cdm.spread import spread
 
 MARGIN, GAP, GROUP_GAP, TILE_GAP = 24, 8, 32, 2
 LABEL_WIDTH = 138
 HEADER_HEIGHT = 84
-GOLDEN_RATIO = 0.618034
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,6 @@ class Group:
     model: str
     title: str
     columns: list[Column]
-
-
-def spread(total: int, count: int) -> list[int]:
-    """One index in each of `count` equal parts of `range(total)`, or all where there are fewer.
-
-    Neighbours in a list of prompts are often alike, and so are prompts a fixed distance apart: the place within
-    each part advances by the golden ratio.
-    """
-    if count >= total:
-        return list(range(total))
-    return [int((i + (i + 1) * GOLDEN_RATIO % 1) * total / count) for i in range(count)]
 
 
 def contact_sheet(samples: Samples, prompts: int, theme: Theme = LIGHT) -> bytes:
