@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +16,7 @@ from cdm.errors import CdmError
 MOST_STEPS = 1000
 
 app = typer.Typer(
-    help="Few-step students of text-to-image models: draw with them, and check parameters.",
+    help="Few-step students of text-to-image models: draw with them, check parameters, and plan a training.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -68,6 +70,42 @@ def check_sample(prompts: list[str], out: Path, steps: int, seed: int) -> None:
         raise CdmError(f"--out is {out}: {error.strerror}") from None
     if not os.access(out.parent, os.W_OK):
         raise CdmError(f"--out is {out}: {out.parent} may not be written to")
+
+
+class Sharding(StrEnum):
+    none = "none"
+    fsdp = "fsdp"
+
+
+@app.command()
+def plan(
+    file: Annotated[Path, typer.Argument(help="A params file, such as params.yaml.")],
+    processes: Annotated[int, typer.Option(help="Processes, one a GPU, that share the batch.")] = 1,
+    sharding: Annotated[
+        Sharding, typer.Option(help="none: each holds all networks; fsdp: FSDP2 shards them.")
+    ] = Sharding.none,
+    flops: Annotated[float, typer.Option(help="Peak FLOP/s of a GPU, for the time.")] = 400e12,
+    utilisation: Annotated[float, typer.Option(help="Share of the peak that is used.")] = 0.4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print bytes, FLOPs and seconds as JSON.")] = False,
+) -> None:
+    """Say what the training of FILE will take: memory, FLOPs, disk and time. Needs no weights and no GPU."""
+    from cdm.architectures import find
+    from cdm.params import load
+    from cdm.plan import make_plan, stored_prompts, table
+
+    params = load(file)
+    made = make_plan(
+        params,
+        find(params.teacher, params.prompts.max_sequence_length),
+        processes=processes,
+        sharding=sharding.value,
+        peak_flops=flops,
+        utilisation=utilisation,
+        prompts=stored_prompts(params),
+    )
+    print(
+        json.dumps(made.as_dict(), indent=1) if as_json else "\n".join(table(made, params, flops, utilisation))
+    )
 
 
 @params_app.command()

@@ -1,0 +1,137 @@
+"""The plan's memory against a measured peak: rounds of the real engine on the CPU, each case in its own process.
+
+    python -m benchmarks.memory [PARAMS.yaml]
+
+`allocated` is the peak of torch's CPU allocator (torch's profiler), `resident` the growth of the process's peak
+resident memory, which adds what the system's allocator keeps and the code that the first round loads.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch.profiler import ProfilerActivity, profile
+
+from cdm.architectures import Architecture, find
+from cdm.distiller import Distiller
+from cdm.families import get_family
+from cdm.networks import FullNetworks
+from cdm.params import Params, load, parse
+from cdm.plan import MemoryPlanner
+from cdm.training import Run
+
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "as set": {},
+    "gradient checkpointing": {"distill": {"gradient_checkpointing": True}},
+    "micro-batches of 12": {"runtime": {"micro_batch": 12}},
+    "both": {"distill": {"gradient_checkpointing": True}, "runtime": {"micro_batch": 12}},
+}
+
+
+def case_params(params: Params, case: str) -> Params:
+    values = params.model_dump()
+    values["runtime"]["device"] = "cpu"
+    values["distill"]["fake_only"] = 0
+    for section, changes in CASES[case].items():
+        values[section] |= changes
+    return parse(values)
+
+
+def rounds(params: Params, architecture: Architecture, count: int = 2) -> None:
+    """The engine's first rounds, with everything that a run keeps, on random prompts."""
+    family, source = get_family(params.teacher.family), Path(params.teacher.source)
+    networks = FullNetworks(
+        family,
+        family.load_transformer(source),
+        autocast=torch.bfloat16 if params.distill.precision == "bf16" else None,
+        gradient_checkpointing=params.distill.gradient_checkpointing,
+    )
+    run = Run.start(networks, params)
+    inputs = {
+        name: torch.randn_like(value)
+        for name, value in architecture.inputs(1).items()
+        if name in architecture.conditioning
+    }
+    distiller = Distiller(
+        networks,
+        run.student,
+        run.fake,
+        distill=params.distill,
+        schedule=params.schedule,
+        shift=architecture.shift,
+        seed=0,
+        prompts=lambda _, samples: {name: v.repeat_interleave(len(samples), 0) for name, v in inputs.items()},
+        empty=inputs,
+        latent_shape=family.latent_shape(source),
+        samples=range(params.distill.batch_size),
+        micro_batch=params.runtime.micro_batch,
+    )
+    for number in range(count):
+        distiller.round(number * params.distill.student_every)
+        run.update_average(params.distill.ema)
+
+
+def measure(params: Params, how: str) -> int:
+    """Bytes at the peak of `rounds` in this process, by the `allocated` or the `resident` measure."""
+    architecture = find(params.teacher, params.prompts.max_sequence_length)
+    if how == "resident":
+        architecture.parameters()  # loads the libraries
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        rounds(params, architecture)
+        return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        rounds(params, architecture)
+    now = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+def main(
+    file: Annotated[Path, typer.Argument(help="A params file with the teacher in a folder.")] = Path(
+        "params.yaml"
+    ),
+    case: Annotated[str, typer.Option(hidden=True)] = "",
+    how: Annotated[str, typer.Option(hidden=True)] = "allocated",
+) -> None:
+    """Compare the planned memory with the measured one."""
+    params = load(file)
+    if case:
+        print(json.dumps(measure(case_params(params, case), how)))
+        return
+    architecture = find(params.teacher, params.prompts.max_sequence_length)
+    print(f"{'':<24}{'planned':>12}{'allocated':>12}{'ratio':>8}{'resident':>12}{'ratio':>8}")
+    for name in CASES:
+        chosen = case_params(params, name)
+        planned = (
+            MemoryPlanner(chosen, architecture, 1, "none").plan(chosen.distill.gradient_checkpointing).peak
+        )
+        measured = {}
+        for measure_name in ("allocated", "resident"):
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.memory",
+                str(file),
+                "--case",
+                name,
+                "--how",
+                measure_name,
+            ]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            measured[measure_name] = int(output)
+        cells = "".join(f"{value / 1e6:>9.1f} MB{planned / value:>8.2f}" for value in measured.values())
+        print(f"{name:<24}{planned / 1e6:>9.1f} MB{cells}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,202 @@
+"""Architectures without weights: built from a folder's configs, or known by their hub id.
+
+A model and its inputs are built on the device of the context: `torch.device("meta")`, or fake tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdm.errors import CdmError
+from cdm.params import Teacher
+from cdm.paths import is_hub_id
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A transformer at its training resolution."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[int], dict[str, Tensor]]
+    """Arguments of the transformer for a batch."""
+    conditioning: tuple[str, ...]
+    """Names of the inputs that a prompt becomes."""
+    shift: float
+    """The timestep shift of the scheduler."""
+    encoder_parameters: int
+    """Of all text encoders."""
+
+    @staticmethod
+    def velocity(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """What the model says of `inputs`."""
+        velocity: Tensor = model(**inputs, return_dict=False)[0]
+        return velocity
+
+    def parameters(self) -> int:
+        """Number of the transformer's parameters."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.build().parameters())
+
+    def conditioning_bytes(self) -> int:
+        """Bytes of one prompt's conditioning, float32 as it is stored."""
+        with torch.device("meta"):
+            inputs = self.inputs(1)
+        return sum(inputs[name].nbytes for name in self.conditioning)
+
+
+def sd3(
+    name: str, config: dict[str, Any], *, text_tokens: int, shift: float, encoder_parameters: int
+) -> Architecture:
+    """An SD3 transformer of a diffusers `config`, on `text_tokens` tokens of all encoders together."""
+
+    def build() -> nn.Module:
+        from diffusers import SD3Transformer2DModel
+
+        model: nn.Module = SD3Transformer2DModel(**config)
+        return model
+
+    def inputs(batch: int) -> dict[str, Tensor]:
+        size = config["sample_size"]
+        return {
+            "hidden_states": torch.empty(batch, config["in_channels"], size, size),
+            "encoder_hidden_states": torch.empty(batch, text_tokens, config["joint_attention_dim"]),
+            "pooled_projections": torch.empty(batch, config["pooled_projection_dim"]),
+            "timestep": torch.empty(batch),
+        }
+
+    names = ("encoder_hidden_states", "pooled_projections")
+    return Architecture(name, build, inputs, names, shift, encoder_parameters)
+
+
+def sd3_medium(max_sequence_length: int = 256) -> Architecture:
+    """SD3-Medium at 1024 x 1024: 4,096 image tokens, 77 + `max_sequence_length` text tokens."""
+    config = {
+        "sample_size": 128,
+        "in_channels": 16,
+        "num_layers": 24,
+        "num_attention_heads": 24,
+        "caption_projection_dim": 1536,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 2048,
+        "pos_embed_max_size": 192,
+    }
+    encoders = 123_650_304 + 694_659_840 + 4_762_310_656  # CLIP-L, OpenCLIP-bigG, T5-XXL
+    return sd3(
+        "SD3-Medium, 1024 x 1024",
+        config,
+        text_tokens=77 + max_sequence_length,
+        shift=3.0,
+        encoder_parameters=encoders,
+    )
+
+
+def longcat_image() -> Architecture:
+    """LongCat-Image at 1024 x 1024: 4,096 image tokens, 512 text tokens."""
+
+    def build() -> nn.Module:
+        from diffusers import LongCatImageTransformer2DModel
+
+        model: nn.Module = LongCatImageTransformer2DModel()
+        return model
+
+    def inputs(batch: int) -> dict[str, Tensor]:
+        return {
+            "hidden_states": torch.empty(batch, 4096, 64),
+            "encoder_hidden_states": torch.empty(batch, 512, 3584),
+            "timestep": torch.empty(batch),
+            "img_ids": torch.empty(4096, 3),
+            "txt_ids": torch.empty(512, 3),
+        }
+
+    return Architecture(
+        "LongCat-Image, 1024 x 1024",
+        build,
+        inputs,
+        ("encoder_hidden_states",),
+        shift=math.exp(1.15),  # its scheduler's dynamic shift at 4,096 tokens
+        encoder_parameters=8_292_166_656,  # Qwen2.5-VL-7B
+    )
+
+
+def find(teacher: Teacher, max_sequence_length: int) -> Architecture:
+    """The architecture of `teacher`: from its folder, from the hub's cache, or known by its id.
+
+    Nothing is fetched. Raises CdmError where it is none of these.
+    """
+    folder = Path(teacher.source).expanduser()
+    if not folder.is_dir():
+        cached = _in_cache(teacher) if is_hub_id(teacher.source) else None
+        if cached is None:
+            return _known(teacher, max_sequence_length)
+        folder = cached
+    if teacher.family not in _FROM_FOLDER:
+        raise CdmError(f"the family {teacher.family!r} cannot be planned from a folder's configs yet")
+    return _FROM_FOLDER[teacher.family](folder, teacher.source, max_sequence_length)
+
+
+def _known(teacher: Teacher, max_sequence_length: int) -> Architecture:
+    if (teacher.family, teacher.source) in _KNOWN:
+        return _KNOWN[teacher.family, teacher.source](max_sequence_length)
+    known = ", ".join(source for _, source in _KNOWN)
+    raise CdmError(
+        f"teacher.source: {teacher.source} is not on this disk, and not known without it ({known}):"
+        " run the stage `teacher` first, which fetches it"
+    )
+
+
+def _in_cache(teacher: Teacher) -> Path | None:
+    """The hub cache's folder of the model, if its config is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(teacher.source, "transformer/config.json", revision=teacher.revision)
+    return Path(found).parent.parent if isinstance(found, str) else None
+
+
+def _sd3_from_folder(folder: Path, name: str, max_sequence_length: int) -> Architecture:
+    from cdm.families import get_family
+
+    config = {key: value for key, value in _json(folder / "transformer/config.json").items() if key[0] != "_"}
+    tokens = _json(folder / "tokenizer/tokenizer_config.json")["model_max_length"]
+    return sd3(
+        name,
+        config,
+        text_tokens=tokens + max_sequence_length,
+        shift=get_family("sd3").shift(folder),
+        encoder_parameters=_encoder_parameters(folder),
+    )
+
+
+def _encoder_parameters(folder: Path) -> int:
+    """Parameters of the text encoders that a pipeline's index names, from their configs."""
+    import transformers
+
+    total = 0
+    for name, kind in _json(folder / "model_index.json").items():
+        if name.startswith("text_encoder") and kind[0] == "transformers":
+            model = getattr(transformers, kind[1])
+            with torch.device("meta"):
+                encoder = model(model.config_class.from_pretrained(folder / name))
+            total += sum(parameter.numel() for parameter in encoder.parameters())
+    return total
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CdmError(f"{path}: not a readable config of a diffusers folder ({error})") from None
+
+
+_FROM_FOLDER: dict[str, Callable[[Path, str, int], Architecture]] = {"sd3": _sd3_from_folder}
+_KNOWN: dict[tuple[str, str], Callable[[int], Architecture]] = {
+    ("sd3", "stabilityai/stable-diffusion-3-medium-diffusers"): sd3_medium
+}

@@ -1,0 +1,175 @@
+"""What a network's forwards and backwards hold in memory, found on fake tensors: true shapes, nothing computed.
+
+A pass runs with its true operations, autocast and recomputation, and every storage that comes to life counts until
+it is freed. So a tensor that several operations save for the backward pass counts once, and parameters do not.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cdm.architectures import Architecture
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes beside parameters and inputs: `held` after the forwards, `peak` at most."""
+
+    held: int
+    peak: int
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages made while it is on: those that live `now`, and the `peak`."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in known)}
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._see(leaf.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        identity = id(storage)
+        if identity in self._seen or identity in self._alive:
+            return
+        self._alive.add(identity)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, identity, storage.nbytes())
+
+    def _free(self, identity: int, size: int) -> None:
+        self._alive.discard(identity)
+        self.now -= size
+
+
+class Network:
+    """A network on fake tensors: how it is built, its inputs for a batch, and how it is called with them.
+
+    Its parameters are of `dtype`, and it runs in `autocast` if that is given, with the rules of CUDA if `cuda`.
+    `sharded` drops each gradient once it is there, as where it goes to its shard.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        inputs: Callable[[int], dict[str, Tensor]],
+        call: Callable[[nn.Module, dict[str, Tensor]], Tensor],
+        *,
+        dtype: torch.dtype = torch.float32,
+        autocast: torch.dtype | None = None,
+        sharded: bool = False,
+        cuda: bool = True,
+    ) -> None:
+        self.dtype, self.autocast = dtype, autocast
+        self._inputs, self._call = inputs, call
+        self.fake = FakeTensorMode()
+        with self.fake, _default_dtype(dtype):  # the modules of a fake model cannot be converted later
+            self.model = build().eval()
+        if cuda and autocast is not None:
+            _normalise_in_float32(self.model)
+        if sharded:
+            for parameter in self.model.parameters():
+                parameter.register_post_accumulate_grad_hook(_drop_gradient)
+
+    @classmethod
+    def of(cls, architecture: Architecture, **options: Any) -> Network:
+        """The transformer of `architecture`."""
+        return cls(architecture.build, architecture.inputs, architecture.velocity, **options)
+
+    def forward(self, batch: int) -> Footprint:
+        """A forward of `batch` samples without a graph."""
+        with self._counting(batch) as (live, run), torch.no_grad():
+            output = run()
+            held = live.now
+            del output
+        return Footprint(held, live.peak)
+
+    def update(
+        self, graphs: int, batch: int, *, checkpointing: bool = False, accumulates: bool = False
+    ) -> Footprint:
+        """`graphs` forwards of `batch` samples, kept for one backward through all.
+
+        Gradients count to the peak, unless they were there before and it `accumulates` on them.
+        """
+        if checkpointing:
+            self.model.enable_gradient_checkpointing()  # type: ignore[operator]
+        if accumulates:
+            with self.fake:
+                for parameter in self.model.parameters():
+                    parameter.grad = torch.zeros_like(parameter)
+        with self._counting(batch) as (live, run):
+            outputs = [run() for _ in range(graphs)]
+            held = live.now
+            loss = torch.stack([output.sum() for output in outputs]).sum()
+            outputs.clear()
+            loss.backward()
+            self.model.zero_grad()
+        if checkpointing:
+            self.model.disable_gradient_checkpointing()  # type: ignore[operator]
+        return Footprint(held, live.peak)
+
+    @contextmanager
+    def _counting(self, batch: int) -> Iterator[tuple[LiveBytes, Callable[[], Tensor]]]:
+        def run() -> Tensor:
+            with torch.autocast("cpu", dtype=self.autocast, enabled=self.autocast is not None):
+                return self._call(self.model, inputs).float()
+
+        with ExitStack() as stack:
+            stack.enter_context(self.fake)
+            stack.enter_context(_default_dtype(self.dtype))
+            inputs = self._inputs(batch)
+            parameters = list(self.model.parameters())
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            known = [*parameters, *gradients, *self.model.buffers(), *inputs.values()]
+            live = stack.enter_context(LiveBytes(known))
+            yield live, run
+
+
+def _normalise_in_float32(model: nn.Module) -> None:
+    """Gives normalisations the rule that CUDA's autocast has for them, and the CPU's has not."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            setattr(module, "forward", partial(_float32_norm, module))  # noqa: B010 - on the instance, not the class
+
+
+def _float32_norm(norm: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
+    shape = list(norm.normalized_shape)
+    values = (getattr(norm, name, None) for name in ("weight", "bias"))
+    weight, bias = (None if value is None else value.float() for value in values)
+    with torch.autocast("cpu", enabled=False):
+        if isinstance(norm, nn.RMSNorm):
+            return F.rms_norm(x.float(), shape, weight, norm.eps)
+        return F.layer_norm(x.float(), shape, weight, bias, norm.eps)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None

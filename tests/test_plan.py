@@ -1,0 +1,407 @@
+"""The plan: what has an exact answer is exact, forwards are those that the engine makes, memory is what it takes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from ruamel.yaml import YAML
+from torch import Tensor, nn
+
+from benchmarks import iteration, memory
+from cdm import architectures, checkpoint, cli, hub, plan
+from cdm.architectures import Architecture
+from cdm.distiller import Distiller
+from cdm.errors import CdmError
+from cdm.footprint import Footprint, Network
+from cdm.networks import FullNetworks
+from cdm.params import Params, Schedule, parse
+from cdm.randomness import Draws
+from cdm.schedule import draw_rollouts
+from cdm.training import Run
+from tests.engine import build, distill_settings
+
+DYNAMIC = Schedule(kind="dynamic", min_len=2, max_len=6, sigma_min=0.1, sigma_max=0.9)
+FIXED = Schedule(kind="fixed", min_len=1, max_len=1, sigma_min=0.02, sigma_max=0.98)
+SHIFT = 2.0  # of tests.engine
+
+
+def changed(params: Params, **sections: dict[str, Any]) -> Params:
+    values = params.model_dump()
+    for section, changes in sections.items():
+        values[section] |= changes
+    return parse(values)
+
+
+@pytest.fixture
+def tiny(tiny_params: Params) -> Architecture:
+    return architectures.find(tiny_params.teacher, tiny_params.prompts.max_sequence_length)
+
+
+# Architectures
+
+
+def test_a_folder_is_planned_from_its_configs(tiny: Architecture, tiny_sd3: Path) -> None:
+    size = plan.sizes(tiny)
+    assert size.stored == hub.count_parameters(tiny_sd3 / "transformer")
+    assert (
+        tiny.parameters() == size.parameters == size.stored - 8 * 8 * 16
+    )  # the position embedding is constant
+    encoders = [tiny_sd3 / "text_encoder", tiny_sd3 / "text_encoder_2"]
+    assert tiny.encoder_parameters == sum(map(hub.count_parameters, encoders))
+    assert tiny.shift == 3.0
+    assert tiny.conditioning_bytes() == 4 * (8 * 64 + 64)  # 8 tokens and the pooled text, 64 wide
+
+
+def test_sd3_medium_is_known_without_its_files(tiny_params: Params) -> None:
+    teacher = tiny_params.teacher.model_copy(
+        update={"source": "stabilityai/stable-diffusion-3-medium-diffusers"}
+    )
+    known = architectures.find(teacher, 256)
+    assert known.parameters() == 2_028_328_000
+    assert known.conditioning_bytes() == 4 * ((77 + 256) * 4096 + 2048)
+
+
+def test_a_hub_model_is_found_in_the_cache_and_else_refused(
+    tiny_params: Params, tiny_sd3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = tiny_params.teacher.model_copy(update={"source": "somebody/their-model"})
+    with pytest.raises(CdmError, match="somebody/their-model is not on this disk, and not known without it"):
+        architectures.find(teacher, 0)
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda _, name, **options: str(tiny_sd3 / name)
+    )
+    assert architectures.find(teacher, 0).conditioning_bytes() == 4 * (8 * 64 + 64)
+
+
+# Activations
+
+
+def mlp(**options: Any) -> Network:
+    def layers() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+
+    def call(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        return model(inputs["x"])
+
+    return Network(layers, lambda batch: {"x": torch.empty(batch, 3)}, call, **options)
+
+
+def test_activations_of_an_mlp_are_those_worked_out_by_hand() -> None:
+    hidden, output = 4 * 5 * 4, 4 * 2 * 4
+    # Before and after the ReLU both live for a moment; at the end only the output does.
+    assert mlp().forward(4) == Footprint(held=output, peak=2 * hidden)
+    # A graph keeps what left the ReLU, once though the ReLU and the second layer both save it.
+    assert mlp().update(1, 4).held == hidden + output
+    assert mlp().update(2, 4).held == 2 * (hidden + output)
+
+
+def test_autocast_keeps_low_precision_copies_for_the_backward_pass() -> None:
+    x, hidden, second_weight, output = 4 * 3 * 2, 4 * 5 * 2, 5 * 2 * 2, 4 * 2 * 4
+    held = mlp(autocast=torch.bfloat16).update(1, 4).held
+    assert held == x + hidden + second_weight + output  # the first weight is not needed: x wants no gradient
+
+
+def test_cuda_autocast_normalises_in_float32() -> None:
+    def network(cuda: bool) -> Network:
+        return Network(
+            lambda: nn.LayerNorm(6, elementwise_affine=False),
+            lambda batch: {"x": torch.empty(batch, 6, dtype=torch.bfloat16)},
+            lambda model, inputs: model(inputs["x"]),
+            autocast=torch.bfloat16,
+            cuda=cuda,
+        )
+
+    as_on_cpu, as_on_cuda = network(False).forward(4), network(True).forward(4)
+    assert as_on_cuda.peak - as_on_cuda.held >= 4 * 6 * 4  # the input in float32
+    assert as_on_cpu.peak - as_on_cpu.held < 4 * 6 * 4
+
+
+def test_gradients_count_once_whether_new_accumulated_or_sharded() -> None:
+    gradients = 4 * (3 * 5 + 5 + 5 * 2 + 2)
+    batch = 1  # so that the peak is where all gradients are there
+    new = mlp().update(1, batch).peak
+    assert gradients <= new
+    assert mlp().update(1, batch, accumulates=True).peak < new
+    assert mlp(sharded=True).update(1, batch).peak < new
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_held_activations_are_the_saved_tensors(
+    tiny: Architecture, tiny_sd3: Path, checkpointing: bool
+) -> None:
+    """Against torch's own hooks on the real model: distinct storages that are not parameters, and the output."""
+    from diffusers import SD3Transformer2DModel
+
+    model = SD3Transformer2DModel.from_pretrained(tiny_sd3, subfolder="transformer").eval()
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    inputs = {name: torch.rand_like(value) for name, value in tiny.inputs(3).items()}
+    known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), *inputs.values()]}
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(**inputs, return_dict=False)[0]
+    total = sum(t.untyped_storage().nbytes() for key, t in saved.items() if key not in known)
+    held = Network.of(tiny).update(1, 3, checkpointing=checkpointing).held
+    assert held == pytest.approx(total + output.untyped_storage().nbytes(), rel=0.01)
+
+
+# Forwards
+
+ONLY = {
+    name: {
+        "ca": {"weight": float(name == "ca"), "scale": 2.0},
+        "dm": {"weight": float(name == "dm")},
+        "cdm": {"weight": float(name == "cdm")},
+    }
+    for name in ("ca", "dm", "cdm")
+}
+
+
+def terms(ca_bounded: bool, dm_bounded: bool) -> dict[str, Any]:
+    return {
+        "ca": {"weight": 1.0, "scale": 2.0, "bounded": ca_bounded},
+        "dm": {"weight": 1.0, "bounded": dm_bounded},
+        "cdm": {"weight": 0.0},
+    }
+
+
+@pytest.mark.parametrize("rollouts", ["shared", "fresh"])
+@pytest.mark.parametrize(
+    ("schedule", "micro_batch", "changes"),
+    [
+        (iteration.AUTHORS, None, {}),
+        (DYNAMIC, None, {}),
+        (FIXED, None, {"student_every": 1}),
+        (FIXED, None, {"student_every": 3, "iterations": 21, "gradient_checkpointing": True}),
+        (FIXED, 12, {}),
+        (FIXED, 12, {"losses": ONLY["cdm"]}),
+        (FIXED, None, {"losses": ONLY["ca"]}),
+        (FIXED, None, {"losses": ONLY["dm"]}),
+        (FIXED, None, {"losses": ONLY["cdm"]}),
+        (DYNAMIC, None, {"losses": terms(ca_bounded=True, dm_bounded=True)}),
+        (DYNAMIC, None, {"losses": terms(ca_bounded=False, dm_bounded=True)}),
+        (DYNAMIC, None, {"losses": terms(ca_bounded=False, dm_bounded=False)}),
+    ],
+)
+def test_forwards_are_those_of_the_engine(
+    schedule: Schedule, micro_batch: int | None, changes: dict[str, Any], rollouts: str
+) -> None:
+    counted = iteration.count(Distiller, schedule, rollouts, 20, micro_batch, **changes)
+    distill = distill_settings(rollouts=rollouts, **changes)
+    parts = iteration.BATCH // (micro_batch or iteration.BATCH)
+    planned = plan.forwards_of_round(distill, schedule, SHIFT, parts=parts)
+    assert planned.with_graph / distill.student_every == pytest.approx(counted.with_graph)
+    random = 0.5 if schedule.max_len > 6 else 0.14  # four standard errors of the anchors' depth
+    assert planned.plain / distill.student_every == pytest.approx(counted.forwards, abs=random)
+
+
+@pytest.mark.parametrize("rollouts", ["shared", "fresh"])
+def test_forwards_of_a_round_of_the_fake_score_alone(rollouts: str) -> None:
+    distill = distill_settings(rollouts=rollouts, fake_only=2, batch_size=400)
+    distiller, networks = build(distill=distill, schedule=FIXED)
+    distiller.round(0)
+    planned = plan.forwards_of_round(distill, FIXED, SHIFT, learns=False)
+    assert networks.samples["fake+graph"] / 400 == planned.with_graph
+    assert networks.samples["student"] / 400 == pytest.approx(planned.plain, abs=0.3)
+
+
+@pytest.mark.parametrize("spacing", ["stratified", "independent"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("kind", ["dynamic", "fixed"])
+def test_mean_anchor_is_that_of_the_schedules(kind: str, shift: float, spacing: str) -> None:
+    schedule = Schedule.model_validate(
+        {
+            "kind": kind,
+            "min_len": 2,
+            "max_len": 6,
+            "sigma_min": 0.1,
+            "sigma_max": 0.9,
+            "spacing": spacing,
+        }
+    )
+    rollouts = draw_rollouts(schedule, shift, Draws(0, 0, range(2000), torch.device("cpu")))
+    assert plan.mean_anchor_sigma(schedule, shift) == pytest.approx(
+        float(rollouts.anchor_sigma.mean()), abs=0.03
+    )
+    depth = sum(rollouts.depth) / 2000
+    assert plan.mean_depth(schedule) == pytest.approx(depth, abs=0.12)
+    assert plan.first_share(schedule) == pytest.approx(rollouts.depth.count(0) / 2000, abs=0.04)
+
+
+# Memory and disk
+
+
+def engine_run(params: Params, folder: Path) -> Run:
+    from diffusers import SD3Transformer2DModel
+
+    from cdm.families import get_family
+
+    model = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer")
+    run = Run.start(FullNetworks(get_family("sd3"), model), params)
+    for learner in (run.student, run.fake):
+        for parameter in learner.parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        learner.step()
+    return run
+
+
+def test_optimisers_and_checkpoints_have_the_planned_bytes(
+    tiny: Architecture, tiny_params: Params, tiny_sd3: Path, tmp_path: Path
+) -> None:
+    run = engine_run(tiny_params, tiny_sd3)
+    size = plan.sizes(tiny)
+    assert sum(value.nbytes for value in run.student.state().values()) == plan.optimiser_bytes(size)
+    disk = plan.plan_disk(tiny, size, prompts=10)
+    saved = run.checkpoint()
+    tensors = [value for group in saved.tensors.values() for value in group.values()]
+    assert sum(value.nbytes for value in tensors) == disk.checkpoint
+    assert disk.checkpoints == 3 * disk.checkpoint
+    assert disk.embeddings == 10 * tiny.conditioning_bytes()
+    checkpoint.save(tmp_path, saved)
+    files = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert disk.checkpoint < files < 1.3 * disk.checkpoint  # headers, which a large model makes small
+
+
+@pytest.mark.parametrize("case", ["as set", "both"])
+def test_planned_memory_is_what_the_engine_takes(tiny: Architecture, tiny_params: Params, case: str) -> None:
+    params = memory.case_params(
+        changed(
+            tiny_params, distill={"batch_size": 24, "student_every": 1}, schedule={"min_len": 1, "max_len": 2}
+        ),
+        case,
+    )
+    checkpointing = params.distill.gradient_checkpointing
+    planned = plan.MemoryPlanner(params, tiny, 1, "none").plan(checkpointing)
+    assert planned.checkpointing == checkpointing
+    assert planned.peak == pytest.approx(memory.measure(params, "allocated"), rel=0.1)
+
+
+def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) -> None:
+    def planned(
+        processes: int = 1, sharding: plan.Sharding = "none", **sections: dict[str, Any]
+    ) -> plan.Memory:
+        params = changed(tiny_params, **sections)
+        return plan.MemoryPlanner(params, tiny, processes, sharding).plan(params.distill.gradient_checkpointing)
+
+    size, base = plan.sizes(tiny), planned()
+    network = 4 * size.parameters
+    assert base.kept["student"] == base.kept["teacher"] == network + 4 * size.buffers
+    assert base.kept["AdamW of student and fake score"] == 2 * plan.optimiser_bytes(size)
+    assert planned(distill={"precision": "bf16"}).kept["teacher"] == base.kept["teacher"] // 2
+    online = planned(prompts={"embed": "online"})
+    assert online.kept["text encoders"] == 4 * tiny.encoder_parameters
+    smaller = planned(runtime={"micro_batch": 12})
+    assert smaller.activations == base.activations // 4
+    assert smaller.peak < base.peak
+    # Several processes keep as much, and average their gradients in a copy; each has its share of the batch.
+    two = planned(2)
+    assert two.moments["optimiser step"] == two.activations + 2 * network
+    assert two.activations == base.activations // 2
+    sharded = planned(2, "fsdp")
+    assert sharded.kept["moving average"] == network // 2
+    assert sharded.kept["AdamW of student and fake score"] == plan.optimiser_bytes(size)
+    assert sharded.moments["optimiser step"] == sharded.activations + network // 2
+
+
+# The whole plan
+
+
+def test_a_run_adds_up(tiny: Architecture, tiny_params: Params) -> None:
+    params = changed(
+        tiny_params, distill={"iterations": 100, "fake_only": 20, "batch_size": 8, "student_every": 2}
+    )
+    made = plan.make_plan(params, tiny, processes=2, peak_flops=1e9, utilisation=0.5)
+    forward, update = plan.flops(tiny)
+    assert update == pytest.approx(3 * forward, rel=0.1)
+    flops = 0.0
+    for rounds, learns in ((10, False), (40, True)):
+        calls = plan.forwards_of_round(params.distill, params.schedule, 3.0, learns=learns)
+        flops += rounds * 8 * (calls.plain * forward + calls.with_graph * update)
+    assert made.compute.run_flops == pytest.approx(flops)
+    assert made.compute.seconds == pytest.approx(flops / (2 * 1e9 * 0.5))
+    assert made.batch == 4
+    checkpointed = plan.flops(tiny, checkpointing=True)
+    assert checkpointed[0] == forward
+    assert update < checkpointed[1] < update + forward
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"processes": 5}, "distill.batch_size 48 does not divide over 5 processes"),
+        ({"processes": 0}, "--processes is 0"),
+        ({"peak_flops": 0.0}, "--flops is 0"),
+        ({"utilisation": 1.5}, "--utilisation is 1.5"),
+    ],
+)
+def test_values_out_of_range_are_refused(
+    tiny: Architecture, tiny_params: Params, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CdmError, match=message):
+        plan.make_plan(tiny_params, tiny, **options)
+
+
+def test_stored_prompts_are_those_of_the_lists(tiny_params: Params) -> None:
+    assert plan.stored_prompts(tiny_params) == 1 + 3 + 5  # the empty one, evaluation, training
+    assert plan.stored_prompts(changed(tiny_params, prompts={"embed": "online"})) == 1 + 3
+    missing = tiny_params.prompts.model_copy(update={"train": ["nowhere.txt"]})
+    assert plan.stored_prompts(tiny_params.model_copy(update={"prompts": missing})) is None
+
+
+# The command
+
+
+def run_plan(params: Params, path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    YAML().dump(json.loads(params.model_dump_json()), path)
+    monkeypatch.setattr(sys, "argv", ["cdm", "plan", str(path), *options])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert not exit_.value.code
+
+
+def test_the_command_prints_a_table_and_json(
+    tiny_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = changed(tiny_params, distill={"gradient_checkpointing": True})
+    run_plan(params, tmp_path / "params.yaml", monkeypatch, "--processes", "2", "--json")
+    values = json.loads(capsys.readouterr().out)
+    assert values["parameters"] == 23_792
+    assert values["batch"] == 24
+    assert values["memory"]["checkpointing"]
+    memory_now = values["memory"]
+    assert memory_now["peak"] == sum(memory_now["kept"].values()) + max(memory_now["moments"].values())
+    assert memory_now["peak"] < values["memory_otherwise"]["peak"]
+    run_plan(params, tmp_path / "params.yaml", monkeypatch, "--processes", "2", "--sharding", "fsdp")
+    out = capsys.readouterr().out
+    assert "23,792 parameters, fp32" in out
+    assert "2 processes, sharded (FSDP2), 24 samples each, 24 at once" in out
+    assert "embeddings of 9 prompts" in out
+
+
+def test_the_command_refuses_in_a_line(
+    tiny_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    YAML().dump(json.loads(tiny_params.model_dump_json()), tmp_path / "params.yaml")
+    monkeypatch.setattr(sys, "argv", ["cdm", "plan", str(tmp_path / "params.yaml"), "--processes", "7"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == "error: distill.batch_size 48 does not divide over 7 processes\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (81.1e9, "81.1 GB"), (2e13, "20,000 GB")],
+)
+def test_sizes_are_readable(value: float, text: str) -> None:
+    assert plan._bytes(value) == text
