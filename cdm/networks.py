@@ -7,14 +7,16 @@ of one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, Protocol
+import warnings
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cdm.families.base import Conditioning, Family
+from cdm.params import Lora
+from cdm.randomness import philox
 
 Role = Literal["teacher", "student", "fake"]
 Trained = Literal["student", "fake"]
@@ -33,6 +35,10 @@ class Networks(Protocol):
 
     def backward(self, role: Trained, loss: Tensor) -> None:
         """Adds the loss's gradient to the role's parameters."""
+        ...
+
+    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+        """A student of these `weights`, named as the student's parameters, on the teacher at `source`."""
         ...
 
 
@@ -60,13 +66,8 @@ class FullNetworks:
         for model in self.models.values():
             model.eval()  # no dropout: the rollout and the update must see the same student
 
-    @contextmanager
-    def _precision(self, device: torch.device) -> Iterator[None]:
-        with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            yield
-
     def velocity(self, role: Role, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        with self._precision(x.device):
+        with _precision(self.autocast, x.device):
             return self.family.velocity(self.models[role], x, sigma, conditioning).float()
 
     def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
@@ -74,3 +75,96 @@ class FullNetworks:
 
     def backward(self, role: Trained, loss: Tensor) -> None:
         loss.backward()
+
+    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+        student = self.family.load_transformer(source)
+        student.load_state_dict(weights, strict=False)  # buffers are the teacher's
+        self.family.save_student(student, source, folder)
+
+
+class LoraNetworks:
+    """One frozen model with two adapters, `student` and `fake`, in float32; the teacher is the model with none.
+
+    Both adapters start from the same numbers, of `seed`, so that moving one towards the other makes sense from
+    the first update on, and start as the teacher: their second factors are zero.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        teacher: nn.Module,
+        lora: Lora,
+        *,
+        seed: int,
+        autocast: torch.dtype | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        from peft import LoraConfig
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self.family = family
+        self.autocast = autocast
+        self.model = teacher.to(autocast or torch.float32).requires_grad_(False).eval()
+        if gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()  # type: ignore[operator]
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=family.lora_targets)
+        self.config = _plain(config.to_dict())
+        roles: tuple[Trained, Trained] = ("student", "fake")
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Already found a `peft_config`"
+            )  # two adapters are what is wanted
+            for role in roles:
+                self.model.add_adapter(config, role)  # type: ignore[operator]
+        self.layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        self.adapters = {role: self._adapter(role, seed) for role in roles}
+        self._activate("teacher")
+
+    def _adapter(self, role: Trained, seed: int) -> dict[str, nn.Parameter]:
+        """The parameters of a role's adapter by their names without the role, at their first values."""
+        marked = {name: value for name, value in self.model.named_parameters() if f".{role}." in name}
+        adapter = {name.replace(f".{role}.", "."): value for name, value in marked.items()}
+        for index, (name, value) in enumerate(adapter.items()):
+            value.data = torch.zeros_like(value, dtype=torch.float32)
+            if ".lora_A." in name:
+                bound = value.shape[1] ** -0.5  # as torch starts a linear layer
+                first = philox(seed, "lora", index).uniform(-bound, bound, value.shape)
+                value.data.copy_(torch.from_numpy(first))
+        return adapter
+
+    def _activate(self, role: Role) -> None:
+        for layer in self.layers:
+            if role == "teacher":
+                layer.enable_adapters(False)
+            else:
+                layer.set_adapter([role])
+                layer.enable_adapters(True)
+        # peft freezes what is not active; but the graph of one role is still there while another is asked, and a
+        # parameter that is frozen when its gradient arrives loses it.
+        for adapter in self.adapters.values():
+            for parameter in adapter.values():
+                parameter.requires_grad_(True)
+
+    def velocity(self, role: Role, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        self._activate(role)
+        with _precision(self.autocast, x.device):
+            return self.family.velocity(self.model, x, sigma, conditioning).float()
+
+    def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
+        return self.adapters[role]
+
+    def backward(self, role: Trained, loss: Tensor) -> None:
+        self._activate(role)  # gradient checkpointing runs forwards again
+        loss.backward()
+
+    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+        self.family.save_lora(weights, self.config, folder)
+
+
+def _precision(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of peft in JSON values that are the same in every process: sets are in random order."""
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cdm.device import choose_device
 from cdm.errors import CdmError
-from cdm.families import Conditioning, Family, family_of_pipeline, get_family
+from cdm.families import Conditioning, Family, get_family
 from cdm.flow import inference_sigmas
-from cdm.hub import TeacherManifest, file_hashes, pipeline_class
+from cdm.hub import TeacherManifest, file_hashes
 from cdm.params import Params
 from cdm.progress import track
 from cdm.prompts import PromptSet
@@ -32,6 +32,7 @@ from cdm.store import (
     publish,
     shard_rows,
 )
+from cdm.student import Model, find_student
 
 FLOAT_BYTES = 4
 
@@ -100,8 +101,7 @@ class Sampler:
 
 def _sampler(
     params: Params,
-    family: Family,
-    source: Path,
+    model: Model,
     prompts: Path,
     per_prompt: int,
     *,
@@ -110,8 +110,8 @@ def _sampler(
 ) -> Sampler:
     device = choose_device(params.runtime.device)
     return Sampler(
-        family,
-        family.load_pipeline(source, text=False, image=image).to(device),
+        model.family,
+        model.load(text=False, image=image).to(device),
         PromptSet(prompts / "eval"),
         PromptSet(prompts / "empty").conditioning([0], device),
         per_prompt,
@@ -146,8 +146,7 @@ def cache_teacher_latents(params: Params, teacher: TeacherManifest, prompts: Pat
     with ShardWriter(out, rows, metadata, _code(family)) as writer:
         sampler = _sampler(
             params,
-            family,
-            teacher.folder(),
+            Model(family, teacher.folder()),
             prompts,
             section.per_prompt,
             guidance_scale=guidance_scale,
@@ -174,18 +173,22 @@ def draw_samples(
     cache belongs to another teacher or other prompts.
     """
     cache, family = Store(latents), get_family(teacher.family)
-    check_student(student, family)
+    learnt = find_student(student, teacher)
     _check_cache(cache, teacher, PromptSet(prompts / "eval"))
     full, guidance_scale = cache.metadata["steps"], cache.metadata["guidance_scale"]
     contestants = (
-        Contestant("student", student, digest_of(file_hashes(student)), 1.0, {*params.sample.steps}),
+        Contestant("student", learnt, digest_of(file_hashes(student)), 1.0, {*params.sample.steps}),
         Contestant(
-            "teacher", teacher.folder(), teacher.digest, guidance_scale, {*params.sample.teacher_steps, full}
+            "teacher",
+            Model(family, teacher.folder()),
+            teacher.digest,
+            guidance_scale,
+            {*params.sample.teacher_steps, full},
         ),
     )
     staging = open_staging(out, "student", digest_of([_code(family), params.sample.model_dump()]))
     for contestant in contestants:
-        _write_sets(params, family, contestant, cache, prompts, staging)
+        _write_sets(params, contestant, cache, prompts, staging)
     publish(out)
 
 
@@ -194,23 +197,21 @@ class Contestant:
     """A model of the comparison."""
 
     name: str
-    source: Path
+    model: Model
     digest: str
     guidance_scale: float
     steps: set[int]
 
 
-def _write_sets(
-    params: Params, family: Family, model: Contestant, cache: Store, prompts: Path, staging: Path
-) -> None:
+def _write_sets(params: Params, contestant: Contestant, cache: Store, prompts: Path, staging: Path) -> None:
     """All sample sets of a model, with their pictures. The guided full-length set is the cache's own."""
-    per_prompt, scale = cache.metadata["per_prompt"], model.guidance_scale
-    sampler = _sampler(params, family, model.source, prompts, per_prompt, guidance_scale=scale, image=True)
-    for steps in sorted(model.steps):
-        drawn = model.name == "teacher" and steps == cache.metadata["steps"]
-        folder = staging / model.name / f"steps{steps}"
-        _write_set(params, sampler, cache, folder, steps, model.digest, drawn=drawn)
-        _write_pictures(params, sampler, Store(folder), staging / "pictures", f"{model.name}-steps{steps}")
+    per_prompt, scale, name = cache.metadata["per_prompt"], contestant.guidance_scale, contestant.name
+    sampler = _sampler(params, contestant.model, prompts, per_prompt, guidance_scale=scale, image=True)
+    for steps in sorted(contestant.steps):
+        drawn = name == "teacher" and steps == cache.metadata["steps"]
+        folder = staging / name / f"steps{steps}"
+        _write_set(params, sampler, cache, folder, steps, contestant.digest, drawn=drawn)
+        _write_pictures(params, sampler, Store(folder), staging / "pictures", f"{name}-steps{steps}")
 
 
 def _write_set(
@@ -252,18 +253,6 @@ def _write_pictures(params: Params, sampler: Sampler, store: Store, folder: Path
         write_png(folder / f"{prompt:03d}-{name}.png", image, prompt=texts[prompt], steps=steps, seed=seed)
 
 
-def check_student(folder: Path, family: Family | None = None) -> Family:
-    """The family of a student's folder; raises CdmError if it is missing or not of the `family` expected."""
-    if not folder.is_dir():
-        raise CdmError(
-            f"{folder}: no student there: run `dvc repro` (or the stage `distill`), or name its folder"
-        )
-    found = family_of_pipeline(pipeline_class(folder))
-    if family is not None and found.name != family.name:
-        raise CdmError(f"{folder}: a student of the family {found.name}, but the teacher is {family.name}")
-    return found
-
-
 def _check_cache(cache: Store, teacher: TeacherManifest, prompts: PromptSet) -> None:
     """Raises CdmError if the cache is damaged, or not of this teacher and these prompts."""
     cache.verify()
@@ -285,12 +274,14 @@ def draw_pictures(
 
     Picture i starts from `sample_noise(seed, [i], ...)`. Raises CdmError.
     """
-    family = check_student(student)
+    model = find_student(student)
+    family = model.family
     place = choose_device(device)
-    pipeline = family.load_pipeline(student).to(place)
+    pipeline = model.load().to(place)
+    latent_shape = family.latent_shape(model.base)
     images = []
     for indices in track(_batches(0, len(prompts), batch_size), "sample", unit="batch"):
-        noise = sample_noise(seed, indices, family.latent_shape(student)).to(place)
+        noise = sample_noise(seed, indices, latent_shape).to(place)
         conditioning = family.encode(pipeline, [prompts[i] for i in indices])
         empty = {name: tensor[:1] for name, tensor in conditioning.items()}  # unused without guidance
         latents = family.sample(

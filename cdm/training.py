@@ -27,12 +27,13 @@ from cdm.distiller import Distiller, Metrics
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, get_family
 from cdm.hub import TeacherManifest
-from cdm.networks import FullNetworks, Networks
+from cdm.networks import FullNetworks, LoraNetworks, Networks
 from cdm.optim import Learner, blend, ema_decay
 from cdm.params import Params
 from cdm.progress import track
 from cdm.prompts import OnlinePrompts, PromptSet
 from cdm.randomness import prompt_indices
+from cdm.student import LORA, write_marker
 
 CODE = ("distiller", "flow", "losses", "networks", "optim", "randomness", "rollout", "schedule", "training")
 """Modules whose change makes another experiment of the same parameters: no checkpoint is taken across it."""
@@ -43,6 +44,7 @@ class Inputs:
     """What a distillation starts from: a teacher on this disk, the training prompts, the empty prompt."""
 
     family: Family
+    teacher: TeacherManifest
     source: Path
     prompts: PromptSet | OnlinePrompts
     empty: Conditioning
@@ -60,6 +62,7 @@ class Inputs:
         train = OnlinePrompts(texts, family, source, params) if online else texts
         return cls(
             family,
+            teacher,
             source,
             train,
             empty.conditioning([0]),
@@ -185,17 +188,10 @@ def prepare(params: Params, inputs: Inputs, accelerator: Accelerator) -> tuple[R
         raise CdmError(
             f"distill.batch_size {distill.batch_size} does not divide over {accelerator.num_processes} processes"
         )
-    teacher = inputs.family.load_transformer(inputs.source).to(device)
-    networks = FullNetworks(
-        inputs.family,
-        teacher,
-        autocast=torch.bfloat16 if distill.precision == "bf16" else None,
-        gradient_checkpointing=distill.gradient_checkpointing,
-    )
-    run = Run.start(networks, params)
+    run = Run.start(build_networks(params, inputs, device), params)
     first = accelerator.process_index * share
     distiller = Distiller(
-        networks,
+        run.networks,
         run.student,
         run.fake,
         distill=distill,
@@ -210,6 +206,24 @@ def prepare(params: Params, inputs: Inputs, accelerator: Accelerator) -> tuple[R
         device=device,
     )
     return run, distiller
+
+
+def build_networks(params: Params, inputs: Inputs, device: torch.device) -> Networks:
+    """The three roles, on the device, all of them the teacher."""
+    distill = params.distill
+    teacher = inputs.family.load_transformer(inputs.source).to(device)
+    autocast = torch.bfloat16 if distill.precision == "bf16" else None
+    checkpointing = distill.gradient_checkpointing
+    if distill.lora is None:
+        return FullNetworks(inputs.family, teacher, autocast=autocast, gradient_checkpointing=checkpointing)
+    return LoraNetworks(
+        inputs.family,
+        teacher,
+        distill.lora,
+        seed=params.seed,
+        autocast=autocast,
+        gradient_checkpointing=checkpointing,
+    )
 
 
 def prompt_source(
@@ -291,11 +305,12 @@ def write_log(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def save_student(run: Run, inputs: Inputs, folder: Path) -> None:
-    """The moving average of the student as a pipeline folder of the teacher's kind."""
-    with torch.no_grad():
-        for name, value in run.student.parameters.items():
-            value.copy_(run.average[name])
-    inputs.family.save_student(run.networks.models["student"], inputs.source, folder)  # type: ignore[attr-defined]
+    """The moving average of the student: a pipeline folder of the teacher's kind, or a LoRA for the teacher."""
+    (folder / LORA).unlink(missing_ok=True)
+    average = {name: value.cpu() for name, value in run.average.items()}
+    run.networks.save_student(average, inputs.source, folder)
+    if isinstance(run.networks, LoraNetworks):
+        write_marker(folder, inputs.teacher)
 
 
 def checkpoint_root() -> Path:
