@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -42,8 +43,17 @@ class Networks(Protocol):
         ...
 
 
+Place = Callable[[nn.Module], nn.Module]
+"""Puts a model where it is to run: on a device, or spread over the devices of several processes."""
+
+
+def stay(model: nn.Module) -> nn.Module:
+    """The model where it is."""
+    return model
+
+
 class FullNetworks:
-    """Three models: `teacher` as loaded, and two trainable copies of it in float32."""
+    """Three models: `teacher` as loaded, and two trainable copies of it in float32, each put in its `place`."""
 
     def __init__(
         self,
@@ -52,17 +62,20 @@ class FullNetworks:
         *,
         autocast: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
+        place: Place = stay,
     ) -> None:
         self.family = family
         self.autocast = autocast
-        student = copy.deepcopy(teacher).float().requires_grad_(True)
-        if gradient_checkpointing:
-            student.enable_gradient_checkpointing()  # type: ignore[operator]
-        self.models: dict[str, nn.Module] = {
-            "teacher": teacher.to(autocast or torch.float32).requires_grad_(False),
-            "student": student,
-            "fake": copy.deepcopy(student),
-        }
+
+        def learning() -> nn.Module:
+            model = copy.deepcopy(teacher).float().requires_grad_(True)
+            if gradient_checkpointing:
+                model.enable_gradient_checkpointing()  # type: ignore[operator]
+            return place(model)
+
+        student, fake = learning(), learning()
+        frozen = place(teacher.to(autocast or torch.float32).requires_grad_(False))
+        self.models: dict[str, nn.Module] = {"teacher": frozen, "student": student, "fake": fake}
         for model in self.models.values():
             model.eval()  # no dropout: the rollout and the update must see the same student
 
@@ -98,6 +111,7 @@ class LoraNetworks:
         seed: int,
         autocast: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
+        place: Place = stay,
     ) -> None:
         from peft import LoraConfig
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -117,20 +131,23 @@ class LoraNetworks:
             for role in roles:
                 self.model.add_adapter(config, role)  # type: ignore[operator]
         self.layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
-        self.adapters = {role: self._adapter(role, seed) for role in roles}
-        self._activate("teacher")
+        for role in roles:
+            _start(self._adapter(role), seed)
+        self._let_learn([self._adapter(role) for role in roles])
+        self.model = place(self.model)
+        self.adapters = {role: self._adapter(role) for role in roles}
 
-    def _adapter(self, role: Trained, seed: int) -> dict[str, nn.Parameter]:
-        """The parameters of a role's adapter by their names without the role, at their first values."""
-        marked = {name: value for name, value in self.model.named_parameters() if f".{role}." in name}
-        adapter = {name.replace(f".{role}.", "."): value for name, value in marked.items()}
-        for index, (name, value) in enumerate(adapter.items()):
-            value.data = torch.zeros_like(value, dtype=torch.float32)
-            if ".lora_A." in name:
-                bound = value.shape[1] ** -0.5  # as torch starts a linear layer
-                first = philox(seed, "lora", index).uniform(-bound, bound, value.shape)
-                value.data.copy_(torch.from_numpy(first))
-        return adapter
+    def _adapter(self, role: Trained) -> dict[str, nn.Parameter]:
+        """The parameters of a role's adapter by their names without the role."""
+        named = self.model.named_parameters()
+        return {name.replace(f".{role}.", "."): value for name, value in named if f".{role}." in name}
+
+    def _let_learn(self, adapters: Iterable[dict[str, nn.Parameter]]) -> None:
+        # peft freezes what is not active; but the graph of one role is still there while another is asked, and a
+        # parameter that is frozen when its gradient arrives loses it.
+        for adapter in adapters:
+            for parameter in adapter.values():
+                parameter.requires_grad_(True)
 
     def _activate(self, role: Role) -> None:
         for layer in self.layers:
@@ -139,11 +156,7 @@ class LoraNetworks:
             else:
                 layer.set_adapter([role])
                 layer.enable_adapters(True)
-        # peft freezes what is not active; but the graph of one role is still there while another is asked, and a
-        # parameter that is frozen when its gradient arrives loses it.
-        for adapter in self.adapters.values():
-            for parameter in adapter.values():
-                parameter.requires_grad_(True)
+        self._let_learn(self.adapters.values())
 
     def velocity(self, role: Role, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         self._activate(role)
@@ -159,6 +172,16 @@ class LoraNetworks:
 
     def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
         self.family.save_lora(weights, self.config, folder)
+
+
+def _start(adapter: dict[str, nn.Parameter], seed: int) -> None:
+    """An adapter's first values: float32, the first factors as torch starts a linear layer, the second zero."""
+    for index, (name, value) in enumerate(adapter.items()):
+        value.data = torch.zeros_like(value, dtype=torch.float32)
+        if ".lora_A." in name:
+            bound = value.shape[1] ** -0.5
+            first = philox(seed, "lora", index).uniform(-bound, bound, value.shape)
+            value.data.copy_(torch.from_numpy(first))
 
 
 def _precision(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
