@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +66,23 @@ class Project:
         self.values["evaluate"] |= {"judge": None, "real": None, "track": ["params.yaml", "params.yaml"]}
         self.values["distill"] |= {"iterations": 4, "batch_size": 2, "fake_only": 2}
 
-    def run(self, stage: str) -> subprocess.CompletedProcess[str]:
+    def start(self, stage: str) -> subprocess.Popen[str]:
         YAML(typ="safe").dump(self.values, self.folder / "params.yaml")
         ours = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
-        return subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", f"stages.{stage}"],
-            check=False,
             cwd=self.folder,
             env={**ours, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            capture_output=True,
         )
+
+    def run(self, stage: str) -> tuple[int, str]:
+        """Exit code and standard error."""
+        process = self.start(stage)
+        _, errors = process.communicate()
+        return process.returncode, errors
 
 
 @pytest.fixture
@@ -83,20 +91,35 @@ def project(tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path) 
 
 
 def test_a_stage_launches_itself(project: Project) -> None:
-    done = project.run("distill")
-    assert done.returncode == 0, done.stderr
+    code, errors = project.run("distill")
+    assert code == 0, errors
     with (project.folder / "logs/distill.csv").open(newline="") as log:
         assert [row["iteration"] for row in csv.DictReader(log)] == ["2", "4"]
     assert (project.folder / "models/student/model_index.json").exists()
-    done = project.run("latents")
-    assert done.returncode == 0, done.stderr
+    code, errors = project.run("latents")
+    assert code == 0, errors
     Store(project.folder / "data/latents").verify()
 
 
 def test_a_problem_is_said_once_and_ends_with_its_code(project: Project) -> None:
     project.values["distill"]["batch_size"] = 3
-    done = project.run("distill")
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    code, errors = project.run("distill")
+    assert code == 1
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert lines == ["error: distill.batch_size 3 does not divide over 2 processes"]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in errors
+
+
+def test_a_signal_to_the_stage_makes_its_processes_save(project: Project) -> None:
+    project.values["distill"]["iterations"] = 100_000
+    project.values["runtime"]["checkpoint_every"] = 2
+    process = project.start("distill")
+    while not list(project.folder.glob("checkpoints/distill-*/step-*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "stopped and saved at iteration" in printed
+    assert "Traceback" not in errors
+    assert not (project.folder / "models").exists()
