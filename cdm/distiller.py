@@ -70,6 +70,7 @@ class Distiller:
 
     `prompts(iteration, samples)` gives the conditioning of global samples, `empty` that of the empty prompt (one
     row). `micro_batch` samples go through a forward and backward at once.
+    `most` is the largest of a number over processes that must ask a network equally often.
     """
 
     def __init__(
@@ -88,10 +89,12 @@ class Distiller:
         samples: Sequence[int],
         micro_batch: int | None = None,
         device: torch.device = torch.device("cpu"),
+        most: Callable[[int], int] = int,
     ) -> None:
         self.networks, self.student, self.fake = networks, student, fake
         self.distill, self.schedule, self.shift, self.seed = distill, schedule, shift, seed
         self.prompts, self.empty, self.latent_shape, self.device = prompts, empty, tuple(latent_shape), device
+        self.most = most
         size = micro_batch or len(samples)
         self.parts = [samples[start : start + size] for start in range(0, len(samples), size)]
 
@@ -125,7 +128,8 @@ class Distiller:
         conditioning = self.prompts(iteration, samples)
         rollouts = draw_rollouts(self.schedule, self.shift, draws)
         noise = draws.normal("noise", self.latent_shape)
-        x = simulate(self.velocity("student"), noise, conditioning, rollouts)
+        calls = self.most(max(rollouts.depth))
+        x = simulate(self.velocity("student"), noise, conditioning, rollouts, calls)
         # With several parts their graphs would be alive together: the prediction is made again when needed.
         keeps_graph = serves_student and len(self.parts) == 1 and not self.distill.gradient_checkpointing
         return Anchor(x, rollouts.anchor_sigma, conditioning, samples, keeps_graph)

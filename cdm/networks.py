@@ -7,14 +7,17 @@ of one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, Protocol
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cdm.families.base import Conditioning, Family
+from cdm.params import Lora
+from cdm.randomness import philox
 
 Role = Literal["teacher", "student", "fake"]
 Trained = Literal["student", "fake"]
@@ -35,9 +38,22 @@ class Networks(Protocol):
         """Adds the loss's gradient to the role's parameters."""
         ...
 
+    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+        """A student of these `weights`, named as the student's parameters, on the teacher at `source`."""
+        ...
+
+
+Place = Callable[[nn.Module], nn.Module]
+"""Puts a model where it is to run: on a device, or spread over the devices of several processes."""
+
+
+def stay(model: nn.Module) -> nn.Module:
+    """The model where it is."""
+    return model
+
 
 class FullNetworks:
-    """Three models: `teacher` as loaded, and two trainable copies of it in float32."""
+    """Three models: `teacher` as loaded, and two trainable copies of it in float32, each put in its `place`."""
 
     def __init__(
         self,
@@ -46,27 +62,25 @@ class FullNetworks:
         *,
         autocast: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
+        place: Place = stay,
     ) -> None:
         self.family = family
         self.autocast = autocast
-        student = copy.deepcopy(teacher).float().requires_grad_(True)
-        if gradient_checkpointing:
-            student.enable_gradient_checkpointing()  # type: ignore[operator]
-        self.models: dict[str, nn.Module] = {
-            "teacher": teacher.to(autocast or torch.float32).requires_grad_(False),
-            "student": student,
-            "fake": copy.deepcopy(student),
-        }
+
+        def learning() -> nn.Module:
+            model = copy.deepcopy(teacher).float().requires_grad_(True)
+            if gradient_checkpointing:
+                model.enable_gradient_checkpointing()  # type: ignore[operator]
+            return place(model)
+
+        student, fake = learning(), learning()
+        frozen = place(teacher.to(autocast or torch.float32).requires_grad_(False))
+        self.models: dict[str, nn.Module] = {"teacher": frozen, "student": student, "fake": fake}
         for model in self.models.values():
             model.eval()  # no dropout: the rollout and the update must see the same student
 
-    @contextmanager
-    def _precision(self, device: torch.device) -> Iterator[None]:
-        with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            yield
-
     def velocity(self, role: Role, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        with self._precision(x.device):
+        with _precision(self.autocast, x.device):
             return self.family.velocity(self.models[role], x, sigma, conditioning).float()
 
     def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
@@ -74,3 +88,106 @@ class FullNetworks:
 
     def backward(self, role: Trained, loss: Tensor) -> None:
         loss.backward()
+
+    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+        student = self.family.load_transformer(source)
+        student.load_state_dict(weights, strict=False)  # buffers are the teacher's
+        self.family.save_student(student, source, folder)
+
+
+class LoraNetworks:
+    """One frozen model with two adapters, `student` and `fake`, in float32; the teacher is the model with none.
+
+    Both adapters start from the same numbers, of `seed`, so that moving one towards the other makes sense from
+    the first update on, and start as the teacher: their second factors are zero.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        teacher: nn.Module,
+        lora: Lora,
+        *,
+        seed: int,
+        autocast: torch.dtype | None = None,
+        gradient_checkpointing: bool = False,
+        place: Place = stay,
+    ) -> None:
+        from peft import LoraConfig
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self.family = family
+        self.autocast = autocast
+        self.model = teacher.to(autocast or torch.float32).requires_grad_(False).eval()
+        if gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()  # type: ignore[operator]
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=family.lora_targets)
+        self.config = _plain(config.to_dict())
+        roles: tuple[Trained, Trained] = ("student", "fake")
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Already found a `peft_config`"
+            )  # two adapters are what is wanted
+            for role in roles:
+                self.model.add_adapter(config, role)  # type: ignore[operator]
+        self.layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        for role in roles:
+            _start(self._adapter(role), seed)
+        self._let_learn([self._adapter(role) for role in roles])
+        self.model = place(self.model)
+        self.adapters = {role: self._adapter(role) for role in roles}
+
+    def _adapter(self, role: Trained) -> dict[str, nn.Parameter]:
+        """The parameters of a role's adapter by their names without the role."""
+        named = self.model.named_parameters()
+        return {name.replace(f".{role}.", "."): value for name, value in named if f".{role}." in name}
+
+    def _let_learn(self, adapters: Iterable[dict[str, nn.Parameter]]) -> None:
+        # peft freezes what is not active; but the graph of one role is still there while another is asked, and a
+        # parameter that is frozen when its gradient arrives loses it.
+        for adapter in adapters:
+            for parameter in adapter.values():
+                parameter.requires_grad_(True)
+
+    def _activate(self, role: Role) -> None:
+        for layer in self.layers:
+            if role == "teacher":
+                layer.enable_adapters(False)
+            else:
+                layer.set_adapter([role])
+                layer.enable_adapters(True)
+        self._let_learn(self.adapters.values())
+
+    def velocity(self, role: Role, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        self._activate(role)
+        with _precision(self.autocast, x.device):
+            return self.family.velocity(self.model, x, sigma, conditioning).float()
+
+    def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
+        return self.adapters[role]
+
+    def backward(self, role: Trained, loss: Tensor) -> None:
+        self._activate(role)  # gradient checkpointing runs forwards again
+        loss.backward()
+
+    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+        self.family.save_lora(weights, self.config, folder)
+
+
+def _start(adapter: dict[str, nn.Parameter], seed: int) -> None:
+    """An adapter's first values: float32, the first factors as torch starts a linear layer, the second zero."""
+    for index, (name, value) in enumerate(adapter.items()):
+        value.data = torch.zeros_like(value, dtype=torch.float32)
+        if ".lora_A." in name:
+            bound = value.shape[1] ** -0.5
+            first = philox(seed, "lora", index).uniform(-bound, bound, value.shape)
+            value.data.copy_(torch.from_numpy(first))
+
+
+def _precision(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of peft in JSON values that are the same in every process: sets are in random order."""
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}

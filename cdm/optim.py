@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
 from cdm.params import Optimiser
+from cdm.sharding import assign, is_sharded, whole_of
 
 
 def learning_rate(settings: Optimiser, update: int, updates: int) -> float:
@@ -30,9 +31,14 @@ def ema_decay(decay: float, update: int) -> float:
     return min(decay, (1 + update) / (10 + update))
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """The mean of each gradient over the processes, in one message; nothing where there is one process."""
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """The mean of each gradient over the processes, in one message.
+
+    Nothing is left to do where there is one process, or the backward pass has done it, slice by slice.
+    """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return
+    if any(is_sharded(parameter) for parameter in parameters):
         return
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -40,6 +46,14 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     flat /= torch.distributed.get_world_size()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
+    """Scales all gradients so that their common norm is at most `limit`; returns the norm before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = whole_of(nn.utils.get_total_norm(gradients))
+    nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return float(norm)
 
 
 class Learner:
@@ -67,8 +81,9 @@ class Learner:
 
     def step(self) -> float:
         """One update with the accumulated gradients, which it clears; returns their norm before clipping."""
-        average_gradients(self.parameters.values())
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip))
+        parameters = list(self.parameters.values())
+        average_gradients(parameters)
+        norm = clip_gradients(parameters, self.settings.clip)
         for group in self.adamw.param_groups:
             group["lr"] = self.lr
         self.adamw.step()
@@ -89,4 +104,10 @@ class Learner:
         self.updates_done = updates_done
         for key, value in state.items():
             moment, name = key.split("/", 1)
-            self.adamw.state[self.parameters[name]][moment] = value
+            parameter = self.parameters[name]
+            if moment == "step":
+                mine = value.to(parameter.device)
+            else:
+                mine = torch.zeros_like(parameter, requires_grad=False)
+                assign(mine, value)
+            self.adamw.state[parameter][moment] = mine

@@ -176,6 +176,15 @@ class Optimiser(Section):
     """Largest norm of the gradient."""
 
 
+class Lora(Section):
+    """Low-rank adapters of the attention layers, for the student and the fake score, on one frozen teacher."""
+
+    rank: Positive
+    """Rank of an adapter's update (authors: 64)."""
+    alpha: Rate
+    """An adapter's update is scaled by alpha / rank (authors: 128)."""
+
+
 class Distill(Section):
     """The training of the student."""
 
@@ -202,6 +211,8 @@ class Distill(Section):
     """Decay of the student's moving average, which is what is saved; ramped up from 0.1."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the networks (weights, losses and optimiser states stay float32)."""
+    lora: Lora | None = None
+    """What learns: null is all weights, in three copies of the teacher; else adapters on a single one."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

@@ -22,11 +22,14 @@ def take(conditioning: Conditioning, rows: Tensor | slice) -> Conditioning:
 
 
 @torch.no_grad()
-def simulate(velocity: Velocity, noise: Tensor, conditioning: Conditioning, rollouts: Rollouts) -> Tensor:
+def simulate(
+    velocity: Velocity, noise: Tensor, conditioning: Conditioning, rollouts: Rollouts, calls: int = 0
+) -> Tensor:
     """The anchors `x_i` (batch, ...): `noise` taken `rollouts.depth` Euler steps along each sample's schedule.
 
     With the batch sorted by depth, the samples that still move at a step are its head: no step runs on samples
-    that have arrived, which halves the cost of running all of them to the end.
+    that have arrived, which halves the cost of running all of them to the end. Where several processes must call
+    a network equally often, `calls` is how often; those beyond the deepest sample change nothing.
     """
     order = sorted(range(len(rollouts.depth)), key=lambda row: -rollouts.depth[row])
     rows = torch.tensor(order, device=noise.device)
@@ -36,6 +39,8 @@ def simulate(velocity: Velocity, noise: Tensor, conditioning: Conditioning, roll
         sigma, next_sigma = sigmas[moving, step], sigmas[moving, step + 1]
         v = velocity(x[moving], sigma, take(sorted_conditioning, moving))
         x[moving] = euler_step(x[moving], v.float(), sigma, next_sigma)
+    for _ in range(max(rollouts.depth), calls):
+        velocity(x[:1], sigmas[:1, 0], take(sorted_conditioning, slice(0, 1)))
     anchors = torch.empty_like(x)
     anchors[rows] = x
     return anchors

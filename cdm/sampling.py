@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from torch import Tensor
 
 from cdm.device import choose_device
 from cdm.errors import CdmError
-from cdm.families import Conditioning, Family, family_of_pipeline, get_family
+from cdm.families import Conditioning, Family, get_family
 from cdm.flow import inference_sigmas
-from cdm.hub import TeacherManifest, file_hashes, pipeline_class
+from cdm.hub import TeacherManifest, file_hashes
 from cdm.params import Params
+from cdm.processes import Processes, Rows
 from cdm.progress import track
 from cdm.prompts import PromptSet
 from cdm.randomness import sample_noise
@@ -32,6 +35,7 @@ from cdm.store import (
     publish,
     shard_rows,
 )
+from cdm.student import Model, find_student
 
 FLOAT_BYTES = 4
 
@@ -99,19 +103,17 @@ class Sampler:
 
 
 def _sampler(
-    params: Params,
-    family: Family,
-    source: Path,
+    device: torch.device,
+    model: Model,
     prompts: Path,
     per_prompt: int,
     *,
     guidance_scale: float,
     image: bool,
 ) -> Sampler:
-    device = choose_device(params.runtime.device)
     return Sampler(
-        family,
-        family.load_pipeline(source, text=False, image=image).to(device),
+        model.family,
+        model.load(text=False, image=image).to(device),
         PromptSet(prompts / "eval"),
         PromptSet(prompts / "empty").conditioning([0], device),
         per_prompt,
@@ -120,8 +122,40 @@ def _sampler(
     )
 
 
-def _batches(start: int, stop: int, size: int) -> list[range]:
-    return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
+def _batches(start: int, stop: int, size: int, shard: int) -> list[range]:
+    """Batches of up to `size` samples that begin anew at every shard: a run resumed at `start` has the same ones."""
+    ends = [min(first + shard, stop) for first in range(start, stop, shard)]
+    return [
+        range(first, min(first + size, end))
+        for begin, end in zip(range(start, stop, shard), ends, strict=True)
+        for first in range(begin, end, size)
+    ]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A store that several processes fill: all draw, the main one writes. A row is a sample."""
+
+    folder: Path
+    rows: int
+    rows_per_shard: int
+    metadata: dict[str, Any]
+    fingerprint: str = ""
+
+    def fill(self, processes: Processes, draw: Callable[[range], Rows], batch_size: int, title: str) -> None:
+        """Writes the rows that `draw` returns for each batch; what an interrupted run has written is kept."""
+        with ExitStack() as stack:
+            writer = None
+            if processes.is_main:
+                written = ShardWriter(self.folder, self.rows_per_shard, self.metadata, self.fingerprint)
+                writer = stack.enter_context(written)
+            done = processes.agree(writer.rows_done if writer else 0)
+            batches = _batches(done, self.rows, batch_size, self.rows_per_shard)
+            drawn = processes.draw(batches, draw)
+            for rows in track(drawn, title, total=len(batches), unit="batch"):
+                if writer:
+                    writer.append(rows)
+        processes.wait()
 
 
 def cache_teacher_latents(params: Params, teacher: TeacherManifest, prompts: Path, out: Path) -> None:
@@ -142,25 +176,28 @@ def cache_teacher_latents(params: Params, teacher: TeacherManifest, prompts: Pat
         "seed": params.seed,
         "teacher": teacher.digest,
     }
-    rows = shard_rows(2 * FLOAT_BYTES * torch.Size(teacher.latent_shape).numel())
-    with ShardWriter(out, rows, metadata, _code(family)) as writer:
-        sampler = _sampler(
-            params,
-            family,
-            teacher.folder(),
+    processes = Processes.join(params.runtime.device)
+
+    @cache  # loaded when the first batch is drawn: after the folder has been looked at, if there is any batch
+    def sampler() -> Sampler:
+        return _sampler(
+            processes.device,
+            Model(family, teacher.folder()),
             prompts,
             section.per_prompt,
             guidance_scale=guidance_scale,
             image=False,
         )
-        count = len(sampler.prompts) * section.per_prompt
-        for samples in track(
-            _batches(writer.rows_done, count, params.runtime.batch_size), "latents", unit="batch"
-        ):
-            noise = sample_noise(params.seed, samples, teacher.latent_shape)
-            prompt = torch.tensor([k // section.per_prompt for k in samples])
-            latents = sampler.draw(noise, samples, section.steps)
-            writer.append({"noise": noise, "latents": latents, "prompt": prompt})
+
+    def draw(samples: range) -> Rows:
+        noise = sample_noise(params.seed, samples, teacher.latent_shape)
+        prompt = torch.tensor([k // section.per_prompt for k in samples])
+        return {"noise": noise, "latents": sampler().draw(noise, samples, section.steps), "prompt": prompt}
+
+    rows = len(PromptSet(prompts / "eval")) * section.per_prompt
+    rows_per_shard = shard_rows(2 * FLOAT_BYTES * torch.Size(teacher.latent_shape).numel())
+    table = Table(out, rows, rows_per_shard, metadata, _code(family))
+    table.fill(processes, draw, params.runtime.batch_size, "latents")
 
 
 def draw_samples(
@@ -174,19 +211,28 @@ def draw_samples(
     cache belongs to another teacher or other prompts.
     """
     cache, family = Store(latents), get_family(teacher.family)
-    check_student(student, family)
+    learnt = find_student(student, teacher)
     _check_cache(cache, teacher, PromptSet(prompts / "eval"))
     full, guidance_scale = cache.metadata["steps"], cache.metadata["guidance_scale"]
     contestants = (
-        Contestant("student", student, digest_of(file_hashes(student)), 1.0, {*params.sample.steps}),
+        Contestant("student", learnt, digest_of(file_hashes(student)), 1.0, {*params.sample.steps}),
         Contestant(
-            "teacher", teacher.folder(), teacher.digest, guidance_scale, {*params.sample.teacher_steps, full}
+            "teacher",
+            Model(family, teacher.folder()),
+            teacher.digest,
+            guidance_scale,
+            {*params.sample.teacher_steps, full},
         ),
     )
-    staging = open_staging(out, "student", digest_of([_code(family), params.sample.model_dump()]))
+    processes = Processes.join(params.runtime.device)
+    staging = out
+    if processes.is_main:
+        staging = open_staging(out, "student", digest_of([_code(family), params.sample.model_dump()]))
     for contestant in contestants:
-        _write_sets(params, family, contestant, cache, prompts, staging)
-    publish(out)
+        _write_sets(params, processes, contestant, cache, prompts, staging)
+    if processes.is_main:
+        publish(out)
+    processes.wait()
 
 
 @dataclass(frozen=True)
@@ -194,27 +240,38 @@ class Contestant:
     """A model of the comparison."""
 
     name: str
-    source: Path
+    model: Model
     digest: str
     guidance_scale: float
     steps: set[int]
 
 
 def _write_sets(
-    params: Params, family: Family, model: Contestant, cache: Store, prompts: Path, staging: Path
+    params: Params, processes: Processes, contestant: Contestant, cache: Store, prompts: Path, staging: Path
 ) -> None:
     """All sample sets of a model, with their pictures. The guided full-length set is the cache's own."""
-    per_prompt, scale = cache.metadata["per_prompt"], model.guidance_scale
-    sampler = _sampler(params, family, model.source, prompts, per_prompt, guidance_scale=scale, image=True)
-    for steps in sorted(model.steps):
-        drawn = model.name == "teacher" and steps == cache.metadata["steps"]
-        folder = staging / model.name / f"steps{steps}"
-        _write_set(params, sampler, cache, folder, steps, model.digest, drawn=drawn)
-        _write_pictures(params, sampler, Store(folder), staging / "pictures", f"{model.name}-steps{steps}")
+    per_prompt, scale, name = cache.metadata["per_prompt"], contestant.guidance_scale, contestant.name
+    sampler = _sampler(
+        processes.device, contestant.model, prompts, per_prompt, guidance_scale=scale, image=True
+    )
+    for steps in sorted(contestant.steps):
+        drawn = name == "teacher" and steps == cache.metadata["steps"]
+        folder = staging / name / f"steps{steps}"
+        _write_set(params, processes, sampler, cache, folder, steps, contestant.digest, drawn=drawn)
+        if processes.is_main:
+            _write_pictures(params, sampler, Store(folder), staging / "pictures", f"{name}-steps{steps}")
 
 
 def _write_set(
-    params: Params, sampler: Sampler, cache: Store, folder: Path, steps: int, digest: str, *, drawn: bool
+    params: Params,
+    processes: Processes,
+    sampler: Sampler,
+    cache: Store,
+    folder: Path,
+    steps: int,
+    digest: str,
+    *,
+    drawn: bool,
 ) -> None:
     """One sample set, unless an interrupted run has finished it; `drawn`: its latents are the cache's."""
     metadata = {
@@ -226,16 +283,16 @@ def _write_set(
         "seed": cache.metadata["seed"],
         "model": digest,
     }
-    if is_complete(folder, metadata):
+    if processes.agree(is_complete(folder, metadata)):
         return
-    title = "/".join(folder.parts[-2:])
-    with ShardWriter(folder, _rows_per_shard(cache), metadata) as writer:
-        for samples in track(
-            _batches(writer.rows_done, len(cache), params.runtime.batch_size), title, unit="batch"
-        ):
-            row = cache.rows(samples)
-            latents = row["latents"] if drawn else sampler.draw(row["noise"], samples, steps)
-            writer.append({"latents": latents, "images": sampler.decode(latents)})
+
+    def draw(samples: range) -> Rows:
+        row = cache.rows(samples)
+        latents = row["latents"] if drawn else sampler.draw(row["noise"], samples, steps)
+        return {"latents": latents, "images": sampler.decode(latents)}
+
+    table = Table(folder, len(cache), _rows_per_shard(cache), metadata)
+    table.fill(processes, draw, params.runtime.batch_size, "/".join(folder.parts[-2:]))
 
 
 def _rows_per_shard(cache: Store) -> int:
@@ -250,18 +307,6 @@ def _write_pictures(params: Params, sampler: Sampler, store: Store, folder: Path
         image = store.rows([prompt * sampler.per_prompt])["images"][0]
         steps, seed = store.metadata["steps"], store.metadata["seed"]
         write_png(folder / f"{prompt:03d}-{name}.png", image, prompt=texts[prompt], steps=steps, seed=seed)
-
-
-def check_student(folder: Path, family: Family | None = None) -> Family:
-    """The family of a student's folder; raises CdmError if it is missing or not of the `family` expected."""
-    if not folder.is_dir():
-        raise CdmError(
-            f"{folder}: no student there: run `dvc repro` (or the stage `distill`), or name its folder"
-        )
-    found = family_of_pipeline(pipeline_class(folder))
-    if family is not None and found.name != family.name:
-        raise CdmError(f"{folder}: a student of the family {found.name}, but the teacher is {family.name}")
-    return found
 
 
 def _check_cache(cache: Store, teacher: TeacherManifest, prompts: PromptSet) -> None:
@@ -285,12 +330,15 @@ def draw_pictures(
 
     Picture i starts from `sample_noise(seed, [i], ...)`. Raises CdmError.
     """
-    family = check_student(student)
+    model = find_student(student)
+    family = model.family
     place = choose_device(device)
-    pipeline = family.load_pipeline(student).to(place)
+    pipeline = model.load().to(place)
+    latent_shape = family.latent_shape(model.base)
     images = []
-    for indices in track(_batches(0, len(prompts), batch_size), "sample", unit="batch"):
-        noise = sample_noise(seed, indices, family.latent_shape(student)).to(place)
+    batches = _batches(0, len(prompts), batch_size, len(prompts))
+    for indices in track(batches, "sample", unit="batch"):
+        noise = sample_noise(seed, indices, latent_shape).to(place)
         conditioning = family.encode(pipeline, [prompts[i] for i in indices])
         empty = {name: tensor[:1] for name, tensor in conditioning.items()}  # unused without guidance
         latents = family.sample(

@@ -70,9 +70,10 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _layout(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """What all rows have in common: dtype and row shape by name."""
+    """What all rows have in common: dtype and row shape by name, sorted: a file has its tensors in no order."""
     return {
-        name: {"dtype": _dtype(tensor), "shape": list(tensor.shape[1:])} for name, tensor in tensors.items()
+        name: {"dtype": _dtype(tensor), "shape": list(tensor.shape[1:])}
+        for name, tensor in sorted(tensors.items())
     }
 
 

@@ -8,9 +8,10 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,23 +19,35 @@ from typing import Any
 import torch
 import torch.distributed
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
-from cdm import checkpoint
+from cdm import checkpoint, sharding
 from cdm.checkpoint import Checkpoint
 from cdm.device import choose_device
 from cdm.distiller import Distiller, Metrics
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, get_family
 from cdm.hub import TeacherManifest
-from cdm.networks import FullNetworks, Networks
+from cdm.networks import FullNetworks, LoraNetworks, Networks
 from cdm.optim import Learner, blend, ema_decay
 from cdm.params import Params
 from cdm.progress import track
 from cdm.prompts import OnlinePrompts, PromptSet
 from cdm.randomness import prompt_indices
+from cdm.student import LORA, write_marker
 
-CODE = ("distiller", "flow", "losses", "networks", "optim", "randomness", "rollout", "schedule", "training")
+CODE = (
+    "distiller",
+    "flow",
+    "losses",
+    "networks",
+    "optim",
+    "randomness",
+    "rollout",
+    "schedule",
+    "sharding",
+    "training",
+)
 """Modules whose change makes another experiment of the same parameters: no checkpoint is taken across it."""
 
 
@@ -43,6 +56,7 @@ class Inputs:
     """What a distillation starts from: a teacher on this disk, the training prompts, the empty prompt."""
 
     family: Family
+    teacher: TeacherManifest
     source: Path
     prompts: PromptSet | OnlinePrompts
     empty: Conditioning
@@ -60,6 +74,7 @@ class Inputs:
         train = OnlinePrompts(texts, family, source, params) if online else texts
         return cls(
             family,
+            teacher,
             source,
             train,
             empty.conditioning([0]),
@@ -107,26 +122,28 @@ class Run:
         newest = self.rows[-1] if self.rows else {}
         return " ".join(f"{name[5:]} {value:.3f}" for name, value in newest.items() if name.startswith("loss_"))
 
-    def checkpoint(self) -> Checkpoint:
-        tensors: dict[str, dict[str, Tensor]] = {
-            "student": dict(self.student.parameters),
-            "fake": dict(self.fake.parameters),
+    def checkpoint(self, keep: bool = True) -> Checkpoint:
+        """The state in whole tensors, whoever holds them: all processes make it, those that `keep` it have it."""
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "student": self.student.parameters,
+            "fake": self.fake.parameters,
             "average": self.average,
             "student_optimiser": self.student.state(),
             "fake_optimiser": self.fake.state(),
         }
+        tensors = {name: sharding.gather(group, keep) for name, group in groups.items()}
         updates = {"student": self.student.updates_done, "fake": self.fake.updates_done}
         return Checkpoint(self.iteration, tensors, {"rows": self.rows, "updates": updates})
 
     def restore(self, saved: Checkpoint) -> None:
-        with torch.no_grad():
-            for name, into in (
-                ("student", self.student.parameters),
-                ("fake", self.fake.parameters),
-                ("average", self.average),
-            ):
-                for key, value in into.items():
-                    value.copy_(saved.tensors[name][key])
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "student": self.student.parameters,
+            "fake": self.fake.parameters,
+            "average": self.average,
+        }
+        for name, into in groups.items():
+            for key, value in into.items():
+                sharding.assign(value, saved.tensors[name][key])
         updates = saved.state["updates"]
         self.student.load_state(saved.tensors.get("student_optimiser", {}), updates["student"])
         self.fake.load_state(saved.tensors.get("fake_optimiser", {}), updates["fake"])
@@ -170,9 +187,10 @@ def distill(params: Params, inputs: Inputs, *, checkpoints: Path, student: Path,
             run.restore(saved)
             accelerator.print(f"resuming at iteration {run.iteration} of {params.distill.iterations}")
         train(run, distiller, params, stop, accelerator, folder)
+        average = sharding.gather(run.average, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
             write_log(run.rows, log)
-            save_student(run, inputs, student)
+            save_student(run.networks, average, inputs, student)
             checkpoint.remove(folder)
         accelerator.wait_for_everyone()
 
@@ -185,17 +203,10 @@ def prepare(params: Params, inputs: Inputs, accelerator: Accelerator) -> tuple[R
         raise CdmError(
             f"distill.batch_size {distill.batch_size} does not divide over {accelerator.num_processes} processes"
         )
-    teacher = inputs.family.load_transformer(inputs.source).to(device)
-    networks = FullNetworks(
-        inputs.family,
-        teacher,
-        autocast=torch.bfloat16 if distill.precision == "bf16" else None,
-        gradient_checkpointing=distill.gradient_checkpointing,
-    )
-    run = Run.start(networks, params)
+    run = Run.start(build_networks(params, inputs, device), params)
     first = accelerator.process_index * share
     distiller = Distiller(
-        networks,
+        run.networks,
         run.student,
         run.fake,
         distill=distill,
@@ -208,8 +219,34 @@ def prepare(params: Params, inputs: Inputs, accelerator: Accelerator) -> tuple[R
         samples=range(first, first + share),
         micro_batch=params.runtime.micro_batch,
         device=device,
+        most=partial(largest, accelerator=accelerator) if sharding.is_wanted() else int,
     )
     return run, distiller
+
+
+def build_networks(params: Params, inputs: Inputs, device: torch.device) -> Networks:
+    """The three roles, all of them the teacher, on the device or spread over those of all processes."""
+    distill = params.distill
+    teacher = inputs.family.load_transformer(inputs.source)
+    autocast = torch.bfloat16 if distill.precision == "bf16" else None
+    checkpointing = distill.gradient_checkpointing
+
+    def place(model: nn.Module) -> nn.Module:
+        return sharding.shard(model, device) if sharding.is_wanted() else model.to(device)
+
+    if distill.lora is None:
+        return FullNetworks(
+            inputs.family, teacher, autocast=autocast, gradient_checkpointing=checkpointing, place=place
+        )
+    return LoraNetworks(
+        inputs.family,
+        teacher,
+        distill.lora,
+        seed=params.seed,
+        autocast=autocast,
+        gradient_checkpointing=checkpointing,
+        place=place,
+    )
 
 
 def prompt_source(
@@ -240,12 +277,15 @@ def train(
             run.update_average(params.distill.ema)
         run.iteration = iteration + every
         run.rows.append({"iteration": run.iteration, **metrics})
-        wanted = stopping(stop, accelerator)
+        wanted = largest(
+            stop.signal, accelerator
+        )  # a signal that any has received, so that all save the same step
         between = params.runtime.checkpoint_every
         due = wanted or run.iteration // between > iteration // between
         if due and run.iteration < iterations:
+            state = run.checkpoint(keep=accelerator.is_main_process)
             if accelerator.is_main_process:
-                checkpoint.save(folder, run.checkpoint())
+                checkpoint.save(folder, state)
             accelerator.wait_for_everyone()
             if wanted:
                 accelerator.print(f"stopped and saved at iteration {run.iteration}: the same command resumes")
@@ -261,13 +301,13 @@ def over_processes(metrics: Metrics, accelerator: Accelerator) -> Metrics:
     return dict(zip(metrics, (values / accelerator.num_processes).tolist(), strict=True))
 
 
-def stopping(stop: StopRequest, accelerator: Accelerator) -> int:
-    """The signal that any process has received, so that all save the same step; 0 for none."""
+def largest(value: int, accelerator: Accelerator) -> int:
+    """The largest of a number over the processes."""
     if accelerator.num_processes == 1:
-        return stop.signal
-    wish = torch.tensor(stop.signal, device=accelerator.device)
-    torch.distributed.all_reduce(wish, torch.distributed.ReduceOp.MAX)
-    return int(wish)
+        return value
+    most = torch.tensor(value, device=accelerator.device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 def check_finite(metrics: Metrics, iteration: int) -> None:
@@ -290,12 +330,12 @@ def write_log(rows: list[dict[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def save_student(run: Run, inputs: Inputs, folder: Path) -> None:
-    """The moving average of the student as a pipeline folder of the teacher's kind."""
-    with torch.no_grad():
-        for name, value in run.student.parameters.items():
-            value.copy_(run.average[name])
-    inputs.family.save_student(run.networks.models["student"], inputs.source, folder)  # type: ignore[attr-defined]
+def save_student(networks: Networks, average: dict[str, Tensor], inputs: Inputs, folder: Path) -> None:
+    """The moving average of the student: a pipeline folder of the teacher's kind, or a LoRA for the teacher."""
+    (folder / LORA).unlink(missing_ok=True)
+    networks.save_student(average, inputs.source, folder)
+    if isinstance(networks, LoraNetworks):
+        write_marker(folder, inputs.teacher)
 
 
 def checkpoint_root() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,10 +53,14 @@ def _values(params: Params, sections: tuple[str, ...]) -> dict[str, Any]:
 
 
 def run(main: Callable[..., None]) -> None:
-    """Run a stage's `main` as a command: its signature makes the options, a CdmError a message and exit code 1."""
+    """Run a stage's `main` as a command: its signature makes the options, a CdmError a message and exit code 1.
+
+    Of several processes on a machine the first says it for all.
+    """
     try:
         typer.run(main)
     except CdmError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
         sys.exit(1)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cdm.hub import TeacherManifest
+from cdm.launcher import launch
 from cdm.params import load
 from stages.common import PARAMS, PromptsFolder, StudentFolder, TeacherFile, run, stage
 
@@ -21,23 +20,12 @@ def main(
     log: Annotated[Path, typer.Option(help="CSV to write, a row a round.")] = Path("logs/distill.csv"),
 ) -> None:
     """Distil the student; an interrupted run is taken up where it stopped."""
-    launch()
+    launch("stages.distill", load(PARAMS).runtime.accelerate_config)
     from cdm.training import Inputs, checkpoint_root, distill
 
     with stage("seed", "prompts", "schedule", "distill") as params:
         inputs = Inputs.gather(params, TeacherManifest.read(teacher), prompts)
         distill(params, inputs, checkpoints=checkpoint_root(), student=student, log=log)
-
-
-def launch() -> None:
-    """Become `accelerate launch` of this command where `runtime.accelerate_config` asks for it.
-
-    The stage's command stays the same that way: how it is run changes no result, so it must rerun nothing.
-    """
-    config = load(PARAMS).runtime.accelerate_config
-    if config is not None and "LOCAL_RANK" not in os.environ:
-        module = ["-m", "accelerate.commands.launch", "--config_file", config, "-m", "stages.distill"]
-        os.execv(sys.executable, [sys.executable, *module, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

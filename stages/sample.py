@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from cdm.hub import TeacherManifest
+from cdm.launcher import launch
+from cdm.params import load
 from cdm.sampling import draw_samples
-from stages.common import LatentsFolder, PromptsFolder, StudentFolder, TeacherFile, run, stage
+from stages.common import PARAMS, LatentsFolder, PromptsFolder, StudentFolder, TeacherFile, run, stage
 
 
 def main(
@@ -20,6 +22,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of sample sets to write.")] = Path("data/samples"),
 ) -> None:
     """Draw from student and teacher at each number of steps, on the same noise."""
+    launch("stages.sample", load(PARAMS).runtime.accelerate_config)
     with stage("sample") as params:
         draw_samples(params, TeacherManifest.read(teacher), student, prompts, latents, out)
 

@@ -80,3 +80,12 @@ class Family(Protocol):
 
     def save_student(self, transformer: nn.Module, source: Path, folder: Path) -> None:
         """A complete diffusers folder: the student's transformer beside copies of the teacher's other parts."""
+
+    def save_lora(self, weights: dict[str, Tensor], config: dict[str, Any], folder: Path) -> None:
+        """A LoRA of the transformer as diffusers loads it: the same weights always make the same bytes.
+
+        `weights` are keyed by the transformer's own names, `config` is peft's, in plain JSON values.
+        """
+
+    def load_lora(self, pipeline: Any, folder: Path) -> None:
+        """Puts what `save_lora` wrote into a pipeline of the teacher. Raises CdmError if it cannot be loaded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -118,6 +119,26 @@ class StableDiffusion3:
         shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("transformer", ".*"))
         save: Any = transformer.save_pretrained  # of every diffusers model
         save(folder / "transformer")
+
+    def save_lora(self, weights: dict[str, Tensor], config: dict[str, Any], folder: Path) -> None:
+        from diffusers import StableDiffusion3Pipeline
+        from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+        from safetensors.torch import save_file
+
+        # By diffusers' own writer the file would differ from run to run: it has two entries, in random order.
+        prefixed = {f"{StableDiffusion3Pipeline.transformer_name}.{key}": value for key, value in config.items()}
+        metadata = {LORA_ADAPTER_METADATA_KEY: json.dumps(prefixed, sort_keys=True)}
+        StableDiffusion3Pipeline.save_lora_weights(
+            folder, transformer_lora_layers=weights, save_function=partial(save_file, metadata=metadata)
+        )
+
+    def load_lora(self, pipeline: Any, folder: Path) -> None:
+        try:
+            pipeline.load_lora_weights(folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CdmError(
+                f"{folder}: cannot be loaded as a LoRA: {' '.join(str(error).split())}"
+            ) from None
 
 
 def _config(source: Path, name: str) -> dict[str, Any]:

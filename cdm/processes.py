@@ -1,0 +1,79 @@
+"""Several processes of one command: which of them this is, and sharing out what they draw."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from cdm.device import choose_device
+
+Rows = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One of the processes that were started together; the main one, rank 0, is the one that writes."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: str) -> Processes:
+        """The processes of `accelerate launch` or torchrun, each on its own GPU; without a launcher this one alone.
+
+        `device` is as in `choose_device`, which may raise CdmError.
+        """
+        chosen = choose_device(device)
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls(0, 1, chosen)
+        from accelerate import PartialState
+
+        state = PartialState(cpu=chosen.type == "cpu")
+        return cls(state.process_index, state.num_processes, state.device)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def agree(self, value: int) -> int:
+        """The main process's `value`, in all of them."""
+        if self.count == 1:
+            return value
+        told = torch.tensor(int(value), device=self.device)
+        torch.distributed.broadcast(told, src=0)
+        return int(told)
+
+    def wait(self) -> None:
+        """Until all have come this far: what the main process has written is there for the others then."""
+        self.agree(0)
+
+    def draw(self, batches: Sequence[range], draw: Callable[[range], Rows]) -> Iterator[Rows]:
+        """`draw` of every batch, in their order, to the main process; the others only do their share.
+
+        Batches are dealt out one by one. What is drawn does not depend on the number of processes.
+        """
+        for start in range(0, len(batches), self.count):
+            dealt = batches[start : start + self.count]
+            mine = draw(dealt[self.rank]) if self.rank < len(dealt) else {}
+            if self.is_main:
+                yield mine
+                for rank in range(1, len(dealt)):
+                    yield self._receive(rank, len(dealt[rank]), mine)
+            else:
+                for name in sorted(mine):
+                    torch.distributed.send(mine[name].to(self.device).contiguous(), dst=0)
+
+    def _receive(self, rank: int, count: int, like: Rows) -> Rows:
+        """`count` rows of another process, of the names, types and shapes of the rows `like`."""
+        rows = {}
+        for name in sorted(like):
+            tensor = like[name].new_empty(count, *like[name].shape[1:], device=self.device)
+            torch.distributed.recv(tensor, src=rank)
+            rows[name] = tensor.cpu()
+        return rows

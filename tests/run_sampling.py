@@ -1,0 +1,33 @@
+"""The stages `latents` and `sample` in a process of their own: `python -m tests.run_sampling WORLD`.
+
+WORLD holds params.json, teacher.json, prompts/ and student/ (see test_processes.py).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from cdm import sampling
+from cdm.hub import TeacherManifest
+from cdm.params import parse
+
+ROWS = 4
+"""Rows of a shard, so that there are several."""
+
+
+def draw(world: Path) -> None:
+    params = parse(json.loads((world / "params.json").read_text()))
+    teacher = TeacherManifest.read(world / "teacher.json")
+    sampling.cache_teacher_latents(params, teacher, world / "prompts", world / "latents")
+    folders = (world / name for name in ("student", "prompts", "latents", "samples"))
+    sampling.draw_samples(params, teacher, *folders)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sampling.shard_rows = lambda _: ROWS
+    draw(Path(sys.argv[1]))

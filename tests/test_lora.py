@@ -1,0 +1,291 @@
+"""LoRA: three roles in one model, saved as diffusers loads it, resumed as exactly as everything else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cdm import checkpoint, hub, prompts, sampling
+from cdm.errors import CdmError
+from cdm.families import get_family
+from cdm.hub import TeacherManifest
+from cdm.networks import FullNetworks, LoraNetworks
+from cdm.params import Lora, Params
+from cdm.student import find_student, write_marker
+from tests.test_training import run, write_params
+
+FAMILY = get_family("sd3")
+LORA = Lora(rank=3, alpha=12)
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+def build(teacher: Path, **options: Any) -> LoraNetworks:
+    return LoraNetworks(FAMILY, FAMILY.load_transformer(teacher), LORA, seed=1, **options)
+
+
+def trained(networks: LoraNetworks) -> LoraNetworks:
+    """The networks as after some training: no factor is zero, student and fake score differ."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for role in ("student", "fake"):
+            for value in networks.parameters(role).values():
+                value.copy_(torch.randn(value.shape, generator=generator) / 4)
+    return networks
+
+
+@pytest.fixture(scope="module")
+def points() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    conditioning = {
+        "encoder_hidden_states": torch.randn(2, 8, 64, generator=generator),
+        "pooled_projections": torch.randn(2, 64, generator=generator),
+    }
+    return torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([0.9, 0.4]), conditioning
+
+
+def test_all_roles_start_as_the_teacher_and_the_teacher_stays(tiny_sd3: Path, points: Any) -> None:
+    networks = build(tiny_sd3)
+    with torch.no_grad():
+        teacher = FAMILY.velocity(FAMILY.load_transformer(tiny_sd3), *points)
+        for role in ("teacher", "student", "fake"):
+            assert torch.equal(networks.velocity(role, *points), teacher)
+        trained(networks)
+        changed = [networks.velocity(role, *points) for role in ("student", "fake")]
+        assert torch.equal(networks.velocity("teacher", *points), teacher)
+    assert (changed[0] - teacher).abs().mean() > 1e-2
+    assert (changed[0] - changed[1]).abs().mean() > 1e-2
+
+
+def test_roles_learn_alike_named_adapters_that_start_equal(tiny_sd3: Path) -> None:
+    networks = build(tiny_sd3)
+    student, fake = networks.parameters("student"), networks.parameters("fake")
+    assert list(student) == list(fake)
+    assert all(torch.equal(student[name], fake[name]) for name in student)
+    assert all((value == 0).all() == (".lora_B." in name) for name, value in student.items())
+    mine = {id(value) for role in (student, fake) for value in role.values()}
+    assert len(mine) == 2 * len(student)
+    assert {id(p) for p in networks.model.parameters() if p.requires_grad} == mine
+    torch.manual_seed(99)
+    again = build(tiny_sd3).parameters("student")
+    assert all(torch.equal(again[name], student[name]) for name in student), "the seed of the run, not torch's"
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_gradients_reach_their_role_whatever_was_asked_meanwhile(
+    tiny_sd3: Path, points: Any, gradient_checkpointing: bool
+) -> None:
+    """As in a round: the student's graph waits while the fake score learns and the teacher is asked."""
+    networks = trained(build(tiny_sd3, gradient_checkpointing=gradient_checkpointing))
+    expected = {}
+    for role in ("student", "fake"):
+        networks.velocity(role, *points).square().sum().backward()
+        expected[role] = {name: value.grad for name, value in networks.parameters(role).items()}
+        assert all(gradient is not None for gradient in expected[role].values())
+        for value in networks.parameters(role).values():
+            value.grad = None
+
+    of_student = networks.velocity("student", *points).square().sum()
+    of_fake = networks.velocity("fake", *points).square().sum()
+    with torch.no_grad():
+        networks.velocity("teacher", *points)
+    networks.backward("fake", of_fake)
+    assert all(value.grad is None for value in networks.parameters("student").values())
+    with torch.no_grad():
+        networks.velocity("teacher", *points)
+    networks.backward("student", of_student)
+    for role in ("student", "fake"):
+        for name, value in networks.parameters(role).items():
+            torch.testing.assert_close(value.grad, expected[role][name], atol=1e-5, rtol=1e-4)
+
+
+def test_bf16_is_for_the_arithmetic_and_the_frozen_weights(tiny_sd3: Path, points: Any) -> None:
+    networks = trained(build(tiny_sd3, autocast=torch.bfloat16))
+    learnt = {id(value) for role in ("student", "fake") for value in networks.parameters(role).values()}
+    dtypes = {(value.dtype, id(value) in learnt) for value in networks.model.parameters()}
+    assert dtypes == {(torch.bfloat16, False), (torch.float32, True)}
+    velocity = networks.velocity("student", *points)
+    assert velocity.dtype == torch.float32
+    networks.backward("student", velocity.square().sum())
+    assert {value.grad.dtype for value in networks.parameters("student").values()} == {torch.float32}
+    exact = trained(build(tiny_sd3)).velocity("student", *points)
+    torch.testing.assert_close(velocity, exact, atol=0.1, rtol=0.1)
+
+
+def test_memory_is_that_of_one_model(tiny_sd3: Path) -> None:
+    def count(modules: Any) -> int:
+        return sum(value.numel() for module in modules for value in module.parameters())
+
+    full = count(FullNetworks(FAMILY, FAMILY.load_transformer(tiny_sd3)).models.values())
+    networks = build(tiny_sd3)
+    adapters = sum(
+        value.numel() for role in ("student", "fake") for value in networks.parameters(role).values()
+    )
+    assert count([networks.model]) == full / 3 + adapters
+
+
+def plain_pipeline(teacher: Path, lora: Path) -> Any:
+    """Teacher and LoRA as a user of diffusers loads them."""
+    from diffusers import StableDiffusion3Pipeline
+
+    pipeline = StableDiffusion3Pipeline.from_pretrained(teacher, text_encoder_3=None, tokenizer_3=None)
+    pipeline.load_lora_weights(lora)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_saved_student_is_the_trained_one_in_plain_diffusers(
+    tiny_sd3: Path, points: Any, tmp_path: Path
+) -> None:
+    networks = trained(build(tiny_sd3))
+    networks.save_student(networks.parameters("student"), tiny_sd3, tmp_path)
+    pipeline = plain_pipeline(tiny_sd3, tmp_path)
+    with torch.no_grad():
+        expected = FAMILY.velocity(pipeline.transformer, *points)
+        velocity = networks.velocity("student", *points)
+        teacher = networks.velocity("teacher", *points)
+    torch.testing.assert_close(velocity, expected, atol=1e-6, rtol=1e-5)
+    assert (velocity - teacher).abs().mean() > 1e-2
+
+
+@pytest.fixture(scope="module")
+def world(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
+    """The inputs of a distillation of the tiny teacher, and parameters with LoRA."""
+    folder = tmp_path_factory.mktemp("world")
+    params = write_params(folder, tiny_sd3, iterations=20, lora=LORA.model_dump())
+    manifest = hub.describe("sd3", str(tiny_sd3), None)
+    manifest.write(folder / "teacher.json")
+    prompts.build(params, manifest, folder / "prompts")
+    return folder, params
+
+
+def distil(world: tuple[Path, Params], out: Path) -> None:
+    with pytest.raises(FileNotFoundError):  # `run` returns the weights of a full student, which is not there
+        run(world[0], out, world[1])
+    assert (out / "student" / WEIGHTS).exists()
+
+
+@pytest.fixture(scope="module")
+def distilled(world: tuple[Path, Params], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("distilled")
+    distil(world, out)
+    return out
+
+
+def test_distillation_writes_a_lora_that_has_learnt(distilled: Path) -> None:
+    assert {path.name for path in (distilled / "student").iterdir()} == {WEIGHTS, "lora.json"}
+    weights = load_file(distilled / "student" / WEIGHTS)
+    still = [name for name, value in weights.items() if not value.any()]
+    # The text's queries in the last block lead nowhere: of its attention only the image's part is used.
+    assert still == ["transformer.transformer_blocks.1.attn.add_q_proj.lora_B.weight"]
+
+
+def test_resumes_byte_for_byte(
+    world: tuple[Path, Params], distilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cdm.distiller import Distiller
+
+    real, crash_at = Distiller.round, [8, 14]
+
+    def round_or_crash(self: Distiller, iteration: int) -> dict[str, float]:
+        if crash_at and iteration == crash_at[0]:
+            raise RuntimeError(f"crash {crash_at.pop(0)}")
+        return real(self, iteration)
+
+    monkeypatch.setattr(Distiller, "round", round_or_crash)
+    for expected in (8, 14):
+        with pytest.raises(RuntimeError, match=f"crash {expected}"):
+            run(world[0], tmp_path, world[1])
+    (folder,) = (tmp_path / "ck").iterdir()
+    saved = checkpoint.load_newest(folder)
+    assert saved is not None
+    weights = load_file(distilled / "student" / WEIGHTS)
+    for group in ("student", "fake", "average"):
+        assert {f"transformer.{name}" for name in saved.tensors[group]} == set(weights), (
+            "adapters and nothing else"
+        )
+    distil(world, tmp_path)
+    for name in (f"student/{WEIGHTS}", "student/lora.json", "log.csv"):
+        assert (tmp_path / name).read_bytes() == (distilled / name).read_bytes()
+
+
+def test_the_student_draws_what_plain_diffusers_draws(
+    tiny_params: Params, tiny_teacher: TeacherManifest, tiny_sd3: Path, tmp_path: Path
+) -> None:
+    networks = trained(build(tiny_sd3))
+    networks.save_student(networks.parameters("student"), tiny_sd3, tmp_path / "student")
+    write_marker(tmp_path / "student", tiny_teacher)
+    prompts.build(tiny_params, tiny_teacher, tmp_path / "prompts")
+    sampling.cache_teacher_latents(tiny_params, tiny_teacher, tmp_path / "prompts", tmp_path / "latents")
+    sampling.draw_samples(
+        tiny_params,
+        tiny_teacher,
+        *(tmp_path / name for name in ("student", "prompts", "latents", "samples")),
+    )
+    pipeline = plain_pipeline(tiny_sd3, tmp_path / "student")
+
+    def by_diffusers(texts: list[str], noise: Tensor, output: str) -> Tensor:
+        return pipeline(
+            texts,
+            sigmas=[1.0, 0.5],
+            guidance_scale=1.0,
+            latents=noise,
+            max_sequence_length=0,
+            output_type=output,
+        ).images
+
+    texts = [text for text in prompts.PromptSet(tmp_path / "prompts/eval").texts for _ in range(2)]
+    noise = sampling.Store(tmp_path / "latents").all()["noise"]
+    latents = sampling.Store(tmp_path / "samples/student/steps2").all()["latents"]
+    torch.testing.assert_close(latents, by_diffusers(texts, noise, "latent"), atol=1e-4, rtol=1e-3)
+    images = sampling.draw_pictures(tmp_path / "student", texts[:1], 2, seed=7, device="cpu")
+    picture = by_diffusers(texts[:1], sampling.sample_noise(7, [0], (4, 8, 8)), "pt")
+    assert (images - picture * 255).abs().max() < 0.6
+
+
+def test_a_lora_without_its_teacher_is_named(
+    tiny_sd3: Path, tiny_teacher: TeacherManifest, tmp_path: Path
+) -> None:
+    networks = build(tiny_sd3)
+    networks.save_student(networks.parameters("student"), tiny_sd3, tmp_path / "student")
+    write_marker(tmp_path / "student", tiny_teacher)
+    assert find_student(tmp_path / "student").base == tiny_sd3
+
+    other = TeacherManifest(**{**vars(tiny_teacher), "files": {}})
+    with pytest.raises(CdmError, match="a LoRA for another teacher"):
+        find_student(tmp_path / "student", other)
+    gone = TeacherManifest(**{**vars(tiny_teacher), "source": str(tmp_path / "gone")})
+    write_marker(tmp_path / "student", gone)
+    with pytest.raises(CdmError, match=r"student: a LoRA for .*gone, which is not to be had: .*no such folder"):
+        find_student(tmp_path / "student")
+    (tmp_path / "student" / "lora.json").write_text(json.dumps({"family": "sd3"}))
+    with pytest.raises(CdmError, match=r"lora\.json: damaged"):
+        find_student(tmp_path / "student")
+
+
+def test_broken_weights_are_a_one_line_error(
+    tiny_sd3: Path, tiny_teacher: TeacherManifest, tmp_path: Path
+) -> None:
+    write_marker(tmp_path, tiny_teacher)
+    with pytest.raises(CdmError, match="cannot be loaded as a LoRA") as error:
+        find_student(tmp_path).load()
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_full_student_replaces_a_lora(
+    tiny_sd3: Path, tiny_teacher: TeacherManifest, distilled: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "world"
+    folder.mkdir()
+    params = write_params(folder, tiny_sd3, iterations=6)
+    tiny_teacher.write(folder / "teacher.json")
+    prompts.build(params, tiny_teacher, folder / "prompts")
+    shutil.copytree(distilled / "student", tmp_path / "student")
+    run(folder, tmp_path, params)
+    assert find_student(tmp_path / "student").base == tmp_path / "student"

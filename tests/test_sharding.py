@@ -1,0 +1,117 @@
+"""FSDP2 over two processes on the CPU: the losses and the student of one process, and checkpoints that all can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cdm import checkpoint, hub, prompts
+from cdm.distiller import Distiller
+from cdm.params import Params
+from cdm.training import Inputs, distill
+from tests.launching import in_two_processes
+from tests.test_training import read_log, write_params
+
+LOSSES = ("loss_fake", "loss_dm", "loss_ca", "loss_cdm", "grad_norm_fake", "grad_norm_student")
+FULL, LORA = (
+    "student/transformer/diffusion_pytorch_model.safetensors",
+    "student/pytorch_lora_weights.safetensors",
+)
+
+
+class World:
+    """A distillation of the tiny teacher that can be run in one process or in two, and crash."""
+
+    def __init__(self, folder: Path, teacher: Path, **distill_changes: Any) -> None:
+        self.folder = folder
+        settings = {"iterations": 12, "fake_only": 2, **distill_changes}
+        self.params: Params = write_params(folder, teacher, **settings)
+        self.manifest = hub.describe("sd3", str(teacher), None)
+        self.manifest.write(folder / "teacher.json")
+        prompts.build(self.params, self.manifest, folder / "prompts")
+
+    def alone(self, out: Path) -> None:
+        inputs = Inputs.gather(self.params, self.manifest, self.folder / "prompts")
+        distill(self.params, inputs, checkpoints=out / "ck", student=out / "student", log=out / "log.csv")
+
+    def sharded(self, out: Path, crash_at: int = 0) -> None:
+        arguments = (self.folder, out, out / "ck", str(crash_at))
+        for code, errors in in_two_processes("tests.run_sharded", *arguments, ACCELERATE_USE_FSDP="true"):
+            assert code == (1 if crash_at else 0), errors
+            assert ("crash" in errors) == bool(crash_at), errors
+
+
+def assert_alike(mine: Path, theirs: Path, weights: str = FULL) -> None:
+    """To rounding: sums over processes are in another order than sums over a batch."""
+    one, two = read_log(theirs), read_log(mine)
+    assert [row["iteration"] for row in two] == [row["iteration"] for row in one]
+    for my_row, their_row in zip(two, one, strict=True):
+        for name in LOSSES:
+            assert bool(my_row[name]) == bool(their_row[name])
+            if their_row[name]:
+                assert float(my_row[name]) == pytest.approx(float(their_row[name]), rel=2e-3), name
+    my_weights, their_weights = load_file(mine / weights), load_file(theirs / weights)
+    assert my_weights.keys() == their_weights.keys()
+    for name, value in their_weights.items():
+        torch.testing.assert_close(my_weights[name], value, atol=2e-3, rtol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def world(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"), tiny_sd3)
+
+
+@pytest.fixture(scope="module")
+def one(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a single process makes of it."""
+    out = tmp_path_factory.mktemp("one")
+    world.alone(out)
+    return out
+
+
+def test_one_process_goes_on_where_two_sharded_ones_stopped(world: World, one: Path, tmp_path: Path) -> None:
+    world.sharded(tmp_path, crash_at=10)
+    (folder,) = (tmp_path / "ck").iterdir()
+    saved = checkpoint.load_newest(folder)
+    assert saved is not None
+    assert saved.step == 8
+    shapes = {name: value.shape for name, value in load_file(one / FULL).items()}
+    for group in ("student", "fake", "average"):
+        assert {name: value.shape for name, value in saved.tensors[group].items()}.items() <= shapes.items()
+    world.alone(tmp_path)
+    assert_alike(tmp_path, one)
+
+
+def test_two_sharded_processes_go_on_where_one_stopped(
+    world: World, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Distiller.round
+
+    def round_or_crash(self: Distiller, iteration: int) -> dict[str, float]:
+        if iteration == 6:
+            raise RuntimeError("crash")
+        return real(self, iteration)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distiller, "round", round_or_crash)
+        with pytest.raises(RuntimeError, match="crash"):
+            world.alone(tmp_path)
+    world.sharded(tmp_path)
+    assert_alike(tmp_path, one)
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_lora_is_sharded_too(tiny_sd3: Path, tmp_path: Path, gradient_checkpointing: bool) -> None:
+    """One frozen model with two adapters; a student's graph waits while the fake score learns in the same model."""
+    folder = tmp_path / "world"
+    folder.mkdir()
+    lora = {"rank": 4, "alpha": 8}
+    changes = {"iterations": 8, "lora": lora, "gradient_checkpointing": gradient_checkpointing}
+    world = World(folder, tiny_sd3, **changes)
+    world.alone(tmp_path / "one")
+    world.sharded(tmp_path / "two")
+    assert_alike(tmp_path / "two", tmp_path / "one", LORA)
