@@ -21,6 +21,7 @@ from cdm.params import Params
 from cdm.progress import track
 from cdm.prompts import PromptSet
 from cdm.randomness import sample_noise
+from cdm.reference import Reference
 from cdm.spread import spread
 from cdm.store import (
     ShardWriter,
@@ -173,9 +174,8 @@ def draw_samples(
     guidance. An interrupted run is resumed. Raises CdmError before drawing if the student is missing or the
     cache belongs to another teacher or other prompts.
     """
-    cache, family = Store(latents), get_family(teacher.family)
+    cache, family = Reference.open(prompts, latents, teacher).cache, get_family(teacher.family)
     check_student(student, family)
-    _check_cache(cache, teacher, PromptSet(prompts / "eval"))
     full, guidance_scale = cache.metadata["steps"], cache.metadata["guidance_scale"]
     contestants = (
         Contestant("student", student, digest_of(file_hashes(student)), 1.0, {*params.sample.steps}),
@@ -262,16 +262,6 @@ def check_student(folder: Path, family: Family | None = None) -> Family:
     if family is not None and found.name != family.name:
         raise CdmError(f"{folder}: a student of the family {found.name}, but the teacher is {family.name}")
     return found
-
-
-def _check_cache(cache: Store, teacher: TeacherManifest, prompts: PromptSet) -> None:
-    """Raises CdmError if the cache is damaged, or not of this teacher and these prompts."""
-    cache.verify()
-    expected = {"teacher": teacher.digest, "prompts_sha256": prompts.sha256}
-    for name, value in expected.items():
-        if cache.metadata.get(name) != value:
-            what = "another teacher" if name == "teacher" else "other prompts"
-            raise CdmError(f"{cache.folder}: drawn for {what}: run the stage `latents` again")
 
 
 def _code(family: Family) -> str:
