@@ -208,7 +208,10 @@ class Distiller:
             terms["ca"] = direction_loss(x0, guidance_direction(x0, x0_cond, x0_uncond, ca.scale))
         if cdm.weight:
             terms["cdm"] = direction_loss(x0_off, matching_direction(x0_off, next(x0_real), next(x0_fake)))
-        return terms, {"sigma": float(anchor.sigma.mean()), "x0_deviation": float(x0.detach().std())}
+        statistics = {"sigma": float(anchor.sigma.mean()), "x0_deviation": float(x0.detach().std())}
+        if ca.weight or dm.weight:
+            statistics["x0_distance"] = float((x0_cond - x0.detach()).abs().mean())
+        return terms, statistics
 
     def off_trajectory(self, anchor: Anchor, draws: Draws) -> tuple[Tensor, Tensor]:
         """The student's x0, with a graph, at a point extrapolated along its own velocity, and that point's level."""

@@ -185,6 +185,30 @@ class Lora(Section):
     """An adapter's update is scaled by alpha / rank (authors: 128)."""
 
 
+class Probe(Section):
+    """How good the student is while it learns: a Fréchet distance of its latents to the teacher's."""
+
+    every: Count = 0
+    """Iterations between two probes; the last iteration has one too; 0 is never."""
+    samples: Annotated[int, Field(ge=2)] = 256
+    """Samples at each number of steps: best a multiple of the evaluation prompts, some hundreds."""
+    steps: Annotated[list[Positive], Field(min_length=1)] = [1, 2, 4, 8]
+    """Numbers of steps that are probed; their mean is what `distill.keep` goes by."""
+    track: str = ""
+    """The folder of the teacher's latents to compare with; without a probe a path that the training reads anyway."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Probe:
+        if self.every and (not self.track or Path(self.track).suffix):
+            raise ValueError(
+                f"track is {self.track!r}, but a probe compares with the teacher's latents: set it to their folder,"
+                " data/latents"
+            )
+        if len(set(self.steps)) != len(self.steps):
+            raise ValueError(f"steps names a number twice: {self.steps}")
+        return self
+
+
 class Distill(Section):
     """The training of the student."""
 
@@ -215,9 +239,14 @@ class Distill(Section):
     """What learns: null is all weights, in three copies of the teacher; else adapters on a single one."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    probe: Probe = Probe()
+    keep: Literal["last", "best"] = "last"
+    """Which moving average becomes the student: that of the last iteration, or of the best probe."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Distill:
+        if self.keep == "best" and not self.probe.every:
+            raise ValueError("keep is best, but nothing tells which is: set probe.every, such as to 200")
         if self.renoise_max <= self.renoise_min:
             raise ValueError(f"renoise_max {self.renoise_max} is not above renoise_min {self.renoise_min}")
         for name in ("iterations", "fake_only"):
@@ -288,6 +317,10 @@ class Runtime(Section):
     """Samples of a process in one forward and backward (gradients accumulate); null means all of them."""
     checkpoint_every: Positive = 200
     """Iterations between two checkpoints (the last two are kept)."""
+    pictures_every: Count = 200
+    """Iterations between two sheets of pictures in logs/pictures; the last iteration has one too; 0 is never."""
+    tracker: Literal["tensorboard", "wandb"] | None = None
+    """Where figures go while a student is trained, besides the log; the package must be installed."""
 
 
 class Params(Section):

@@ -1,9 +1,10 @@
-"""The files that a params file names: all are looked for before anything long starts."""
+"""What a params file names outside itself: all of it is looked for before anything long starts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from cdm.errors import CdmError
@@ -16,7 +17,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def check_paths(named: Params) -> None:
-    """Raises CdmError with a line for every file or folder that a params file names and that is not there."""
+    """Raises CdmError with a line for every file, folder or package that is named and that is not there."""
     problems = list(_problems(named))
     if problems:
         raise CdmError("\n".join(problems))
@@ -36,3 +37,6 @@ def _problems(named: Params) -> Iterator[str]:
         yield f"evaluate.real: {evaluate.real}: no such file"
     if configs is not None and not Path(configs).is_file():
         yield f"runtime.accelerate_config: {configs}: no such file"
+    tracker = named.runtime.tracker
+    if tracker is not None and find_spec(tracker) is None:
+        yield f"runtime.tracker: {tracker} is not installed: pip install {tracker}, or set it to null"

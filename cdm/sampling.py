@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from cdm.device import choose_device
-from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, get_family
 from cdm.flow import inference_sigmas
 from cdm.hub import TeacherManifest, file_hashes
@@ -24,6 +23,7 @@ from cdm.processes import Processes, Rows
 from cdm.progress import track
 from cdm.prompts import PromptSet
 from cdm.randomness import sample_noise
+from cdm.reference import Reference
 from cdm.spread import spread
 from cdm.store import (
     ShardWriter,
@@ -210,9 +210,8 @@ def draw_samples(
     guidance. An interrupted run is resumed. Raises CdmError before drawing if the student is missing or the
     cache belongs to another teacher or other prompts.
     """
-    cache, family = Store(latents), get_family(teacher.family)
+    cache, family = Reference.open(prompts, latents, teacher).cache, get_family(teacher.family)
     learnt = find_student(student, teacher)
-    _check_cache(cache, teacher, PromptSet(prompts / "eval"))
     full, guidance_scale = cache.metadata["steps"], cache.metadata["guidance_scale"]
     contestants = (
         Contestant("student", learnt, digest_of(file_hashes(student)), 1.0, {*params.sample.steps}),
@@ -307,16 +306,6 @@ def _write_pictures(params: Params, sampler: Sampler, store: Store, folder: Path
         image = store.rows([prompt * sampler.per_prompt])["images"][0]
         steps, seed = store.metadata["steps"], store.metadata["seed"]
         write_png(folder / f"{prompt:03d}-{name}.png", image, prompt=texts[prompt], steps=steps, seed=seed)
-
-
-def _check_cache(cache: Store, teacher: TeacherManifest, prompts: PromptSet) -> None:
-    """Raises CdmError if the cache is damaged, or not of this teacher and these prompts."""
-    cache.verify()
-    expected = {"teacher": teacher.digest, "prompts_sha256": prompts.sha256}
-    for name, value in expected.items():
-        if cache.metadata.get(name) != value:
-            what = "another teacher" if name == "teacher" else "other prompts"
-            raise CdmError(f"{cache.folder}: drawn for {what}: run the stage `latents` again")
 
 
 def _code(family: Family) -> str:

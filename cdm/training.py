@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -31,17 +31,22 @@ from cdm.hub import TeacherManifest
 from cdm.networks import FullNetworks, LoraNetworks, Networks
 from cdm.optim import Learner, blend, ema_decay
 from cdm.params import Params
+from cdm.probe import Figures, QualityProbe, falls_due
 from cdm.progress import track
 from cdm.prompts import OnlinePrompts, PromptSet
 from cdm.randomness import prompt_indices
+from cdm.reference import Reference
 from cdm.student import LORA, write_marker
+from cdm.watch import Places, Watch, open_watch
 
 CODE = (
     "distiller",
+    "evaluation/distances",
     "flow",
     "losses",
     "networks",
     "optim",
+    "probe",
     "randomness",
     "rollout",
     "schedule",
@@ -63,15 +68,25 @@ class Inputs:
     latent_shape: tuple[int, ...]
     shift: float
     digests: list[str]
-    """Hashes of teacher and prompts: part of the experiment's fingerprint."""
+    """Hashes of what is read: part of the experiment's fingerprint."""
+    evaluation: PromptSet
+    """Prompts that are not learnt from, to look at."""
+    reference: Reference | None
+    """What a probe compares with, if there is one."""
 
     @classmethod
     def gather(cls, params: Params, teacher: TeacherManifest, prompts: Path) -> Inputs:
-        """The inputs that the stages `teacher` and `prompts` have written; CdmError if one is missing."""
+        """The inputs that the stages `teacher` and `prompts` have written, and for a probe what the stage `latents`
+        has; CdmError if one is missing."""
         source, family = teacher.folder(), get_family(teacher.family)
         texts, empty = PromptSet(prompts / "train"), PromptSet(prompts / "empty")
         online = params.prompts.embed == "online"
         train = OnlinePrompts(texts, family, source, params) if online else texts
+        digests = [teacher.digest, train.sha256]
+        reference = None
+        if params.distill.probe.every:
+            reference = Reference.open(prompts, Path(params.distill.probe.track), teacher)
+            digests.append(reference.digest)
         return cls(
             family,
             teacher,
@@ -80,7 +95,9 @@ class Inputs:
             empty.conditioning([0]),
             tuple(teacher.latent_shape),
             teacher.shift,
-            [teacher.digest, train.sha256],
+            digests,
+            PromptSet(prompts / "eval"),
+            reference,
         )
 
 
@@ -95,7 +112,10 @@ def fingerprint(params: Params, digests: list[str]) -> str:
 
 @dataclass
 class Run:
-    """What a checkpoint holds: two learners, the moving average of the student, and the rows of the log."""
+    """What a checkpoint holds: two learners, the moving average of the student, and the rows of the log.
+
+    `best` is the moving average of the best probe, or empty where none is to be kept.
+    """
 
     networks: Networks
     student: Learner
@@ -103,6 +123,7 @@ class Run:
     average: dict[str, Tensor]
     rows: list[dict[str, float]]
     iteration: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def start(cls, networks: Networks, params: Params) -> Run:
@@ -116,6 +137,18 @@ class Run:
     def update_average(self, decay: float) -> None:
         share = 1 - ema_decay(decay, self.student.updates_done - 1)
         blend(self.average.values(), self.student.parameters.values(), share)
+
+    def note(self, figures: Figures, keep: str) -> None:
+        """Enters a probe of the moving average into the newest row of the log, and keeps the best if wanted."""
+        before = min((row["probe"] for row in self.rows if "probe" in row), default=math.inf)
+        self.rows[-1] |= figures
+        if keep == "best" and figures["probe"] < before:
+            self.best = {name: value.clone() for name, value in self.average.items()}
+
+    def choose_best(self) -> None:
+        """Makes the moving average that of the best probe, if one was kept."""
+        for name, value in self.best.items():
+            self.average[name].copy_(value)
 
     def losses(self) -> str:
         """The newest losses, for the progress bar."""
@@ -131,15 +164,20 @@ class Run:
             "student_optimiser": self.student.state(),
             "fake_optimiser": self.fake.state(),
         }
+        if self.best:
+            groups["best"] = self.best
         tensors = {name: sharding.gather(group, keep) for name, group in groups.items()}
         updates = {"student": self.student.updates_done, "fake": self.fake.updates_done}
         return Checkpoint(self.iteration, tensors, {"rows": self.rows, "updates": updates})
 
     def restore(self, saved: Checkpoint) -> None:
+        if "best" in saved.tensors:
+            self.best = {name: torch.empty_like(value) for name, value in self.average.items()}
         groups: dict[str, Mapping[str, Tensor]] = {
             "student": self.student.parameters,
             "fake": self.fake.parameters,
             "average": self.average,
+            "best": self.best,
         }
         for name, into in groups.items():
             for key, value in into.items():
@@ -171,22 +209,34 @@ class StopRequest:
                 signal.signal(number, handler)
 
 
-def distill(params: Params, inputs: Inputs, *, checkpoints: Path, student: Path, log: Path) -> None:
+def distill(
+    params: Params, inputs: Inputs, *, checkpoints: Path, student: Path, log: Path, places: Places | None = None
+) -> None:
     """Distils the student of `params` into the folder `student` and its log, a row a round, into `log`.
 
-    Takes up the newest checkpoint of the same experiment under `checkpoints`, and removes them when done. After
-    SIGINT or SIGTERM it saves and exits with 128 + signal. Raises CdmError if the experiment is running already,
-    the batch does not divide over the processes, or a loss is no longer finite.
+    `places` are for those who watch; without them there are no pictures, no times and no tracker. Takes up the
+    newest checkpoint of the same experiment under `checkpoints`, and removes them when done. After SIGINT or SIGTERM
+    it saves and exits with 128 + signal. Raises CdmError if the experiment is running already, the batch does not
+    divide over the processes, or a loss is no longer finite.
     """
-    accelerator = Accelerator(cpu=choose_device(params.runtime.device).type == "cpu")
-    folder = checkpoints / f"distill-{fingerprint(params, inputs.digests)}"
+    name = f"distill-{fingerprint(params, inputs.digests)}"
+    folder = checkpoints / name
+    accelerator = Accelerator(
+        cpu=choose_device(params.runtime.device).type == "cpu",
+        log_with=params.runtime.tracker if places is not None else None,
+        project_dir=places.trackers / name if places is not None else None,
+    )
     run, distiller = prepare(params, inputs, accelerator)
     with checkpoint.locked(folder, accelerator.is_main_process), StopRequest().listening() as stop:
         saved = checkpoint.load_newest(folder)
         if saved is not None:
             run.restore(saved)
             accelerator.print(f"resuming at iteration {run.iteration} of {params.distill.iterations}")
-        train(run, distiller, params, stop, accelerator, folder)
+        probe = open_probe(params, inputs, distiller, accelerator)
+        watch = open_watch(params, inputs, distiller, accelerator, places, folder)
+        with watch.running(run.iteration):
+            train(run, distiller, params, stop, accelerator, folder, probe, watch)
+        run.choose_best()
         average = sharding.gather(run.average, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
             write_log(run.rows, log)
@@ -262,8 +312,33 @@ def prompt_source(
     return conditioning
 
 
+def open_probe(
+    params: Params, inputs: Inputs, distiller: Distiller, accelerator: Accelerator
+) -> QualityProbe | None:
+    """The probe that `distill.probe` asks for; it draws as many samples at once as training does."""
+    if inputs.reference is None:
+        return None
+    return QualityProbe(
+        params.distill.probe,
+        inputs.reference,
+        distiller.networks,
+        seed=params.seed,
+        shift=inputs.shift,
+        latent_shape=inputs.latent_shape,
+        batch=len(distiller.parts[0]),
+        accelerator=accelerator,
+    )
+
+
 def train(
-    run: Run, distiller: Distiller, params: Params, stop: StopRequest, accelerator: Accelerator, folder: Path
+    run: Run,
+    distiller: Distiller,
+    params: Params,
+    stop: StopRequest,
+    accelerator: Accelerator,
+    folder: Path,
+    probe: QualityProbe | None,
+    watch: Watch,
 ) -> None:
     """Rounds until the last iteration, or until somebody wants to stop: then SystemExit, after saving."""
     iterations, every = params.distill.iterations, params.distill.student_every
@@ -271,15 +346,18 @@ def train(
     if accelerator.is_main_process:
         rounds = track(rounds, "distill", unit="round", detail=run.losses)
     for iteration in rounds:
-        metrics = over_processes(distiller.round(iteration), accelerator)
+        with watch.round():
+            metrics = over_processes(distiller.round(iteration), accelerator)
         check_finite(metrics, iteration)
         if iteration >= params.distill.fake_only:
             run.update_average(params.distill.ema)
         run.iteration = iteration + every
         run.rows.append({"iteration": run.iteration, **metrics})
-        wanted = largest(
-            stop.signal, accelerator
-        )  # a signal that any has received, so that all save the same step
+        if probe is not None and falls_due(probe.settings.every, iteration, run.iteration, iterations):
+            run.note(probe.measure(run.student.parameters, run.average), params.distill.keep)
+        watch.after_round(run.rows, run.student.parameters, run.average)
+        # A signal that any process has received: all save the same step.
+        wanted = largest(stop.signal, accelerator)
         between = params.runtime.checkpoint_every
         due = wanted or run.iteration // between > iteration // between
         if due and run.iteration < iterations:

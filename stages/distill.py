@@ -18,14 +18,21 @@ def main(
     prompts: PromptsFolder = Path("data/prompts"),
     student: StudentFolder = Path("models/student"),
     log: Annotated[Path, typer.Option(help="CSV to write, a row a round.")] = Path("logs/distill.csv"),
+    pictures: Annotated[Path, typer.Option(help="Folder of pictures to write while training.")] = Path(
+        "logs/pictures"
+    ),
+    timing: Annotated[Path, typer.Option(help="File of times to write.")] = Path("logs/timing.json"),
 ) -> None:
     """Distil the student; an interrupted run is taken up where it stopped."""
     launch("stages.distill", load(PARAMS).runtime.accelerate_config)
     from cdm.training import Inputs, checkpoint_root, distill
+    from cdm.watch import Places
 
     with stage("seed", "prompts", "schedule", "distill") as params:
         inputs = Inputs.gather(params, TeacherManifest.read(teacher), prompts)
-        distill(params, inputs, checkpoints=checkpoint_root(), student=student, log=log)
+        checkpoints = checkpoint_root()
+        places = Places(pictures, timing, checkpoints.with_name("trackers"))
+        distill(params, inputs, checkpoints=checkpoints, student=student, log=log, places=places)
 
 
 if __name__ == "__main__":

@@ -64,15 +64,16 @@ def _is_empty(module: str) -> bool:
     )
 
 
-def imported_files(module: str) -> set[str]:
+def imported_files(module: str, without: str | None = None) -> set[str]:
     """Files, relative to the repository, of `module` and of all that it imports of the repository, transitively.
 
-    A file beside a module that the module names in a string, such as a template, counts as imported.
+    A file beside a module that the module names in a string, such as a template, counts as imported. The module
+    `without` does not count, nor does what only it imports.
     """
     waiting, seen = [module], set()
     while waiting:
         name = waiting.pop()
-        if name in seen or name not in modules():
+        if name in seen or name == without or name not in modules():
             continue
         seen.add(name)
         parts = name.split(".")
@@ -126,12 +127,12 @@ def _used(module: str, statement: ast.stmt) -> Iterator[Node]:
                 yield module, local
 
 
-def _reached(module: str) -> Iterator[ast.stmt]:
-    """All statements that a script can reach, by name, in the repository."""
+def _reached(module: str, without: str | None) -> Iterator[ast.stmt]:
+    """All statements that a script can reach, by name, in the repository; none through the module `without`."""
     waiting, seen = [(module, ""), (module, "main")], set[Node]()
     while waiting:
         node = waiting.pop()
-        if node in seen:
+        if node in seen or node[0] == without:
             continue
         seen.add(node)
         module, name = node
@@ -144,10 +145,13 @@ def _reached(module: str) -> Iterator[ast.stmt]:
             waiting += _used(module, statement)
 
 
-def sections_read(module: str) -> set[str]:
-    """Sections of the parameters that a stage's code reads: as `params.SECTION`, or in a dump of `params`."""
+def sections_read(module: str, without: str | None = None) -> set[str]:
+    """Sections of the parameters that a stage's code reads: as `params.SECTION`, or in a dump of `params`.
+
+    What only the module `without` reads does not count.
+    """
     found = set[str]()
-    for statement in _reached(module):
+    for statement in _reached(module, without):
         for child in ast.walk(statement):
             match child:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="params"), attr="model_dump")):

@@ -14,13 +14,16 @@ from cdm.errors import CdmError
 from cdm.hub import TeacherManifest
 from cdm.params import load
 from cdm.training import Inputs, distill
+from cdm.watch import Places
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     world, out, checkpoints = (Path(argument) for argument in sys.argv[1:4])
     params = load(world / "params.yaml")
     inputs = Inputs.gather(params, TeacherManifest.read(world / "teacher.json"), world / "prompts")
+    student, log = out / "student", out / "log.csv"
+    places = Places(out / "pictures", out / "timing.json", out / "trackers")
     try:
-        distill(params, inputs, checkpoints=checkpoints, student=out / "student", log=out / "log.csv")
+        distill(params, inputs, checkpoints=checkpoints, student=student, log=log, places=places)
     except CdmError as error:
         sys.exit(f"error: {error}")

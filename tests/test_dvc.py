@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from tests import code
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["teacher", "prompts", "latents", "distill", "sample", "evaluate"]
+WATCHED = "cdm.watch"
+"""What people look at while a student is trained. It changes nothing of the student (test_watch.py), so that a change
+of it must not cost a training: no stage lists it, nor what only it imports or reads."""
 MINIATURE = ["real", "judge", "vae", "teacher"]
 
 
@@ -54,7 +58,7 @@ def test_a_stage_runs_its_script_with_the_python_of_the_path(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_deps_are_the_modules_that_the_stage_imports(name: str) -> None:
-    imported, listed = code.imported_files(f"stages.{name}"), files(STAGES[name])
+    imported, listed = code.imported_files(f"stages.{name}", without=WATCHED), files(STAGES[name])
     assert sorted(imported - listed) == [], f"deps of {name} lack what it imports"
     assert sorted(listed - imported) == [], f"deps of {name} list what it does not import"
     assert len(STAGES[name]["deps"]) == len(set(STAGES[name]["deps"]))
@@ -65,7 +69,9 @@ def test_params_are_the_sections_that_the_stage_reads(name: str) -> None:
     listed = set(STAGES[name]["params"])
     assert listed <= set(Params.model_fields)
     assert listed == code.sections_declared(f"stages.{name}"), "dvc.yaml and `with stage(...)` differ"
-    assert listed == code.sections_read(f"stages.{name}") - {"runtime"}, "dvc.yaml and the code differ"
+    assert listed == code.sections_read(f"stages.{name}", without=WATCHED) - {"runtime"}, (
+        "dvc.yaml and the code differ"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,6 +94,21 @@ def test_outs_of_a_stage_are_the_defaults_of_its_options(name: str) -> None:
 
 def test_runtime_is_listed_by_no_stage() -> None:
     assert not any("runtime" in stage["params"] for stage in STAGES.values())
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "params.yaml", *sorted(ROOT.glob("recipes/*.yaml"))], ids=lambda path: path.name
+)
+def test_every_params_file_has_what_dvc_reads_of_it(path: Path) -> None:
+    """DVC fills in `${...}` from the file itself and knows no defaults."""
+    values = YAML(typ="safe").load(path.read_text())
+    names = re.findall(r"\$\{([^}]+)\}", "\n".join(dep for stage in STAGES.values() for dep in stage["deps"]))
+    assert "distill.probe.track" in names
+    for name in names:
+        found = values
+        for part in name.replace("[", ".").replace("]", "").split("."):
+            found = found[int(part) if part.isdigit() else part]
+        assert isinstance(found, str)
 
 
 def test_what_a_section_reruns() -> None:

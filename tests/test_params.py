@@ -86,6 +86,10 @@ def test_every_params_file_of_the_repository_is_accepted(path: Path) -> None:
         ("distill.fake.clip", 0, "greater than 0"),
         ("distill.merge", 2, "less than or equal to 1"),
         ("distill.ema", 1.5, "less than or equal to 1"),
+        ("distill.keep", "first", "'last' or 'best'"),
+        ("distill.probe.every", -1, "greater than or equal to 0"),
+        ("distill.probe.samples", 1, "greater than or equal to 2"),
+        ("distill.probe.steps", [], "at least 1"),
         ("distill.precision", "fp8", "'fp32' or 'bf16'"),
         ("sample.steps", [], "at least 1"),
         ("sample.steps.0", 0, "greater than or equal to 1"),
@@ -93,6 +97,8 @@ def test_every_params_file_of_the_repository_is_accepted(path: Path) -> None:
         ("evaluate.neighbours", 0, "greater than or equal to 1"),
         ("runtime.batch_size", 0, "greater than or equal to 1"),
         ("runtime.checkpoint_every", 0, "greater than or equal to 1"),
+        ("runtime.pictures_every", -1, "greater than or equal to 0"),
+        ("runtime.tracker", "excel", "'tensorboard' or 'wandb'"),
     ],
 )
 def test_a_bad_value_is_refused_and_named(key: str, value: Any, says: str) -> None:
@@ -118,6 +124,12 @@ def test_a_bad_value_is_refused_and_named(key: str, value: Any, says: str) -> No
             {f"distill.losses.{term}.weight": 0 for term in ("ca", "dm", "cdm")},
             "distill.losses: all of ca, dm and cdm",
         ),
+        ({"distill.keep": "best"}, "distill: keep is best, but nothing tells which is: set probe.every"),
+        (
+            {"distill.probe.every": 200},
+            "distill.probe: track is 'data/teacher.json', but a probe compares with",
+        ),
+        ({"distill.probe.steps": [4, 4]}, "distill.probe: steps names a number twice: [4, 4]"),
         ({"sample.steps": [2, 4, 2]}, "sample: steps names a number twice: [2, 4, 2]"),
         ({"sample.teacher_steps": [1, 1]}, "sample: teacher_steps names a number twice: [1, 1]"),
         (

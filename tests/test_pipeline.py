@@ -145,7 +145,9 @@ def test_results_are_recorded_and_nothing_is_left_in_git_by_accident(repository:
     ("module", "stages"),
     [
         ("cdm/losses.py", {"distill"}),
-        ("cdm/evaluation/distances.py", {"evaluate"}),
+        ("cdm/evaluation/distances.py", {"distill", "evaluate"}),
+        ("cdm/evaluation/sheets.py", {"evaluate"}),
+        ("cdm/watch.py", set()),
         ("stages/sample.py", {"sample"}),
         ("cdm/prompts.py", {"prompts", "latents", "distill", "sample", "evaluate"}),
     ],

@@ -53,7 +53,7 @@ def write_params(folder: Path, teacher: Path, **distill_changes: Any) -> Params:
         },
         "sample": {"steps": [1], "teacher_steps": [1]},
         "evaluate": {"track": ["params.yaml", "params.yaml"]},
-        "runtime": {"device": "cpu", "checkpoint_every": 4},
+        "runtime": {"device": "cpu", "checkpoint_every": 4, "pictures_every": 0},
     }
     YAML().dump(values, folder / "params.yaml")
     return load(folder / "params.yaml")

@@ -31,8 +31,12 @@ PANELS = {
     "lr_": "Learning rates",
     "sigma": "Mean noise level of the anchors",
     "x0_deviation": "Deviation of the student's x0",
+    "x0_distance": "Mean distance of the teacher's x0 from it",
+    "probe": "Probe: Fréchet distance of latents",
 }
 """Title of the panel of the columns of a log that begin so."""
+LOGARITHMIC = ("loss_fake", "loss_", "grad_norm_", "lr_", "probe")
+"""Kinds of columns that span orders of magnitude."""
 SPAN = 30
 """A moving average reaches over about this part (1/SPAN) of its curve."""
 
@@ -207,9 +211,11 @@ def losses(curves: Mapping[str, Sequence[tuple[float, float]]], theme: Theme = L
             for name, colour in zip(names, theme.series * len(names), strict=False):
                 _curve(axes, name, curves[name], colour)
             values = [value for name in names for _, value in curves[name] if value > 0]
-            if title in (PANELS["loss_fake"], PANELS["loss_"], PANELS["grad_norm_"], PANELS["lr_"]) and values:
+            if title in [PANELS[kind] for kind in LOGARITHMIC] and values:
                 _log_scale(axes, max(values) / min(values))
-            if len(names) > 1:
+            if len(names) > 3:
+                axes.legend(loc="upper right")
+            elif len(names) > 1:
                 axes.legend(
                     ncols=3, loc="lower right", bbox_to_anchor=(1, 0.99), handlelength=1.2, columnspacing=1.2
                 )

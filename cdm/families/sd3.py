@@ -126,7 +126,9 @@ class StableDiffusion3:
         from safetensors.torch import save_file
 
         # By diffusers' own writer the file would differ from run to run: it has two entries, in random order.
-        prefixed = {f"{StableDiffusion3Pipeline.transformer_name}.{key}": value for key, value in config.items()}
+        prefixed = {
+            f"{StableDiffusion3Pipeline.transformer_name}.{key}": value for key, value in config.items()
+        }
         metadata = {LORA_ADAPTER_METADATA_KEY: json.dumps(prefixed, sort_keys=True)}
         StableDiffusion3Pipeline.save_lora_weights(
             folder, transformer_lora_layers=weights, save_function=partial(save_file, metadata=metadata)
@@ -136,9 +138,7 @@ class StableDiffusion3:
         try:
             pipeline.load_lora_weights(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise CdmError(
-                f"{folder}: cannot be loaded as a LoRA: {' '.join(str(error).split())}"
-            ) from None
+            raise CdmError(f"{folder}: cannot be loaded as a LoRA: {' '.join(str(error).split())}") from None
 
 
 def _config(source: Path, name: str) -> dict[str, Any]:

@@ -1,0 +1,148 @@
+"""How good a student is while it learns: the losses do not say, because they measure a moving difference.
+
+A probe draws samples with the moving average of the student and gives their Fréchet distance to the teacher's
+full-length latents of the same prompts. The features are the latents' own, so that every family has them. The noise
+is the probe's own: a student that is kept for its probe was not chosen on the noise that it is evaluated on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from cdm.evaluation.distances import deviation, fit_gaussian, gaussian_distance
+from cdm.flow import inference_sigmas
+from cdm.networks import Networks
+from cdm.params import Probe
+from cdm.randomness import Draws
+from cdm.reference import Reference
+from cdm.rollout import Conditioning, integrate
+
+CELLS = 4
+OCTAVES = 5
+READ_AT_ONCE = 64
+
+Figures = dict[str, float]
+
+
+def latent_features(latents: Tensor) -> Tensor:
+    """Layout and texture of latents (n, channels, height, width): (n, features), float64, on the CPU.
+
+    For each channel the means of 4x4 cells, the deviation, and in each of up to five octaves the mean absolute
+    detail (what halving the size loses): blur and noise show in the latter, composition and colour in the former.
+    """
+    level = latents.detach().double().cpu()
+    features = [F.adaptive_avg_pool2d(level, CELLS).flatten(1), level.std((2, 3))]
+    for _ in range(OCTAVES):
+        if min(level.shape[2:]) < 4:
+            break
+        coarse = F.avg_pool2d(level, 2, ceil_mode=True, count_include_pad=False)
+        features.append((level - F.interpolate(coarse, size=level.shape[2:])).abs().mean((2, 3)))
+        level = coarse
+    return torch.cat(features, dim=1)
+
+
+def falls_due(every: int, since: int, now: int, last: int) -> bool:
+    """Whether something that happens every so many iterations, and at the `last`, falls between `since` and `now`;
+    never where `every` is 0."""
+    return every > 0 and (now // every > since // every or now == last)
+
+
+@torch.no_grad()
+def exchange(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """Every tensor of `one` gets the values of its namesake in `other` and the other way round, bit for bit."""
+    for name, value in one.items():
+        before = value.detach().clone()
+        value.copy_(other[name])
+        other[name].copy_(before)
+
+
+@contextmanager
+def exchanged(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Iterator[None]:
+    """`exchange`, until the end of the block."""
+    exchange(one, other)
+    try:
+        yield
+    finally:
+        exchange(one, other)
+
+
+def draw_student(networks: Networks, noise: Tensor, conditioning: Conditioning, sigmas: Tensor) -> Tensor:
+    """Latents that the student draws from `noise` with an evaluation at each of `sigmas`, without guidance."""
+
+    def velocity(x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        return networks.velocity("student", x, sigma, conditioning)
+
+    return integrate(velocity, noise, conditioning, sigmas)
+
+
+class QualityProbe:
+    """Measures a student against `reference` with `settings.samples` samples, shared out over the processes.
+
+    Sample j belongs to prompt `j % prompts`; the reference is all cached latents of the prompts that occur.
+    `batch` samples are drawn at once.
+    """
+
+    def __init__(
+        self,
+        settings: Probe,
+        reference: Reference,
+        networks: Networks,
+        *,
+        seed: int,
+        shift: float,
+        latent_shape: Sequence[int],
+        batch: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.settings, self.reference, self.networks = settings, reference, networks
+        self.seed, self.shift, self.latent_shape = seed, shift, latent_shape
+        self.batch, self.accelerator = batch, accelerator
+        prompts = min(settings.samples, len(reference.prompts))
+        count = prompts * reference.per_prompt
+        features = torch.cat(
+            [
+                latent_features(reference.cache.rows(range(first, min(first + READ_AT_ONCE, count)))["latents"])
+                for first in range(0, count, READ_AT_ONCE)
+            ]
+        )
+        self.scale = deviation(features)
+        self.target = fit_gaussian(features / self.scale)
+
+    def measure(self, student: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> Figures:
+        """`probe_stepsN` for each number of steps, and `probe`, their mean; the same in every process.
+
+        It measures the `average` of the parameters `student`; both end as they were.
+        """
+        with exchanged(average, student):
+            figures = {f"probe_steps{steps}": self._distance(steps) for steps in self.settings.steps}
+        return {**figures, "probe": math.fsum(figures.values()) / len(figures)}
+
+    def _distance(self, steps: int) -> float:
+        count, processes = self.settings.samples, self.accelerator.num_processes
+        share = -(-count // processes)
+        first = self.accelerator.process_index * share
+        mine = [sample % count for sample in range(first, first + share)]  # the last process may repeat some
+        parts = [self._draw(mine[start : start + self.batch], steps) for start in range(0, share, self.batch)]
+        features = torch.cat([latent_features(part) for part in parts])
+        device = self.accelerator.device
+        if processes > 1:
+            features = self.accelerator.gather(features.to(device)).cpu()[:count]
+        distance = gaussian_distance(fit_gaussian(features / self.scale), self.target)
+        if processes > 1:
+            distance = float(broadcast(torch.tensor(distance, dtype=torch.float64, device=device)))
+        return distance
+
+    def _draw(self, samples: list[int], steps: int) -> Tensor:
+        device = self.accelerator.device
+        noise = Draws(self.seed, 0, samples, device).normal("probe", self.latent_shape)
+        prompts = [sample % len(self.reference.prompts) for sample in samples]
+        conditioning = self.reference.prompts.conditioning(prompts, device)
+        return draw_student(self.networks, noise, conditioning, inference_sigmas(steps, self.shift))
