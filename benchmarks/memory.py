@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from cdm.architectures import Architecture, find
 from cdm.distiller import Distiller
 from cdm.families import get_family
-from cdm.networks import FullNetworks
+from cdm.networks import FullNetworks, LoraNetworks, Networks
 from cdm.params import Params, load, parse
 from cdm.plan import MemoryPlanner
 from cdm.training import Run
@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "gradient checkpointing": {"distill": {"gradient_checkpointing": True}},
     "micro-batches of 12": {"runtime": {"micro_batch": 12}},
     "both": {"distill": {"gradient_checkpointing": True}, "runtime": {"micro_batch": 12}},
+    "LoRA": {"distill": {"lora": {"rank": 8, "alpha": 16.0}}},
 }
 
 
@@ -47,12 +48,17 @@ def case_params(params: Params, case: str) -> Params:
 def rounds(params: Params, architecture: Architecture, count: int = 2) -> None:
     """The engine's first rounds, with everything that a run keeps, on random prompts."""
     family, source = get_family(params.teacher.family), Path(params.teacher.source)
-    networks = FullNetworks(
-        family,
-        family.load_transformer(source),
-        autocast=torch.bfloat16 if params.distill.precision == "bf16" else None,
-        gradient_checkpointing=params.distill.gradient_checkpointing,
+    teacher, lora = family.load_transformer(source), params.distill.lora
+    options: dict[str, Any] = {
+        "autocast": torch.bfloat16 if params.distill.precision == "bf16" else None,
+        "gradient_checkpointing": params.distill.gradient_checkpointing,
+    }
+    networks: Networks = (
+        FullNetworks(family, teacher, **options)
+        if lora is None
+        else LoraNetworks(family, teacher, lora, seed=0, **options)
     )
+    del teacher
     run = Run.start(networks, params)
     inputs = {
         name: torch.randn_like(value)

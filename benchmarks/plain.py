@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cdm.distiller import Anchor, Distiller, Metrics, Query, Renoised
+from cdm.distiller import Anchor, Distiller, Metrics, Renoised
 from cdm.flow import euler_step
 from cdm.losses import direction_loss, guidance_direction, matching_direction
 from cdm.randomness import Draws
@@ -53,7 +53,7 @@ class PlainDistiller(Distiller):
             self.predict(anchor, with_graph=True)
             x0 = anchor.x0
             at_dm, _, _ = self.renoise_at_anchor(anchor, x0.detach(), draws)
-            terms["dm"] = self.matching_term(x0, at_dm, anchor.conditioning)
+            terms["dm"] = self.matching_term(x0, at_dm, anchor.conditioning, anchor.sigma)
         if losses.ca.weight:
             self.predict(anchor, with_graph=True)
             x0 = anchor.x0
@@ -66,10 +66,12 @@ class PlainDistiller(Distiller):
             self.predict(anchor, with_graph=False)
             x0_off, sigma_off = self.off_trajectory(anchor, draws)
             at_cdm = self.renoise(x0_off.detach(), sigma_off if losses.cdm.bounded else None, draws, "cdm")
-            terms["cdm"] = self.matching_term(x0_off, at_cdm, anchor.conditioning)
+            terms["cdm"] = self.matching_term(x0_off, at_cdm, anchor.conditioning, sigma_off)
         return terms, {}
 
-    def matching_term(self, x0: Tensor, renoised: Renoised, conditioning: Conditioning) -> Tensor:
-        query: Query = renoised.query(conditioning)
-        real, fake = self.ask("teacher", [query])[0], self.ask("fake", [query])[0]
+    def matching_term(
+        self, x0: Tensor, renoised: Renoised, conditioning: Conditioning, sigma: Tensor
+    ) -> Tensor:
+        real = self.ask("teacher", [renoised.query(conditioning)])[0]
+        fake = self.ask("fake", [renoised.query(self.for_fake(conditioning, sigma))])[0]
         return direction_loss(x0, matching_direction(x0, real, fake))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from cdm.errors import CdmError
-from cdm.params import Teacher
+from cdm.families import get_family
+from cdm.params import Lora, Teacher
 from cdm.paths import is_hub_id
 
 
@@ -34,6 +35,25 @@ class Architecture:
     """The timestep shift of the scheduler."""
     encoder_parameters: int
     """Of all text encoders."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the linear layers that LoRA adapts."""
+
+    def frozen(self) -> Architecture:
+        """The architecture as a teacher: nothing learns."""
+        return replace(self, build=lambda: self.build().requires_grad_(False))
+
+    def adapted(self, lora: Lora) -> Architecture:
+        """The frozen architecture with an adapter, which learns."""
+
+        def build() -> nn.Module:
+            from peft import LoraConfig
+
+            model = self.build().requires_grad_(False)
+            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(self.lora_targets))
+            model.add_adapter(config)  # type: ignore[operator]
+            return model
+
+        return replace(self, build=build)
 
     @staticmethod
     def velocity(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -74,7 +94,8 @@ def sd3(
         }
 
     names = ("encoder_hidden_states", "pooled_projections")
-    return Architecture(name, build, inputs, names, shift, encoder_parameters)
+    targets = tuple(get_family("sd3").lora_targets)
+    return Architecture(name, build, inputs, names, shift, encoder_parameters, targets)
 
 
 def sd3_medium(max_sequence_length: int = 256) -> Architecture:
@@ -162,8 +183,6 @@ def _in_cache(teacher: Teacher) -> Path | None:
 
 
 def _sd3_from_folder(folder: Path, name: str, max_sequence_length: int) -> Architecture:
-    from cdm.families import get_family
-
     config = {key: value for key, value in _json(folder / "transformer/config.json").items() if key[0] != "_"}
     tokens = _json(folder / "tokenizer/tokenizer_config.json")["model_max_length"]
     return sd3(

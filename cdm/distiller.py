@@ -151,12 +151,14 @@ class Distiller:
             x0, noise = anchor.x0.detach(), draws.normal("fake_noise", self.latent_shape)
             sigma = self.clamp(draws.uniform("fake_sigma"))
             x = add_noise(x0, noise, sigma)
-            velocity = self.networks.velocity("fake", x, sigma, anchor.conditioning)
+            conditioning = self.for_fake(anchor.conditioning, anchor.sigma)
+            velocity = self.networks.velocity("fake", x, sigma, conditioning)
             loss = fake_score_loss(velocity, x0, noise) / len(anchors)
             self.networks.backward("fake", loss)
             total += float(loss.detach())
         lr, norm = self.fake.lr, self.fake.step()
-        blend(self.fake.parameters.values(), self.student.parameters.values(), self.distill.merge)
+        shared = [self.fake.parameters[name] for name in self.student.parameters]
+        blend(shared, self.student.parameters.values(), self.distill.merge)
         return {"loss_fake": total, "grad_norm_fake": norm, "lr_fake": lr}
 
     # Step 4: the student moves where teacher and fake score differ.
@@ -186,7 +188,7 @@ class Distiller:
         at_dm, at_ca, own = self.renoise_at_anchor(anchor, x0.detach(), draws)
         if dm.weight:
             for_teacher.append(at_dm.query(conditioning))
-            for_fake.append(at_dm.query(conditioning))
+            for_fake.append(at_dm.query(self.for_fake(conditioning, anchor.sigma)))
         if ca.weight:
             empty = {name: row.expand(len(x0), *row.shape[1:]) for name, row in self.empty.items()}
             for_teacher += [at_ca.query(empty), at_ca.query(conditioning, own)]
@@ -194,7 +196,7 @@ class Distiller:
             x0_off, sigma_off = self.off_trajectory(anchor, draws)
             at_cdm = self.renoise(x0_off.detach(), sigma_off if cdm.bounded else None, draws, "cdm")
             for_teacher.append(at_cdm.query(conditioning))
-            for_fake.append(at_cdm.query(conditioning))
+            for_fake.append(at_cdm.query(self.for_fake(conditioning, sigma_off)))
 
         x0_real, x0_fake = iter(self.ask("teacher", for_teacher)), iter(self.ask("fake", for_fake))
         terms: dict[str, Tensor] = {}
@@ -248,6 +250,10 @@ class Distiller:
         tau = draws.uniform(f"{purpose}_tau")
         tau = self.clamp(tau if bound is None else tau * bound)
         return Renoised(add_noise(x0, draws.normal(f"{purpose}_noise", self.latent_shape), tau), tau)
+
+    def for_fake(self, conditioning: Conditioning, sigma: Tensor) -> Conditioning:
+        """What the fake score is told of data that the student made at level `sigma`."""
+        return conditioning | {"level": sigma[:, None]} if self.distill.fake_knows_level else conditioning
 
     def clamp(self, tau: Tensor) -> Tensor:
         """Re-noise levels kept off the ends, where directions blow up or vanish."""

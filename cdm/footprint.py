@@ -64,8 +64,9 @@ class LiveBytes(TorchDispatchMode):
 class Network:
     """A network on fake tensors: how it is built, its inputs for a batch, and how it is called with them.
 
-    Its parameters are of `dtype`, and it runs in `autocast` if that is given, with the rules of CUDA if `cuda`.
-    `sharded` drops each gradient once it is there, as where it goes to its shard.
+    As in training, what learns is in float32, and what is frozen in the type of `autocast`, in which it runs if that
+    is given, with the rules of CUDA if `cuda`. `sharded` drops each gradient once it is there, as where it goes to
+    its shard.
     """
 
     def __init__(
@@ -74,21 +75,22 @@ class Network:
         inputs: Callable[[int], dict[str, Tensor]],
         call: Callable[[nn.Module, dict[str, Tensor]], Tensor],
         *,
-        dtype: torch.dtype = torch.float32,
         autocast: torch.dtype | None = None,
         sharded: bool = False,
         cuda: bool = True,
     ) -> None:
-        self.dtype, self.autocast = dtype, autocast
-        self._inputs, self._call = inputs, call
-        self.fake = FakeTensorMode()
-        with self.fake, _default_dtype(dtype):  # the modules of a fake model cannot be converted later
+        self.autocast, self._inputs, self._call = autocast, inputs, call
+        with torch.device("meta"):
             self.model = build().eval()
+        self.fake = FakeTensorMode()
+        with self.fake:
+            _make_fake(self.model, autocast or torch.float32)
         if cuda and autocast is not None:
             _normalise_in_float32(self.model)
         if sharded:
             for parameter in self.model.parameters():
-                parameter.register_post_accumulate_grad_hook(_drop_gradient)
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(_drop_gradient)
 
     @classmethod
     def of(cls, architecture: Architecture, **options: Any) -> Network:
@@ -115,7 +117,7 @@ class Network:
         if accumulates:
             with self.fake:
                 for parameter in self.model.parameters():
-                    parameter.grad = torch.zeros_like(parameter)
+                    parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         with self._counting(batch) as (live, run):
             outputs = [run() for _ in range(graphs)]
             held = live.now
@@ -135,13 +137,25 @@ class Network:
 
         with ExitStack() as stack:
             stack.enter_context(self.fake)
-            stack.enter_context(_default_dtype(self.dtype))
             inputs = self._inputs(batch)
             parameters = list(self.model.parameters())
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             known = [*parameters, *gradients, *self.model.buffers(), *inputs.values()]
             live = stack.enter_context(LiveBytes(known))
             yield live, run
+
+
+def _make_fake(model: nn.Module, frozen: torch.dtype) -> None:
+    """Puts fake tensors on the CPU in the place of a meta model's parameters and buffers."""
+    buffers = torch.float32 if all(parameter.requires_grad for parameter in model.parameters()) else frozen
+    for module in model.modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            dtype = torch.float32 if value.requires_grad else frozen
+            fake = torch.empty(value.shape, dtype=dtype)
+            setattr(module, name, nn.Parameter(fake, requires_grad=value.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            dtype = buffers if buffer.is_floating_point() else buffer.dtype
+            setattr(module, name, torch.empty(buffer.shape, dtype=dtype))
 
 
 def _normalise_in_float32(model: nn.Module) -> None:
@@ -159,16 +173,6 @@ def _float32_norm(norm: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
         if isinstance(norm, nn.RMSNorm):
             return F.rms_norm(x.float(), shape, weight, norm.eps)
         return F.layer_norm(x.float(), shape, weight, bias, norm.eps)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _drop_gradient(parameter: Tensor) -> None:

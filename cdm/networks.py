@@ -95,6 +95,42 @@ class FullNetworks:
         self.family.save_student(student, source, folder)
 
 
+class LevelAwareFake:
+    """`networks`, with a fake score that is also told the level at which the student made its data.
+
+    One fake score serves data made from pure noise and data made from nearly clean latents. Where it cannot tell
+    them apart it knows their average, and each kind is pushed away from the other. The level comes as
+    `conditioning["level"]` (batch, 1), as sines that a linear map, zero at first, adds to what the family calls
+    the embedding of a prompt. Not in the paper.
+    """
+
+    frequencies = 8
+
+    def __init__(self, networks: Networks, family: Family, like: Conditioning, device: torch.device) -> None:
+        self.networks, self.family = networks, family
+        self.map = nn.Linear(2 * self.frequencies, family.embedding_width(like), device=device)
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    def velocity(self, role: Role, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        known = {name: value for name, value in conditioning.items() if name != "level"}
+        if role == "fake" and "level" in conditioning:
+            octaves = torch.pi * 2.0 ** torch.arange(self.frequencies, device=x.device) / 2
+            angles = conditioning["level"] * octaves
+            known = self.family.add_embedding(known, self.map(torch.cat([angles.sin(), angles.cos()], dim=1)))
+        return self.networks.velocity(role, x, sigma, known)
+
+    def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
+        own = {f"level.{name}": value for name, value in self.map.named_parameters()} if role == "fake" else {}
+        return self.networks.parameters(role) | own
+
+    def backward(self, role: Trained, loss: Tensor) -> None:
+        self.networks.backward(role, loss)
+
+    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+        self.networks.save_student(weights, source, folder)
+
+
 class LoraNetworks:
     """One frozen model with two adapters, `student` and `fake`, in float32; the teacher is the model with none.
 

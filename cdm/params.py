@@ -231,6 +231,8 @@ class Distill(Section):
     fake: Optimiser
     merge: Share = 0.001
     """Share of the student that is mixed into the fake score after each of its updates."""
+    fake_knows_level: bool = False
+    """Tell the fake score the level at which the student made its data (not in the paper)."""
     ema: Share = 0.999
     """Decay of the student's moving average, which is what is saved; ramped up from 0.1."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -245,6 +247,10 @@ class Distill(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Distill:
+        if self.fake_knows_level and self.lora is not None:
+            raise ValueError(
+                "fake_knows_level needs a fake score of its own weights: set lora to null, or it to false"
+            )
         if self.keep == "best" and not self.probe.every:
             raise ValueError("keep is best, but nothing tells which is: set probe.every, such as to 200")
         if self.renoise_max <= self.renoise_min:

@@ -135,19 +135,22 @@ def flops(architecture: Architecture, *, checkpointing: bool = False) -> tuple[i
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the transformer, in numbers."""
+    """Of a transformer."""
 
-    parameters: int
+    frozen: int
+    """Parameters that do not learn."""
+    learning: int
+    """Parameters that do."""
+    tensors: int
+    """Matrices and vectors that learn, each with a step count in the optimiser."""
     buffers: int
-    """Elements of its constants, such as position embeddings."""
+    """Elements of constants, such as position embeddings."""
     stored: int
     """Elements in its file: parameters, and constants that are stored with them."""
-    tensors: int
-    """Parameters as the optimiser counts them: matrices and vectors."""
-    largest_block: int
-    """Parameters of the largest block: what sharding gathers at once."""
-    outside: int
-    """Parameters in no block."""
+    largest_block: tuple[int, int]
+    """Parameters of the largest block, frozen and learning: what sharding gathers at once."""
+    outside: tuple[int, int]
+    """Parameters in no block, frozen and learning."""
 
 
 def sizes(architecture: Architecture) -> Sizes:
@@ -155,23 +158,28 @@ def sizes(architecture: Architecture) -> Sizes:
     with torch.device("meta"):
         model = architecture.build()
 
-    def count(module: nn.Module) -> int:
-        return sum(parameter.numel() for parameter in module.parameters())
+    def count(module: nn.Module) -> tuple[int, int]:
+        numbers = [0, 0]
+        for parameter in module.parameters():
+            numbers[parameter.requires_grad] += parameter.numel()
+        return numbers[0], numbers[1]
 
     blocks = [count(b) for part in model.children() if isinstance(part, nn.ModuleList) for b in part]
+    frozen, learning = count(model)
     return Sizes(
-        parameters=count(model),
+        frozen=frozen,
+        learning=learning,
+        tensors=sum(parameter.requires_grad for parameter in model.parameters()),
         buffers=sum(buffer.numel() for buffer in model.buffers()),
         stored=sum(value.numel() for value in model.state_dict().values()),
-        tensors=len(list(model.parameters())),
-        largest_block=max(blocks, default=0),
-        outside=count(model) - sum(blocks),
+        largest_block=max(blocks, key=sum, default=(0, 0)),
+        outside=(frozen - sum(b[0] for b in blocks), learning - sum(b[1] for b in blocks)),
     )
 
 
 def optimiser_bytes(size: Sizes) -> int:
-    """AdamW's states of one network: two moments, and a step count for each tensor; all float32."""
-    return FLOAT32 * (2 * size.parameters + size.tensors)
+    """AdamW's states of one role: two moments, and a step count for each tensor; all float32."""
+    return FLOAT32 * (2 * size.learning + size.tensors)
 
 
 @dataclass(frozen=True)
@@ -194,20 +202,17 @@ class MemoryPlanner:
 
     def __init__(self, params: Params, architecture: Architecture, processes: int, sharding: Sharding) -> None:
         self.params, self.architecture, self.processes = params, architecture, processes
-        self.sharded = sharding == "fsdp"
+        self.sharded = sharding == "fsdp" and processes > 1
         self.share = per_process(params, processes)
         self.batch = min(params.runtime.micro_batch or self.share, self.share)
         self.parts = -(-self.share // self.batch)
-        self.size = sizes(architecture)
-        low = params.distill.precision == "bf16"
-        self.frozen_dtype = torch.bfloat16 if low else torch.float32
-        autocast = torch.bfloat16 if low else None
-        cuda = params.runtime.device != "cpu"
-        frozen = {"dtype": self.frozen_dtype, "autocast": autocast, "cuda": cuda}
-        # Sharded parameters are gathered in low precision, and no copy of them is left for the backward pass.
-        trained = frozen if self.sharded else {"autocast": autocast, "cuda": cuda}
-        self.trained = Network.of(architecture, sharded=self.sharded, **trained)
-        self.frozen = Network.of(architecture, **frozen) if low and not self.sharded else self.trained
+        learner = as_learner(params.distill, architecture)
+        self.size, self.teacher_size = sizes(learner), sizes(architecture.frozen())
+        autocast = torch.bfloat16 if params.distill.precision == "bf16" else None
+        self.frozen_bytes = (autocast or torch.float32).itemsize
+        options = {"autocast": autocast, "cuda": params.runtime.device != "cpu"}
+        self.learner = Network.of(learner, sharded=self.sharded, **options)
+        self.teacher = Network.of(architecture.frozen(), **options)
         with torch.device("meta"):
             inputs = architecture.inputs(1)
         self.row_bytes = sum(value.nbytes for value in inputs.values())
@@ -218,17 +223,19 @@ class MemoryPlanner:
         return Memory(checkpointing, one.held, self._kept(), self._moments(checkpointing, one))
 
     def _kept(self) -> dict[str, int]:
-        size, share = self.size, self.processes if self.sharded else 1
-        network = FLOAT32 * (size.parameters // share + size.buffers)
-        teacher = self.frozen_dtype.itemsize * (size.parameters // share + size.buffers)
-        kept = {
-            "teacher": teacher,
-            "student": network,
-            "fake score": network,
-            "moving average": FLOAT32 * size.parameters // share,
-            "AdamW of student and fake score": 2 * optimiser_bytes(size) // share,
-            "the batch's conditioning and latents": self.share * self.row_bytes,
-        }
+        size, spread = self.size, self.processes if self.sharded else 1
+        learning = FLOAT32 * size.learning // spread
+        teacher = self.frozen_bytes * (self.teacher_size.frozen // spread + size.buffers)
+        if self.params.distill.lora is None:
+            network = learning + FLOAT32 * size.buffers
+            kept = {"teacher": teacher, "student": network, "fake score": network}
+        else:
+            kept = {"teacher, the base of all": teacher, "adapters of student and fake score": 2 * learning}
+        kept["moving average"] = learning
+        if self.params.distill.keep == "best":
+            kept["moving average of the best probe"] = learning
+        kept["AdamW of student and fake score"] = 2 * optimiser_bytes(size) // spread
+        kept["the batch's conditioning and latents"] = self.share * self.row_bytes
         if self.params.prompts.embed == "online":
             kept["text encoders"] = FLOAT32 * self.architecture.encoder_parameters
         return kept
@@ -236,7 +243,7 @@ class MemoryPlanner:
     def _update(self, graphs: int, checkpointing: bool) -> Footprint:
         """Forwards and a backward; of several micro-batches the last, which finds gradients."""
         accumulates = self.parts > 1
-        seen = self.trained.update(graphs, self.batch, checkpointing=checkpointing, accumulates=accumulates)
+        seen = self.learner.update(graphs, self.batch, checkpointing=checkpointing, accumulates=accumulates)
         apart = self._gradients() if accumulates or self.sharded else 0
         return Footprint(seen.held, seen.peak + apart)
 
@@ -251,7 +258,7 @@ class MemoryPlanner:
         before = gradients if self.parts > 1 else 0
         reduced = gradients if self.processes > 1 and not self.sharded else 0
         return {
-            "rollout": self.trained.forward(self.batch).peak + gathered,
+            "rollout": self.learner.forward(self.batch).peak + gathered,
             "fake score's update": kept + one.peak + gathered,
             "questions to teacher and fake score": unused
             + backward.held
@@ -268,7 +275,7 @@ class MemoryPlanner:
         matching = bool(losses.dm.weight) + bool(losses.cdm.weight)
         own = own_share(self.params.distill, self.params.schedule, self.architecture.shift) > 0
         guidance = (1 + own) if losses.ca.weight else 0
-        calls = [(self.frozen, matching + guidance), (self.trained, matching)]
+        calls = [(self.teacher, matching + guidance), (self.learner, matching)]
         return max(
             network.forward(queries * self.batch).peak + queries * self.batch * self.row_bytes
             for network, queries in calls
@@ -276,16 +283,24 @@ class MemoryPlanner:
         )
 
     def _gradients(self) -> int:
-        """Of one network: those of the other are gone when it starts."""
-        return FLOAT32 * self.size.parameters // (self.processes if self.sharded else 1)
+        """Of one role: those of the other are gone when it starts."""
+        return FLOAT32 * self.size.learning // (self.processes if self.sharded else 1)
 
     def _gathered(self) -> int:
-        """Sharded: parameters outside the blocks, the block at work and the next, and a block's gradients."""
+        """Sharded: parameters outside the blocks, the block at work and the next, and a block's gradients, twice:
+        whole, and in line for their processes."""
         if not self.sharded:
             return 0
-        itemsize = self.frozen_dtype.itemsize
-        size = self.size
-        return itemsize * (size.outside + 2 * size.largest_block) + FLOAT32 * size.largest_block
+        (frozen, learning), (outside_frozen, outside_learning) = self.size.largest_block, self.size.outside
+        parameters = self.frozen_bytes * (outside_frozen + 2 * frozen) + FLOAT32 * (
+            outside_learning + 2 * learning
+        )
+        return parameters + 2 * FLOAT32 * learning
+
+
+def as_learner(distill: Distill, architecture: Architecture) -> Architecture:
+    """The architecture as student and fake score: all of it learns, or an adapter."""
+    return architecture if distill.lora is None else architecture.adapted(distill.lora)
 
 
 def per_process(params: Params, processes: int) -> int:
@@ -342,6 +357,8 @@ class Plan:
 
     architecture: str
     parameters: int
+    learning: int
+    """Parameters of the student that learn: all, or its adapter's."""
     processes: int
     sharding: Sharding
     batch: int
@@ -388,7 +405,8 @@ def make_plan(
     checkpointing = params.distill.gradient_checkpointing
     return Plan(
         architecture=architecture.name,
-        parameters=planner.size.parameters,
+        parameters=planner.teacher_size.frozen,
+        learning=planner.size.learning,
         processes=processes,
         sharding=sharding,
         batch=planner.share,
@@ -396,14 +414,15 @@ def make_plan(
         memory=planner.plan(checkpointing),
         memory_otherwise=planner.plan(not checkpointing),
         compute=plan_compute(params, architecture, planner.parts, processes * peak_flops * utilisation),
-        disk=plan_disk(architecture, planner.size, prompts),
+        disk=plan_disk(params.distill, architecture, planner.size, prompts),
     )
 
 
 def plan_compute(params: Params, architecture: Architecture, parts: int, rate: float) -> Compute:
     """FLOPs of the training, and its seconds at `rate` FLOP/s of all processes together."""
     distill = params.distill
-    forward, update = flops(architecture, checkpointing=distill.gradient_checkpointing)
+    learner = as_learner(distill, architecture)
+    forward, update = flops(learner, checkpointing=distill.gradient_checkpointing)
     a_round: list[float] = []
     for learns in (False, True):
         calls = forwards_of_round(distill, params.schedule, architecture.shift, parts=parts, learns=learns)
@@ -421,16 +440,16 @@ def plan_compute(params: Params, architecture: Architecture, parts: int, rate: f
     )
 
 
-def plan_disk(architecture: Architecture, size: Sizes, prompts: int | None) -> Disk:
-    """Embeddings, checkpoints (networks, moving average and optimisers) and the student, as files."""
-    network = FLOAT32 * size.parameters
-    checkpoint = 3 * network + 2 * optimiser_bytes(size)
+def plan_disk(distill: Distill, architecture: Architecture, size: Sizes, prompts: int | None) -> Disk:
+    """Embeddings, checkpoints (student, fake score, moving averages and optimisers) and the student, as files."""
+    learning = FLOAT32 * size.learning
+    checkpoint = (4 if distill.keep == "best" else 3) * learning + 2 * optimiser_bytes(size)
     return Disk(
         prompt=architecture.conditioning_bytes(),
         prompts=prompts,
         checkpoint=checkpoint,
         checkpoints=(KEPT + 1) * checkpoint,
-        student=FLOAT32 * size.stored,
+        student=FLOAT32 * size.stored if distill.lora is None else learning,
     )
 
 
@@ -453,9 +472,10 @@ def table(plan: Plan, params: Params, peak_flops: float, utilisation: float) -> 
     distill, compute, disk = params.distill, plan.compute, plan.disk
     sharding = "sharded (FSDP2)" if plan.sharding == "fsdp" else "each with all networks"
     processes = f"{plan.processes} processes, {sharding}" if plan.processes > 1 else "one process"
+    learning = "all learn" if distill.lora is None else f"{plan.learning:,} of an adapter learn"
     both = sorted((plan.memory, plan.memory_otherwise), key=lambda memory: memory.checkpointing)
     return [
-        f"{plan.architecture}: {plan.parameters:,} parameters, {distill.precision}",
+        f"{plan.architecture}: {plan.parameters:,} parameters, {learning}, {distill.precision}",
         f"{distill.iterations:,} iterations of {distill.batch_size} samples; {processes},"
         f" {plan.batch} samples each, {plan.micro_batch} at once",
         "",
@@ -496,7 +516,7 @@ def _disk_lines(disk: Disk) -> list[str]:
     return [
         embeddings,
         _row("  checkpoints: two kept, one being written", [_bytes(disk.checkpoints)]),
-        _row("  the student's transformer", [_bytes(disk.student)]),
+        _row("  the student's weights", [_bytes(disk.student)]),
     ]
 
 

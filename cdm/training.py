@@ -28,7 +28,7 @@ from cdm.distiller import Distiller, Metrics
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, get_family
 from cdm.hub import TeacherManifest
-from cdm.networks import FullNetworks, LoraNetworks, Networks
+from cdm.networks import FullNetworks, LevelAwareFake, LoraNetworks, Networks
 from cdm.optim import Learner, blend, ema_decay
 from cdm.params import Params
 from cdm.probe import Figures, QualityProbe, falls_due
@@ -285,9 +285,16 @@ def build_networks(params: Params, inputs: Inputs, device: torch.device) -> Netw
         return sharding.shard(model, device) if sharding.is_wanted() else model.to(device)
 
     if distill.lora is None:
-        return FullNetworks(
+        networks: Networks = FullNetworks(
             inputs.family, teacher, autocast=autocast, gradient_checkpointing=checkpointing, place=place
         )
+        if distill.fake_knows_level:
+            if sharding.is_wanted():
+                raise CdmError(
+                    "distill.fake_knows_level does not work sharded: set it to false, or use plain DDP"
+                )
+            networks = LevelAwareFake(networks, inputs.family, inputs.empty, device)
+        return networks
     return LoraNetworks(
         inputs.family,
         teacher,

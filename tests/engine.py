@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.counting import CountingNetworks
 from cdm.distiller import Distiller
-from cdm.networks import FullNetworks
+from cdm.networks import FullNetworks, LevelAwareFake, Networks
 from cdm.optim import Learner
 from cdm.params import Distill, Schedule
 from cdm.rollout import Conditioning
@@ -57,17 +57,21 @@ def build(
     networks = CountingNetworks(GaussianFamily(), teacher)
     start = student or GaussianModel(DIMENSIONS, offset=-0.3, deviation=1.2)
     networks.models["student"].load_state_dict(start.state_dict())
+    roles: Networks = networks
+    empty = {"mean": torch.zeros(1, DIMENSIONS)}
+    if distill.fake_knows_level:
+        roles = LevelAwareFake(networks, GaussianFamily(), empty, torch.device("cpu"))
     updates = distill.iterations // distill.student_every
     options = {"samples": range(distill.batch_size), "prompts": class_means} | options
     distiller = kind(
-        networks,
-        Learner(networks.parameters("student"), distill.student, updates),
-        Learner(networks.parameters("fake"), distill.fake, distill.iterations),
+        roles,
+        Learner(roles.parameters("student"), distill.student, updates),
+        Learner(roles.parameters("fake"), distill.fake, distill.iterations),
         distill=distill,
         schedule=schedule,
         shift=2.0,
         seed=3,
-        empty={"mean": torch.zeros(1, DIMENSIONS)},
+        empty=empty,
         latent_shape=(DIMENSIONS,),
         **options,
     )

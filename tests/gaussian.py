@@ -48,3 +48,9 @@ class GaussianFamily:
     ) -> Tensor:
         velocity: Tensor = transformer(x, sigma, conditioning["mean"])
         return velocity
+
+    def embedding_width(self, conditioning: dict[str, Tensor]) -> int:
+        return conditioning["mean"].shape[-1]
+
+    def add_embedding(self, conditioning: dict[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
+        return conditioning | {"mean": conditioning["mean"] + embedding}

@@ -39,8 +39,9 @@ ONLY = {
             }
         },
         {"losses": ONLY["cdm"]},
+        {"fake_knows_level": True},
     ],
-    ids=["default", "every", "no-dm-unbounded", "bounded", "cdm-only"],
+    ids=["default", "every", "no-dm-unbounded", "bounded", "cdm-only", "level"],
 )
 def test_equals_the_plain_order_of_operations(changes: dict, rollouts: str):
     """Three rounds on the same random numbers: the same losses and, through the updates, the same gradients."""
@@ -162,3 +163,36 @@ def test_rounds_depend_on_nothing_but_their_number():
     b = second.roll_out(4, range(2, 4), True)
     torch.testing.assert_close(a.x[2:4], b.x)
     assert torch.equal(a.conditioning["mean"][2:4], class_means(4, range(2, 4))["mean"])
+
+
+def test_a_fake_score_that_knows_the_level_tells_two_kinds_of_data_apart():
+    """Data of a narrow kind made at one level and of a wide kind at another: only with the level does the fake
+    score learn both means; without it, it learns their average."""
+    x0 = torch.cat([torch.full((8, DIMENSIONS), -1.0), torch.full((8, DIMENSIONS), 1.0)])
+    sigma = torch.cat([torch.full((8,), 0.2), torch.full((8,), 0.9)])
+    means = {}
+    for knows in (False, True):
+        settings = {"lr": 6e-2, "warmup": 0}
+        distill = distill_settings(
+            fake_knows_level=knows, fake=settings, merge=0.0, batch_size=16, iterations=600
+        )
+        distiller, _ = build(distill=distill, samples=range(16))
+        conditioning = {"mean": torch.zeros(16, DIMENSIONS)}
+        anchor = Anchor(x0, sigma, conditioning, range(16), False, velocity=torch.zeros_like(x0))
+        for iteration in range(100):
+            distiller.update_fake(iteration, [anchor])
+        noise = torch.zeros_like(x0)  # at level 1 the x0 prediction is the mean of the data
+        told = distiller.for_fake(conditioning, sigma)
+        v = distiller.networks.velocity("fake", noise, torch.ones(16), told).detach()
+        means[knows] = -v.reshape(2, -1).mean(1)
+    assert means[False].abs().max() < 0.2
+    torch.testing.assert_close(means[True], torch.tensor([-1.0, 1.0]), atol=0.2, rtol=0)
+
+
+def test_the_level_map_starts_at_nothing_and_is_not_blended():
+    distiller, _ = build(distill=distill_settings(fake_knows_level=True, merge=1.0))
+    fake = distiller.networks.parameters("fake")
+    assert set(fake) - set(distiller.networks.parameters("student")) == {"level.weight", "level.bias"}
+    assert not fake["level.weight"].any()
+    distiller.round(0)
+    assert fake["level.weight"].abs().sum() > 0

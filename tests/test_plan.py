@@ -18,9 +18,10 @@ from cdm import architectures, checkpoint, cli, hub, plan
 from cdm.architectures import Architecture
 from cdm.distiller import Distiller
 from cdm.errors import CdmError
+from cdm.families import get_family
 from cdm.footprint import Footprint, Network
-from cdm.networks import FullNetworks
-from cdm.params import Params, Schedule, parse
+from cdm.networks import FullNetworks, LoraNetworks
+from cdm.params import Lora, Params, Schedule, parse
 from cdm.randomness import Draws
 from cdm.schedule import draw_rollouts
 from cdm.training import Run
@@ -243,12 +244,11 @@ def test_mean_anchor_is_that_of_the_schedules(kind: str, shift: float, spacing: 
 
 
 def engine_run(params: Params, folder: Path) -> Run:
-    from diffusers import SD3Transformer2DModel
-
-    from cdm.families import get_family
-
-    model = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer")
-    run = Run.start(FullNetworks(get_family("sd3"), model), params)
+    """A run after one update of each role."""
+    family, lora = get_family("sd3"), params.distill.lora
+    teacher = family.load_transformer(folder)
+    networks = FullNetworks(family, teacher) if lora is None else LoraNetworks(family, teacher, lora, seed=0)
+    run = Run.start(networks, params)
     for learner in (run.student, run.fake):
         for parameter in learner.parameters.values():
             parameter.grad = torch.ones_like(parameter)
@@ -256,13 +256,15 @@ def engine_run(params: Params, folder: Path) -> Run:
     return run
 
 
-def test_optimisers_and_checkpoints_have_the_planned_bytes(
-    tiny: Architecture, tiny_params: Params, tiny_sd3: Path, tmp_path: Path
+@pytest.mark.parametrize("lora", [None, {"rank": 3, "alpha": 6.0}])
+def test_optimisers_and_files_have_the_planned_bytes(
+    tiny: Architecture, tiny_params: Params, tiny_sd3: Path, tmp_path: Path, lora: dict[str, Any] | None
 ) -> None:
-    run = engine_run(tiny_params, tiny_sd3)
-    size = plan.sizes(tiny)
+    params = changed(tiny_params, distill={"lora": lora})
+    run = engine_run(params, tiny_sd3)
+    size = plan.sizes(plan.as_learner(params.distill, tiny))
     assert sum(value.nbytes for value in run.student.state().values()) == plan.optimiser_bytes(size)
-    disk = plan.plan_disk(tiny, size, prompts=10)
+    disk = plan.plan_disk(params.distill, tiny, size, prompts=10)
     saved = run.checkpoint()
     tensors = [value for group in saved.tensors.values() for value in group.values()]
     assert sum(value.nbytes for value in tensors) == disk.checkpoint
@@ -270,21 +272,30 @@ def test_optimisers_and_checkpoints_have_the_planned_bytes(
     assert disk.embeddings == 10 * tiny.conditioning_bytes()
     checkpoint.save(tmp_path, saved)
     files = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
-    assert disk.checkpoint < files < 1.3 * disk.checkpoint  # headers, which a large model makes small
+    assert disk.checkpoint < files < 2 * disk.checkpoint  # headers, which a large model makes small
+    run.networks.save_student(run.average, tiny_sd3, tmp_path / "student")
+    weights = tmp_path / "student" / ("transformer" if lora is None else "")
+    assert disk.student == 4 * hub.count_parameters(weights)
 
 
-@pytest.mark.parametrize("case", ["as set", "both"])
-def test_planned_memory_is_what_the_engine_takes(tiny: Architecture, tiny_params: Params, case: str) -> None:
-    params = memory.case_params(
-        changed(
-            tiny_params, distill={"batch_size": 24, "student_every": 1}, schedule={"min_len": 1, "max_len": 2}
-        ),
-        case,
+@pytest.mark.parametrize(
+    ("distill", "micro_batch"),
+    [({}, None), ({"gradient_checkpointing": True}, 4), ({"lora": {"rank": 3, "alpha": 6.0}}, None)],
+)
+def test_planned_memory_is_what_the_engine_takes(
+    tiny: Architecture, tiny_params: Params, distill: dict[str, Any], micro_batch: int | None
+) -> None:
+    params = changed(
+        tiny_params,
+        distill={"batch_size": 8, "student_every": 1, "fake_only": 0, **distill},
+        schedule={"min_len": 1, "max_len": 2},
+        runtime={"micro_batch": micro_batch},
     )
-    checkpointing = params.distill.gradient_checkpointing
-    planned = plan.MemoryPlanner(params, tiny, 1, "none").plan(checkpointing)
-    assert planned.checkpointing == checkpointing
+    planned = plan.MemoryPlanner(params, tiny, 1, "none").plan(params.distill.gradient_checkpointing)
     assert planned.peak == pytest.approx(memory.measure(params, "allocated"), rel=0.1)
+
+
+PROBE = {"every": 10, "track": "data/latents"}
 
 
 def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) -> None:
@@ -295,10 +306,14 @@ def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) ->
         return plan.MemoryPlanner(params, tiny, processes, sharding).plan(params.distill.gradient_checkpointing)
 
     size, base = plan.sizes(tiny), planned()
-    network = 4 * size.parameters
+    network = 4 * size.learning
     assert base.kept["student"] == base.kept["teacher"] == network + 4 * size.buffers
     assert base.kept["AdamW of student and fake score"] == 2 * plan.optimiser_bytes(size)
     assert planned(distill={"precision": "bf16"}).kept["teacher"] == base.kept["teacher"] // 2
+    assert (
+        sum(planned(distill={"keep": "best", "probe": PROBE}).kept.values())
+        == sum(base.kept.values()) + network
+    )
     online = planned(prompts={"embed": "online"})
     assert online.kept["text encoders"] == 4 * tiny.encoder_parameters
     smaller = planned(runtime={"micro_batch": 12})
@@ -312,6 +327,12 @@ def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) ->
     assert sharded.kept["moving average"] == network // 2
     assert sharded.kept["AdamW of student and fake score"] == plan.optimiser_bytes(size)
     assert sharded.moments["optimiser step"] == sharded.activations + network // 2
+    lora = planned(distill={"lora": {"rank": 3, "alpha": 6.0}})
+    adapter = 4 * plan.sizes(tiny.adapted(Lora(rank=3, alpha=6))).learning
+    assert lora.kept["teacher, the base of all"] == base.kept["teacher"]
+    assert lora.kept["adapters of student and fake score"] == 2 * adapter
+    assert lora.moments["optimiser step"] == lora.activations + adapter
+    assert lora.activations < base.activations
 
 
 # The whole plan

@@ -57,6 +57,12 @@ class Family(Protocol):
     def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """The predicted velocity, `noise - x0`, of `x` (batch, ...) at levels `sigma` (batch,)."""
 
+    def embedding_width(self, conditioning: Conditioning) -> int:
+        """Width of the vector that stands for a whole prompt, as `add_embedding` takes it."""
+
+    def add_embedding(self, conditioning: Conditioning, embedding: Tensor) -> Conditioning:
+        """The conditioning with `embedding` (batch, width) added to the vector that stands for a whole prompt."""
+
     def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance on velocities; `scale` 1 is none."""
 

@@ -82,6 +82,12 @@ class StableDiffusion3:
         velocity: Tensor = transformer(x, timestep=1000 * sigma, return_dict=False, **conditioning)[0]
         return velocity
 
+    def embedding_width(self, conditioning: Conditioning) -> int:
+        return conditioning["pooled_projections"].shape[-1]
+
+    def add_embedding(self, conditioning: Conditioning, embedding: Tensor) -> Conditioning:
+        return conditioning | {"pooled_projections": conditioning["pooled_projections"] + embedding}
+
     def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
         return uncond + scale * (cond - uncond)
 
