@@ -161,9 +161,8 @@ class LoraNetworks:
         self.config = _plain(config.to_dict())
         roles: tuple[Trained, Trained] = ("student", "fake")
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Already found a `peft_config`"
-            )  # two adapters are what is wanted
+            # That there is an adapter already is the point of the second.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
             for role in roles:
                 self.model.add_adapter(config, role)  # type: ignore[operator]
         self.layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]

@@ -43,7 +43,7 @@ def environment(config: Path) -> dict[str, str]:
 )
 def test_accelerate_understands_it(name: str, machines: int, processes: int, sharded: bool) -> None:
     path = CONFIGS / f"{name}.yaml"
-    config = load_config_from_file(path)
+    config = load_config_from_file(str(path))
     assert (config.num_machines, config.num_processes) == (machines, processes)
     assert config.mixed_precision == "no"
     assert environment(path).get("ACCELERATE_USE_FSDP", "false") == str(sharded).lower()

@@ -63,6 +63,16 @@ def test_nobody_moves_when_every_anchor_is_the_noise():
     assert velocity.calls == []
 
 
+def test_more_calls_than_steps_change_nothing():
+    """Where another process goes deeper, and both must call a sharded network equally often."""
+    velocity, noise = Recorder(), torch.randn(4, 1, generator=torch.Generator().manual_seed(0))
+    rollouts = Rollouts(SIGMAS, [1, 0, 2, 1])
+    expected = simulate(Recorder(), noise, {"mean": noise}, rollouts)
+    assert torch.equal(simulate(velocity, noise, {"mean": noise}, rollouts, calls=5), expected)
+    assert velocity.calls == [3, 1, 1, 1, 1]
+    assert torch.equal(simulate(velocity, noise, {"mean": noise}, Rollouts(SIGMAS, [0] * 4), calls=2), noise)
+
+
 def test_integrate_ends_in_data():
     """One step of the exact Gaussian velocity from noise lands on the mean; many land on mean + deviation * z."""
     noise = torch.linspace(-1, 1, 5).unsqueeze(1)
