@@ -363,6 +363,35 @@ def test_seconds_go_to_what_was_asked(world: Path, monkeypatch) -> None:
     assert stopwatch.read() == {}
 
 
+def test_on_cuda_events_take_the_time_and_the_device_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With stand-ins for the events: what they are asked, and when."""
+    calls: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            calls.append("record")
+
+        def elapsed_time(self, end: Event) -> float:
+            assert calls[-1] == "synchronize"
+            return 1500.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append("synchronize"))
+    stopwatch = Stopwatch(torch.device("cuda"))
+    for name in ("teacher", "fake", "teacher"):
+        with stopwatch.measure(name):
+            calls.append("work")
+    assert calls == ["record", "work", "record"] * 3
+    assert stopwatch.read() == {"teacher": 3.0, "fake": 1.5}
+    assert stopwatch.read() == {}
+    assert calls.count("synchronize") == 1
+
+
 def test_summary_says_where_the_time_went(monkeypatch) -> None:
     clock = Clock()
     monkeypatch.setattr(watch, "time", clock)
