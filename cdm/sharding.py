@@ -36,7 +36,8 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
         if isinstance(blocks, nn.ModuleList):
             for block in blocks:
                 fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # Let go of the rest too: by default it stays whole until a backward, and would miss a change of its parameters.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
     return model
 
 

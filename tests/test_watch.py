@@ -363,6 +363,35 @@ def test_seconds_go_to_what_was_asked(world: Path, monkeypatch) -> None:
     assert stopwatch.read() == {}
 
 
+def test_on_cuda_events_take_the_time_and_the_device_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With stand-ins for the events: what they are asked, and when."""
+    calls: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            calls.append("record")
+
+        def elapsed_time(self, end: Event) -> float:
+            assert calls[-1] == "synchronize"
+            return 1500.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append("synchronize"))
+    stopwatch = Stopwatch(torch.device("cuda"))
+    for name in ("teacher", "fake", "teacher"):
+        with stopwatch.measure(name):
+            calls.append("work")
+    assert calls == ["record", "work", "record"] * 3
+    assert stopwatch.read() == {"teacher": 3.0, "fake": 1.5}
+    assert stopwatch.read() == {}
+    assert calls.count("synchronize") == 1
+
+
 def test_summary_says_where_the_time_went(monkeypatch) -> None:
     clock = Clock()
     monkeypatch.setattr(watch, "time", clock)
@@ -433,14 +462,15 @@ def test_resumes_bit_for_bit_with_probe_and_pictures(
     assert list((torn / "ck").iterdir()) == []
 
 
-def test_two_processes_probe_as_one(world: Path, watched: Path, tmp_path: Path) -> None:
+def in_two_processes(*command: str) -> None:
+    """Runs a module in two processes that know of each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.run_distill", str(world), str(tmp_path), str(tmp_path / "ck")],
+            [sys.executable, "-m", *command],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -450,6 +480,14 @@ def test_two_processes_probe_as_one(world: Path, watched: Path, tmp_path: Path) 
     for process in ranks:
         errors = process.communicate()[1]
         assert process.returncode == 0, errors
+
+
+def test_a_sharded_network_works_with_exchanged_parameters_and_then_with_its_own() -> None:
+    in_two_processes("tests.run_exchange")
+
+
+def test_two_processes_probe_as_one(world: Path, watched: Path, tmp_path: Path) -> None:
+    in_two_processes("tests.run_distill", str(world), str(tmp_path), str(tmp_path / "ck"))
     first = {row["iteration"]: row for row in read_log(watched)}["4"]
     mine = {row["iteration"]: row for row in read_log(tmp_path)}["4"]
     for name in ("probe_steps1", "probe_steps2", "probe"):
