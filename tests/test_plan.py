@@ -403,7 +403,7 @@ def test_the_command_prints_a_table_and_json(
     assert memory_now["peak"] < values["memory_otherwise"]["peak"]
     run_plan(params, tmp_path / "params.yaml", monkeypatch, "--processes", "2", "--sharding", "fsdp")
     out = capsys.readouterr().out
-    assert "23,792 parameters, fp32" in out
+    assert "23,792 parameters, all learn, fp32" in out
     assert "2 processes, sharded (FSDP2), 24 samples each, 24 at once" in out
     assert "embeddings of 9 prompts" in out
 
