@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "gradient checkpointing": {"distill": {"gradient_checkpointing": True}},
     "micro-batches of 12": {"runtime": {"micro_batch": 12}},
     "both": {"distill": {"gradient_checkpointing": True}, "runtime": {"micro_batch": 12}},
+    "bf16": {"distill": {"precision": "bf16"}},
     "LoRA": {"distill": {"lora": {"rank": 8, "alpha": 16.0}}},
 }
 
