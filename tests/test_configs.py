@@ -64,7 +64,7 @@ class Project:
         self.values: dict[str, Any] = params.model_dump(mode="json")
         self.values["runtime"]["accelerate_config"] = str(CONFIGS / "cpu-two-processes.yaml")
         self.values["evaluate"] |= {"judge": None, "real": None, "track": ["params.yaml", "params.yaml"]}
-        self.values["distill"] |= {"iterations": 4, "batch_size": 2, "fake_only": 2}
+        self.values["distill"] |= {"iterations": 4, "batch_size": 2, "student_every": 2, "fake_only": 2}
 
     def start(self, stage: str) -> subprocess.Popen[str]:
         YAML(typ="safe").dump(self.values, self.folder / "params.yaml")
