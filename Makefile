@@ -21,10 +21,10 @@ export TRANSFORMERS_VERBOSITY ?= error
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help repro table install test check format clean
+.PHONY: help repro table install test test-slow check format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 repro: $(VENV)/installed ## Install what is missing, run the pipeline (dvc repro), say where its results are
 	@test -e .git || { printf '%s\n' \
@@ -45,7 +45,10 @@ table: $(VENV)/installed ## Compare experiments: what was changed, and the main 
 install: $(VENV)/installed ## Make .venv and install the pipeline into it
 
 test: $(VENV)/installed-dev ## Install what the tests need and run them
-	@pytest
+	@pytest -m 'not slow'
+
+test-slow: $(VENV)/installed-dev ## Run the tests that take longer, such as whole pipelines of every architecture
+	@pytest -m slow
 
 check: $(VENV)/installed-dev ## Lint, formatting and types
 	@ruff check
