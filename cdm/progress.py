@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -35,13 +36,19 @@ def track(
 
 
 def quieten_libraries() -> None:
-    """Switch off the loading bars of diffusers and transformers, unless somebody sees them on a terminal."""
+    """Switch off what diffusers and transformers say about nothing: loading bars, unless somebody sees them on a
+    terminal, and the warning that a cast to another type concerns an empty list of modules."""
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(_concerns_something)
     if not sys.stderr.isatty():
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
+
+
+def _concerns_something(record: logging.LogRecord) -> bool:
+    return "should be kept in float32: []" not in record.getMessage()
 
 
 def _bar(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,23 @@ def test_progress_on_a_terminal_is_a_bar(
 def test_short_work_says_nothing_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress.track(iter("ab"), "encode")) == ["a", "b"]
     assert capsys.readouterr().err == ""
+
+
+def test_a_cast_that_concerns_nothing_is_not_warned_of_and_one_that_does_is(tiny_sd3: Path) -> None:
+    from cdm.families import get_family
+
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("diffusers")
+    transformer = get_family("sd3").load_transformer(tiny_sd3)
+    logger.addHandler(handler)
+    try:
+        transformer.to(torch.bfloat16)
+        assert said == []
+        transformer._keep_in_fp32_modules = ["norm_out"]
+        transformer.to(torch.bfloat16)
+        assert len(said) == 1
+        assert "norm_out" in said[0]
+    finally:
+        logger.removeHandler(handler)
