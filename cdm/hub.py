@@ -96,8 +96,8 @@ class TeacherManifest:
 
     @property
     def digest(self) -> str:
-        """Hash of what the model is, wherever it lies."""
-        return digest_of([self.family, self.files])
+        """Hash of what the model is and of the size at which it draws, wherever it lies."""
+        return digest_of([self.family, self.files, self.latent_shape])
 
     def folder(self) -> Path:
         """The local folder of the model; raises CdmError as `resolve` does."""
@@ -116,8 +116,9 @@ class TeacherManifest:
             raise CdmError(f"{path}: missing or damaged: run the stage `teacher`") from None
 
 
-def describe(family: str, source: str, revision: str | None) -> TeacherManifest:
-    """Find the model, check that it is of the family, and hash its files. Raises CdmError."""
+def describe(family: str, source: str, revision: str | None, resolution: int | None = None) -> TeacherManifest:
+    """Find the model, check that it is of the family and draws at `resolution` (pixels; None is its own), and hash
+    its files. Raises CdmError."""
     model, folder = get_family(family), resolve(source, revision)
     found = pipeline_class(folder)
     if found != model.pipeline_class_name:
@@ -128,8 +129,8 @@ def describe(family: str, source: str, revision: str | None) -> TeacherManifest:
         family=family,
         source=source,
         revision=resolved_revision(folder),
-        latent_shape=list(model.latent_shape(folder)),
-        shift=model.shift(folder),
+        latent_shape=list(model.latent_shape(folder, resolution)),
+        shift=model.shift(folder, resolution),
         parameters=count_parameters(folder / "transformer"),
         files=file_hashes(folder),
     )

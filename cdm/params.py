@@ -10,11 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from cdm.errors import CdmError
+from cdm.families import check_name
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -36,7 +37,7 @@ class Section(BaseModel):
 class Teacher(Section):
     """The diffusion model to distil."""
 
-    family: Literal["sd3"]
+    family: str
     """Architecture: which module of cdm.families knows the model."""
     source: str
     """A diffusers folder, or the id `org/name` of a model on a hub."""
@@ -46,6 +47,16 @@ class Teacher(Section):
     """A path whose change reruns everything: the folder itself where `source` is one, else this params file."""
     guidance_scale: Annotated[float, Field(ge=1)]
     """Classifier-free guidance of the teacher in every comparison and in the cached latents; 1 is none."""
+    resolution: Positive | None = None
+    """Height and width of the pictures in pixels; null is what the model is made for."""
+
+    @field_validator("family")
+    @classmethod
+    def _known_family(cls, name: str) -> str:
+        try:
+            return check_name(name)
+        except CdmError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _track_follows_source(self) -> Teacher:

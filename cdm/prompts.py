@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import io
 import json
 import unicodedata
@@ -16,7 +15,7 @@ import torch
 
 from cdm.device import choose_device
 from cdm.errors import CdmError
-from cdm.families import Conditioning, Family, get_family
+from cdm.families import Conditioning, Family, get_family, source_files
 from cdm.hub import TeacherManifest
 from cdm.params import Params
 from cdm.progress import track
@@ -286,7 +285,7 @@ def build(params: Params, teacher: TeacherManifest, out: Path) -> PromptsReport:
     """
     split, report = read_split(params)
     family, source = get_family(teacher.family), teacher.folder()
-    code = code_fingerprint(__file__, inspect.getfile(type(family)))
+    code = code_fingerprint(__file__, *source_files(family))
     staging = open_staging(out, f"train/{TEXTS}", digest_of([code, params.prompts.embed]))
     encoder = _Encoder(params, teacher, family, source)
     encoder.write([""], staging / "empty", "empty prompt")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cdm.device import choose_device
-from cdm.families import Conditioning, Family, get_family
+from cdm.families import Conditioning, Family, get_family, source_files
 from cdm.flow import inference_sigmas
 from cdm.hub import TeacherManifest, file_hashes
 from cdm.params import Params
@@ -309,7 +308,7 @@ def _write_pictures(params: Params, sampler: Sampler, store: Store, folder: Path
 
 
 def _code(family: Family) -> str:
-    return code_fingerprint(__file__, inspect.getfile(type(family)))
+    return code_fingerprint(__file__, *source_files(family))
 
 
 def draw_pictures(

@@ -12,10 +12,16 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from cdm.families import family_names
 from cdm.params import Params
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("cdm", "stages", "miniature")
+
+FAMILIES = "cdm.families"
+"""The package that imports one of its modules by the name of `teacher.family`."""
+THE_FAMILY = "cdm/families/${teacher.family}.py"
+"""How dvc.yaml names that module's file."""
 
 Node = tuple[str, str]
 """A name defined at the top of a module: (module, name)."""
@@ -68,8 +74,10 @@ def imported_files(module: str, without: str | None = None) -> set[str]:
     """Files, relative to the repository, of `module` and of all that it imports of the repository, transitively.
 
     A file beside a module that the module names in a string, such as a template, counts as imported. The module
-    `without` does not count, nor does what only it imports.
+    `without` does not count, nor does what only it imports. Whatever asks for a family by name imports what any
+    family imports; the one family's own file is `THE_FAMILY`.
     """
+    families = {f"{FAMILIES}.{name}" for name in family_names()}
     waiting, seen = [module], set()
     while waiting:
         name = waiting.pop()
@@ -79,9 +87,15 @@ def imported_files(module: str, without: str | None = None) -> set[str]:
         parts = name.split(".")
         waiting += [".".join(parts[:i]) for i in range(1, len(parts))]  # a package's __init__ runs first
         waiting += [imported for _, imported, _ in _imports(tree(name))]
-    found = {modules()[name] for name in seen if not _is_empty(name)}
+        waiting += families if name == FAMILIES else []
+    found = {modules()[name] for name in seen - families if not _is_empty(name)}
     found |= {path for name in seen for path in _named_files(name)}
-    return {str(path.relative_to(ROOT)) for path in found}
+    return {str(path.relative_to(ROOT)) for path in found} | ({THE_FAMILY} if seen & families else set())
+
+
+def imported_modules(module: str) -> set[str]:
+    """What `module` itself imports, anywhere in its text."""
+    return {imported for _, imported, _ in _imports(tree(module))}
 
 
 def _named_files(module: str) -> set[Path]:

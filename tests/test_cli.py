@@ -123,7 +123,7 @@ def test_several_prompts_make_several_pictures_or_a_grid(
         (["a", ""], "PROMPT is empty"),
         (["a"], "models/student: no student there: run `dvc repro`"),
         (["a", "--student", "folder.png"], "folder.png/model_index.json: does not name a diffusers pipeline"),
-        (["a", "--student", "flux"], "no family draws with a FluxPipeline (known: StableDiffusion3Pipeline)"),
+        (["a", "--student", "pixart"], "no family draws with a PixArtAlphaPipeline (known: "),
         (["a", "--student", "broken"], "broken: cannot be loaded as StableDiffusion3Pipeline"),
         (["a", "--student", "whole", "--device", "abacus"], "the device 'abacus' cannot be used here"),
     ],
@@ -139,8 +139,8 @@ def test_every_mistake_is_a_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
-    (tmp_path / "flux").mkdir()
-    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "pixart").mkdir()
+    (tmp_path / "pixart" / "model_index.json").write_text('{"_class_name": "PixArtAlphaPipeline"}')
     (tmp_path / "whole").symlink_to(tiny_sd3)
     shutil.copytree(tiny_sd3, tmp_path / "broken")
     (tmp_path / "broken" / "transformer" / "config.json").unlink()

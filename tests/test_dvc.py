@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from cdm.families import family_names
 from cdm.params import Params
 from tests import code
 
@@ -92,6 +93,13 @@ def test_outs_of_a_stage_are_the_defaults_of_its_options(name: str) -> None:
     assert read | outs(STAGES[name]) == defaults & between
 
 
+@pytest.mark.parametrize("name", family_names())
+def test_a_family_imports_no_other(name: str) -> None:
+    """So that a change of one architecture reruns no pipeline of another."""
+    others = {f"{code.FAMILIES}.{other}" for other in family_names()} - {f"{code.FAMILIES}.{name}"}
+    assert not others & code.imported_modules(f"{code.FAMILIES}.{name}")
+
+
 def test_runtime_is_listed_by_no_stage() -> None:
     assert not any("runtime" in stage["params"] for stage in STAGES.values())
 
@@ -140,6 +148,7 @@ def test_metrics_and_plots_are_in_git_and_everything_else_in_the_cache() -> None
 def test_every_module_shapes_some_stage_or_the_command() -> None:
     """No module that nothing uses."""
     used = code.imported_files("cdm.cli").union(*(code.imported_files(f"stages.{name}") for name in NAMES))
+    used |= {code.THE_FAMILY.replace("${teacher.family}", name) for name in family_names()}
     of_cdm = {
         str(path.relative_to(ROOT)) for path in code.modules().values() if path.is_relative_to(ROOT / "cdm")
     }

@@ -54,7 +54,7 @@ def test_every_params_file_of_the_repository_is_accepted(path: Path) -> None:
         ("seed", -1, "greater than or equal to 0"),
         ("seed", 1.5, "integer"),
         ("seed", None, "integer"),
-        ("teacher.family", "unet", "'sd3'"),
+        ("teacher.family", "unet", "unknown family 'unet' (known: "),
         ("teacher.source", 3, "string"),
         ("teacher.guidance_scale", 0.5, "greater than or equal to 1"),
         ("prompts.train", [], "at least 1"),

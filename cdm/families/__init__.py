@@ -1,27 +1,52 @@
-"""The architectures that can be distilled; see `cdm.families.base` for what each provides."""
+"""The architectures that can be distilled; see `cdm.families.base` for what each provides.
+
+A family is a module of this package with a `FAMILY`, imported when it is asked for by name: a run depends on its own
+architecture and on no other. `docs/adding-a-family.md` shows how to write one.
+"""
 
 from __future__ import annotations
 
+import inspect
+from importlib import import_module
+from pkgutil import iter_modules
+
 from cdm.errors import CdmError
 from cdm.families.base import Conditioning, Family
-from cdm.families.sd3 import StableDiffusion3
 
-__all__ = ["Conditioning", "Family", "family_of_pipeline", "get_family"]
+__all__ = ["Conditioning", "Family", "family_names", "family_of_pipeline", "get_family", "source_files"]
 
-_FAMILIES: dict[str, Family] = {family.name: family for family in (StableDiffusion3(),)}
+_SHARED = ("base", "common")
+"""Modules of this package that are no family."""
+
+
+def family_names() -> list[str]:
+    """The known families, sorted; nothing is imported."""
+    return sorted(module.name for module in iter_modules(__path__) if module.name not in _SHARED)
+
+
+def check_name(name: str) -> str:
+    """`name` if it is a family's; raises CdmError with the known names."""
+    if name not in family_names():
+        raise CdmError(f"unknown family {name!r} (known: {', '.join(family_names())})")
+    return name
 
 
 def get_family(name: str) -> Family:
     """The family `name`; raises CdmError with the known names."""
-    if name not in _FAMILIES:
-        raise CdmError(f"unknown family {name!r} (known: {', '.join(_FAMILIES)})")
-    return _FAMILIES[name]
+    family: Family = import_module(f"{__name__}.{check_name(name)}").FAMILY
+    return family
 
 
 def family_of_pipeline(class_name: str) -> Family:
     """The family that draws with a diffusers pipeline; raises CdmError if none does."""
-    for family in _FAMILIES.values():
+    families = [get_family(name) for name in family_names()]
+    for family in families:
         if family.pipeline_class_name == class_name:
             return family
-    known = ", ".join(family.pipeline_class_name for family in _FAMILIES.values())
+    known = ", ".join(family.pipeline_class_name for family in families)
     raise CdmError(f"no family draws with a {class_name} (known: {known})")
+
+
+def source_files(family: Family) -> list[str]:
+    """The files that hold a family's code, to tell whether two runs had the same."""
+    return [inspect.getfile(kind) for kind in type(family).__mro__ if kind is not object]

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:  # what only names families, such as the check of a params file, waits for no torch
+    import torch
+    from torch import Tensor, nn
 
-Conditioning = dict[str, Tensor]
-"""What a prompt becomes: tensors (batch, ...), keyed by the transformer's own argument names."""
+Conditioning = dict[str, "Tensor"]
+"""What a prompt becomes: tensors (batch, ...), keyed by the transformer's own argument names where it takes them as
+they are. Rows of all prompts have one shape, so that they can be stored and mixed: shorter texts are padded, and where
+the transformer minds, a mask (batch, tokens), bool, says which tokens are real."""
 
 
 class Family(Protocol):
-    """One architecture. `source` and `folder` are local diffusers folders; sigmas follow `cdm.flow`."""
+    """One architecture. `source` and `folder` are local diffusers folders; sigmas follow `cdm.flow`.
+
+    Latents are (batch, channels, height, width) everywhere; a family whose transformer takes them otherwise packs
+    and unpacks in `velocity`. `resolution` is the pictures' height and width in pixels; None is the family's default.
+    """
 
     @property
     def name(self) -> str:
-        """As in `teacher.family`."""
+        """As in `teacher.family`: the name of the family's module."""
 
     @property
     def pipeline_class_name(self) -> str:
@@ -34,25 +41,31 @@ class Family(Protocol):
         text: bool = True,
         image: bool = True,
         transformer: bool = True,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> Any:
-        """The diffusers pipeline, on the CPU, its own progress bar off.
+        """The diffusers pipeline, on the CPU, its own progress bar off; `dtype` None is float32.
 
         `text=False` leaves out the text encoders, `image=False` the autoencoder, `transformer=False` the
         transformer unless encoding needs it. Raises CdmError if the folder cannot be loaded.
         """
 
-    def load_transformer(self, source: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    def load_transformer(self, source: Path, dtype: torch.dtype | None = None) -> nn.Module:
         """The transformer alone, on the CPU, in evaluation mode. Raises CdmError if it cannot be loaded."""
 
-    def latent_shape(self, source: Path) -> tuple[int, ...]:
-        """Shape of one sample's latents, (channels, height, width), from the configs only."""
+    def latent_shape(self, source: Path, resolution: int | None = None) -> tuple[int, ...]:
+        """Shape of one sample's latents, (channels, height, width), from the configs only.
 
-    def shift(self, source: Path) -> float:
-        """The timestep shift of the teacher's scheduler, from its config only."""
+        Raises CdmError if the model does not draw at `resolution`.
+        """
+
+    def shift(self, source: Path, resolution: int | None = None) -> float:
+        """The timestep shift of the teacher's scheduler (`cdm.flow.shift_sigmas`), from the configs only."""
 
     def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
-        """The prompts as the transformer takes them; `max_sequence_length` None is the family's default."""
+        """The prompts as `velocity` takes them; `max_sequence_length` None is the family's default.
+
+        Raises CdmError if the model does not take texts of that length.
+        """
 
     def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """The predicted velocity, `noise - x0`, of `x` (batch, ...) at levels `sigma` (batch,)."""
@@ -64,7 +77,7 @@ class Family(Protocol):
         """The conditioning with `embedding` (batch, width) added to the vector that stands for a whole prompt."""
 
     def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance on velocities; `scale` 1 is none."""
+        """Classifier-free guidance on velocities, as the teacher's pipeline does it; `scale` 1 is none."""
 
     def sample(
         self,
@@ -75,7 +88,7 @@ class Family(Protocol):
         sigmas_unshifted: list[float],
         guidance_scale: float,
     ) -> Tensor:
-        """Latents drawn by the diffusers pipeline itself, from `noise` (batch, ...).
+        """Latents that the diffusers pipeline draws from `noise` (batch, ...), whose size is the pictures'.
 
         `empty` is the conditioning of the empty prompt, one row; unused where `guidance_scale` is 1.
         `sigmas_unshifted` fall from 1: the levels of the evaluations, before the timestep shift.
