@@ -41,7 +41,8 @@ SPAN = 30
 """A moving average reaches over about this part (1/SPAN) of its curve."""
 
 
-def _style(theme: Theme) -> dict[Any, Any]:
+def style(theme: Theme) -> dict[Any, Any]:
+    """Settings of matplotlib."""
     return {
         "figure.facecolor": theme.ground,
         "savefig.facecolor": theme.ground,
@@ -83,13 +84,13 @@ def quality(evaluation: Evaluation, theme: Theme = LIGHT) -> bytes:
 
     rows = [row for model in NAMES for row in evaluation.quality[model].values()]
     metrics = [name for name in METRICS if any(name in row for row in rows)]
-    with mpl.rc_context(_style(theme)):
+    with mpl.rc_context(style(theme)):
         figure = Figure(figsize=(4.6 * len(metrics), 4.4), layout="constrained")
         for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
             _quality_panel(axes, evaluation, metric, theme)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2, borderaxespad=0.4)
-        return _png(figure)
+        return as_png(figure)
 
 
 def _quality_panel(axes: Axes, evaluation: Evaluation, metric: str, theme: Theme) -> None:
@@ -135,7 +136,7 @@ def _quality_panel(axes: Axes, evaluation: Evaluation, metric: str, theme: Theme
     axes.minorticks_off()
     axes.margins(x=0.08, y=0.14)
     if is_distance:
-        _log_scale(axes, math.inf)
+        log_scale(axes, math.inf)
         axes.set_title(f"{METRICS[metric]}  ↓")
         _reference_line(axes, evaluation.floor.get(metric), "perfect samples", -1, theme)
     else:
@@ -203,7 +204,7 @@ def losses(curves: Mapping[str, Sequence[tuple[float, float]]], theme: Theme = L
     panels = _panels(curves)
     columns = min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
-    with mpl.rc_context(_style(theme)):
+    with mpl.rc_context(style(theme)):
         figure = Figure(figsize=(6.9 * columns, 3.5 * lines), layout="constrained")
         every = figure.subplots(lines, columns, squeeze=False).flatten()
         for axes, (title, names) in zip(every, panels.items(), strict=False):
@@ -212,7 +213,7 @@ def losses(curves: Mapping[str, Sequence[tuple[float, float]]], theme: Theme = L
                 _curve(axes, name, curves[name], colour)
             values = [value for name in names for _, value in curves[name] if value > 0]
             if title in [PANELS[kind] for kind in LOGARITHMIC] and values:
-                _log_scale(axes, max(values) / min(values))
+                log_scale(axes, max(values) / min(values))
             if len(names) > 3:
                 axes.legend(loc="upper right")
             elif len(names) > 1:
@@ -222,7 +223,7 @@ def losses(curves: Mapping[str, Sequence[tuple[float, float]]], theme: Theme = L
             axes.set_xlabel("iteration")
         for axes in every[len(panels) :]:
             axes.set_axis_off()
-        return _png(figure)
+        return as_png(figure)
 
 
 def _panels(curves: Mapping[str, object]) -> dict[str, list[str]]:
@@ -236,7 +237,7 @@ def _panels(curves: Mapping[str, object]) -> dict[str, list[str]]:
     return known | panels
 
 
-def _log_scale(axes: Axes, ratio: float) -> None:
+def log_scale(axes: Axes, ratio: float) -> None:
     """A logarithmic axis that is readable too where it spans less than a decade."""
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -266,7 +267,8 @@ def moving_average(values: Sequence[float], span: float) -> list[float]:
     return averages
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """A figure as the same bytes on every run."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
