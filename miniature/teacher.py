@@ -19,6 +19,7 @@ from diffusers import (
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -188,24 +189,37 @@ def attribute_accuracy(pipeline: StableDiffusion3Pipeline, judge: Judge, guidanc
     return torch.stack(right).all(0).float().mean().item()
 
 
-def train_phase(
+def optimisers(teacher: Teacher, params: dict[str, Any]) -> list[tuple[torch.optim.Optimizer, Any]]:
+    """Muon for the matrices inside the transformer's blocks, AdamW for the rest, each with its schedule.
+
+    With Muon the loss of 1,000 iterations of AdamW alone takes about half as many, each a tenth slower.
+    """
+    matrices = [value for value in teacher.transformer.transformer_blocks.parameters() if value.ndim == 2]
+    inside = {id(value) for value in matrices}
+    others = [value for value in teacher.parameters() if id(value) not in inside]
+    muon = torch.optim.Muon(matrices, lr=params["muon_lr"], weight_decay=1e-2, adjust_lr_fn="match_rms_adamw")
+    steps = params["iterations"]
+    falling = OneCycleLR(muon, params["muon_lr"], total_steps=steps, pct_start=0.05, cycle_momentum=False)
+    return [(muon, falling), optimiser(others, params["lr"], steps)]
+
+
+def train(
     teacher: Teacher,
     vae: AutoencoderKL,
     token_ids: torch.Tensor,
     params: dict[str, Any],
-    phase: dict[str, Any],
     generator: torch.Generator,
 ) -> Teacher:
     """The moving average of `teacher`, trained on freshly drawn pictures.
 
     `token_ids` (321, 8): a row for each of `combinations()` and a last one for the empty prompt.
     """
-    latents, rows = encode_pictures(vae, params["pictures"], phase["scale"], generator)
+    latents, rows = encode_pictures(vae, params["pictures"], params["scale"], generator)
     empty, batch = len(token_ids) - 1, params["batch_size"]
-    adamw, schedule = optimiser(teacher.parameters(), phase["lr"], phase["iterations"])
+    learning = optimisers(teacher, params)
     average = AveragedModel(teacher, multi_avg_fn=get_ema_multi_avg_fn(params["ema"]), use_buffers=True)
     forward = torch.compile(teacher) if shutil.which("g++") else teacher  # an eighth faster where it can be had
-    for iteration in progress(phase["iterations"], "teacher"):
+    for iteration in progress(params["iterations"], "teacher"):
         index = torch.randint(len(latents), (batch,), generator=generator)
         x0, noise = latents[index], torch.randn(batch, *latents.shape[1:], generator=generator)
         sigma = draw_sigma(batch, generator)
@@ -216,11 +230,12 @@ def train_phase(
         log_count[torch.rand(batch, generator=generator) < 0.2] = math.log(NULL_TOKENS)
         log_count[torch.rand(batch, generator=generator) < 0.5] = -math.inf
         loss = F.mse_loss(forward(x, sigma, ids, log_count), noise - x0)
-        adamw.zero_grad()
+        teacher.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
-        adamw.step()
-        schedule.step()
+        for optim, schedule in learning:
+            optim.step()
+            schedule.step()
         average.update_parameters(teacher)
         if iteration % 500 == 0:
             print(f"iteration {iteration} loss {loss.item():.4f}", flush=True)
@@ -235,9 +250,7 @@ def main(folder: Path = Path("miniature/teacher"), metrics: Path = Path("miniatu
     prompts = [c.prompt for c in combinations()] + [""]
     token_ids = tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
     teacher = Teacher(tokenizer, layers=params["layers"], heads=params["heads"], head_dim=params["head_dim"])
-    for number, phase in enumerate(params["phases"]):
-        generator = torch.Generator().manual_seed(seed + 3 + number)
-        teacher = train_phase(teacher, vae, token_ids, params, phase, generator)
+    teacher = train(teacher, vae, token_ids, params, torch.Generator().manual_seed(seed + 3))
 
     teacher.eval()
     teacher.transformer.set_attn_processor(JointAttnProcessor2_0())
