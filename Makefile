@@ -21,10 +21,10 @@ export TRANSFORMERS_VERBOSITY ?= error
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help repro table install test test-slow check format clean
+.PHONY: help repro table comparison install test test-slow check format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 repro: $(VENV)/installed ## Install what is missing, run the pipeline (dvc repro), say where its results are
 	@test -e .git || { printf '%s\n' \
@@ -41,6 +41,10 @@ repro: $(VENV)/installed ## Install what is missing, run the pipeline (dvc repro
 
 table: $(VENV)/installed ## Compare experiments: what was changed, and the main figures
 	@dvc exp show --only-changed --md --drop '$(MINOR)'
+
+comparison: $(VENV)/installed ## Compare the methods, three seeds each (hours; stop it when you like, it goes on)
+	@dvc repro comparison/dvc.yaml
+	@printf '\n%s\n' 'Tables         comparison/table.md, comparison/table.csv' 'Figures        comparison/figures/'
 
 install: $(VENV)/installed ## Make .venv and install the pipeline into it
 

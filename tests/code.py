@@ -16,7 +16,7 @@ from cdm.families import family_names
 from cdm.params import Params
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("cdm", "stages", "miniature")
+PACKAGES = ("cdm", "comparison", "stages", "miniature")
 
 FAMILIES = "cdm.families"
 """The package that imports one of its modules by the name of `teacher.family`."""

@@ -8,98 +8,18 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parent.parent
-COPIED = ("cdm", "stages", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/.gitignore", ".dvc/config")
-TINY: dict[str, Any] = {
-    "teacher": {"source": "world/teacher", "track": "world/teacher"},
-    "prompts": {"train": ["world/train.txt"], "eval": ["world/eval.txt"], "track": "world", "eval_count": 4},
-    "latents": {"steps": 3, "per_prompt": 4},
-    "schedule": {"min_len": 1, "max_len": 2},
-    "distill": {"iterations": 6, "batch_size": 4, "student_every": 2, "fake_only": 2},
-    "sample": {"steps": [1, 2], "teacher_steps": [1], "pictures": 2},
-    "evaluate": {"judge": "world/judge", "real": "world/real.safetensors"},
-}
-
-
-class Repository:
-    """A Git and DVC repository, and its commands."""
-
-    def __init__(self, folder: Path, home: Path) -> None:
-        self.folder = folder
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_"))},
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "HOME": str(home),
-            "DVC_SITE_CACHE_DIR": str(home / "dvc"),
-            "GIT_AUTHOR_NAME": "test",
-            "GIT_AUTHOR_EMAIL": "test@example.org",
-            "GIT_COMMITTER_NAME": "test",
-            "GIT_COMMITTER_EMAIL": "test@example.org",
-            "OMP_NUM_THREADS": "1",
-        }
-
-    def run(self, *command: str) -> str:
-        done = subprocess.run(
-            command,
-            check=False,
-            cwd=self.folder,
-            env=self.environment,
-            text=True,
-            capture_output=True,
-            timeout=1200,
-        )
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def dvc(self, *arguments: str) -> str:
-        return self.run(sys.executable, "-m", "dvc", *arguments)
-
-    def stages_run(self, *arguments: str) -> list[str]:
-        """The stages that a command of DVC ran, in order."""
-        return re.findall(r"^Running stage '(\w+)':$", self.dvc(*arguments), re.MULTILINE)
-
-    def changed(self) -> set[str]:
-        """The stages whose own inputs have changed."""
-        return set(json.loads(self.dvc("status", "--json")))
+from tests.repository import Repository, make_repository
 
 
 @pytest.fixture(scope="module")
 def repository(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """The repository with tiny parameters, after its first `dvc repro`."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    for name in COPIED:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(tiny_sd3, folder / "world/teacher")
-    shutil.copytree(ROOT / "miniature/judge", folder / "world/judge")
-    for name in ("train.txt", "eval.txt", "real.safetensors"):
-        shutil.copy(ROOT / "miniature/data" / name, folder / "world" / name)
-    yaml = YAML(typ="safe")
-    params = yaml.load((ROOT / "params.yaml").read_text())
-    for section, values in TINY.items():
-        params[section].update(values)
-    params["evaluate"]["track"] = [params["evaluate"]["judge"], params["evaluate"]["real"]]
-    with (folder / "params.yaml").open("w") as file:
-        yaml.dump(params, file)
-
-    repository = Repository(folder, tmp_path_factory.mktemp("home"))
-    repository.run("git", "init", "--quiet")
-    repository.run("git", "add", ".")
-    repository.run("git", "commit", "--quiet", "--message", "tiny")
+    folders = (tmp_path_factory.mktemp(name) for name in ("pipeline", "home"))
+    repository = make_repository(*folders, tiny_sd3)
     assert repository.stages_run("repro") == ["teacher", "prompts", "latents", "distill", "sample", "evaluate"]
     return repository
 

@@ -1,0 +1,232 @@
+"""What is compared with what: methods as settings of one engine, at matched guidance and equal updates or equal cost.
+
+Everything that makes two rows comparable is here, as pure functions of `comparison/params.yaml`, the repository's
+parameters and the recipes. `cells` puts it together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from cdm.errors import CdmError
+from cdm.params import Count, Losses, Params, Positive, Rate, Section, load, parse
+from cdm.plan import forwards_of_round
+
+PARAMS = Path("comparison/params.yaml")
+CELLS = Path("comparison/cells")
+RECIPES = Path("recipes")
+
+Table = Literal["updates", "cost", "ablations"]
+TABLES: tuple[Table, ...] = ("updates", "cost", "ablations")
+FROM_RECIPE = ("schedule", "distill")
+"""Sections that a method takes from its recipe; the others are the repository's, whose data all cells share."""
+
+
+class Method(Section):
+    """A distillation method, or an ablation: parameters that the engine runs with."""
+
+    title: str
+    """Its name in tables and figures."""
+    recipe: str | None = None
+    """NAME of recipes/NAME.yaml, from which `schedule` and `distill` are taken; null is params.yaml."""
+    set: dict[str, Any] = Field(default={})
+    """Changes to that, by dotted key, as in `dvc exp run -S`."""
+    guidance: Literal["matched", "own"] = "matched"
+    """matched: the strength of guidance is the reference's (see `guidance_strength`); own: as the settings have it."""
+    updates: Rate = 1.0
+    """Student updates in multiples of the reference's (not in the table of equal cost)."""
+
+
+class Comparison(Section):
+    """A whole comparison/params.yaml."""
+
+    seeds: Annotated[list[Count], Field(min_length=1)]
+    """Seeds of the trainings; the samples are drawn from the same noise for all."""
+    steps: Annotated[list[Positive], Field(min_length=1)]
+    """Numbers of steps at which students and teacher are measured."""
+    reference: str
+    """The method whose updates, cost and guidance the others get, and whose row theirs are compared with."""
+    updates: list[str]
+    """Methods compared at equal numbers of student updates."""
+    cost: list[str]
+    """Methods compared at equal cost in forward-equivalents; the reference itself is taken from `updates`."""
+    ablations: list[str]
+    """Variants of the reference, at equal numbers of student updates."""
+    methods: dict[str, Method]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Comparison:
+        for table in TABLES:
+            names: list[str] = getattr(self, table)
+            if len(set(names)) != len(names):
+                raise ValueError(f"{table} names a method twice: {names}")
+            for name in names:
+                if name not in self.methods:
+                    raise ValueError(f"{table}: {name} is not defined: add it to methods")
+            if table != "updates" and self.reference in names:
+                raise ValueError(f"{table} names the reference {self.reference}: its row comes from updates")
+        if self.reference not in self.updates:
+            raise ValueError(f"reference {self.reference} is not in updates: add it")
+        return self
+
+    def rows(self, table: Table) -> list[tuple[Table, str]]:
+        """Where the rows of a table come from, as (table, method): the reference's cells are those of `updates`."""
+        own: list[tuple[Table, str]] = [(table, name) for name in getattr(self, table)]
+        return own if table == "updates" else [("updates", self.reference), *own]
+
+
+def load_comparison(path: Path = PARAMS) -> Comparison:
+    """The comparison of a YAML file; CdmError with a line a problem."""
+    try:
+        return Comparison.model_validate(YAML(typ="safe").load(path.read_text()))
+    except OSError as error:
+        raise CdmError(f"{path}: cannot be read: {error.strerror}") from None
+    except YAMLError as error:
+        raise CdmError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise CdmError("\n".join(_problem(path, each) for each in error.errors())) from None
+
+
+def _problem(path: Path, problem: Any) -> str:
+    key = ".".join(map(str, problem["loc"])) or "the file"
+    return f"{path}: {key}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+# Settings.
+
+
+def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values`, nested, with the `changes` by dotted key; CdmError if one has no place there."""
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for key, value in changes.items():
+        head, _, rest = key.partition(".")
+        if rest:
+            if not isinstance(result.get(head), Mapping):
+                raise CdmError(f"set: {key}: there is no section {head} with further keys")
+            try:
+                result[head] = changed(result[head], {rest: value})
+            except CdmError:
+                raise CdmError(f"set: {key}: no such key") from None
+        else:
+            result[head] = value
+    return result
+
+
+def own_settings(method: Method, base: Params, recipes: Path = RECIPES) -> Params:
+    """The parameters of a method as its recipe and changes have them, on the data of `base`. Raises CdmError."""
+    values = base.model_dump(mode="json")
+    if method.recipe is not None:
+        recipe = load(recipes / f"{method.recipe}.yaml").model_dump(mode="json")
+        values |= {section: recipe[section] for section in FROM_RECIPE}
+    return parse(changed(values, method.set))
+
+
+# Guidance.
+
+
+def guidance_strength(losses: Losses) -> float | None:
+    """How strongly a student is guided: CA's scale times CA's share of the pull towards the teacher's distribution.
+
+    At the fixed point the weighted directions cancel: DM's and CDM's, each of unit strength in x0, draw towards the
+    teacher without guidance, CA's away from the unconditional prediction with `scale`. So the student behaves like
+    the teacher at guidance 1 + strength, strength = w_ca * scale / (w_dm + w_cdm); the CDM term, which has no CA of
+    its own, dilutes it. None where there is nothing to match: no CA, or nothing that it is weighed against.
+    """
+    matching = losses.dm.weight + losses.cdm.weight
+    guided = losses.ca.weight * losses.ca.scale
+    return guided / matching if guided and matching else None
+
+
+def with_guidance(params: Params, strength: float) -> Params:
+    """`params` with the scale of CA at which its guidance has this strength. CdmError where it has no CA."""
+    losses = params.distill.losses
+    present = guidance_strength(losses)
+    if present is None:
+        raise CdmError("its guidance cannot be matched, because it has no CA term: set guidance to own")
+    scale = float(f"{losses.ca.scale * strength / present:.6g}")
+    return parse(changed(params.model_dump(mode="json"), {"distill.losses.ca.scale": scale}))
+
+
+# Length.
+
+
+def student_updates(params: Params) -> int:
+    """Updates of the student in a training."""
+    return (params.distill.iterations - params.distill.fake_only) // params.distill.student_every
+
+
+def with_updates(params: Params, updates: int) -> Params:
+    """`params` with as many iterations as make so many student updates."""
+    iterations = params.distill.fake_only + updates * params.distill.student_every
+    return parse(changed(params.model_dump(mode="json"), {"distill.iterations": iterations}))
+
+
+def forward_equivalents(params: Params, shift: float) -> float:
+    """Cost of a training: forwards of one sample, a forward with its backward counting 3."""
+    before, a_round = _costs(params, shift)
+    return before + student_updates(params) * a_round
+
+
+def with_cost(params: Params, cost: float, shift: float) -> Params:
+    """`params` with the number of iterations whose cost is nearest to `cost`. CdmError if there is none."""
+    before, a_round = _costs(params, shift)
+    updates = round((cost - before) / a_round)
+    if updates < 1:
+        raise CdmError(
+            f"costs {before + a_round:.3g} with one student update, more than the reference's {cost:.3g}"
+        )
+    return with_updates(params, updates)
+
+
+def _costs(params: Params, shift: float) -> tuple[float, float]:
+    """Cost of the fake score's updates before the student's first, and of a round that updates both."""
+    distill, schedule = params.distill, params.schedule
+    alone, both = (
+        distill.batch_size * forwards_of_round(distill, schedule, shift, learns=learns).equivalents
+        for learns in (False, True)
+    )
+    return distill.fake_only // distill.student_every * alone, both
+
+
+# All of it.
+
+
+def cells(
+    comparison: Comparison, base: Params, shift: float, recipes: Path = RECIPES
+) -> Iterator[tuple[Table, str, Params]]:
+    """The parameters of every cell, as (table, method, parameters); they are the same for all seeds.
+
+    `shift` is the teacher's. Raises CdmError, naming the method.
+    """
+    reference = own_settings(comparison.methods[comparison.reference], base, recipes)
+    strength = guidance_strength(reference.distill.losses)
+    updates, cost = student_updates(reference), forward_equivalents(reference, shift)
+    for table in TABLES:
+        for name in getattr(comparison, table):
+            method = comparison.methods[name]
+            try:
+                params = own_settings(method, base, recipes)
+                if method.guidance == "matched" and strength is not None:
+                    params = with_guidance(params, strength)
+                if table == "cost":
+                    params = with_cost(params, cost, shift)
+                else:
+                    params = with_updates(params, max(round(updates * method.updates), 1))
+                params = measured_at(params, comparison.steps)
+            except CdmError as error:
+                raise CdmError(
+                    "\n".join(f"methods.{name}: {line}" for line in str(error).splitlines())
+                ) from None
+            yield table, name, params
+
+
+def measured_at(params: Params, steps: list[int], teacher_steps: list[int] | None = None) -> Params:
+    """`params` that draw a student at `steps`, the guided teacher at `teacher_steps`, and no pictures to look at."""
+    sample = {"sample.steps": steps, "sample.teacher_steps": teacher_steps or [], "sample.pictures": 1}
+    return parse(changed(params.model_dump(mode="json"), sample))

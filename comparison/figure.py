@@ -1,0 +1,120 @@
+"""Figures of a table: every metric against evaluations, with intervals over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+from cdm.evaluation.plots import as_png, log_scale, style
+from cdm.evaluation.theme import LIGHT, Theme
+from comparison.collect import METRICS, Collected, Metric
+from comparison.design import Table
+from comparison.results import Summary, TeacherResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLUMNS = 3
+MARKERS = "osD^vP"
+LINES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)))
+SPREAD = 0.34
+"""Of an evaluation: over so much the methods' points are spread, so that their intervals do not hide each other."""
+
+
+def draw(found: Collected, table: Table, theme: Theme = LIGHT) -> bytes:
+    """A PNG with a panel for each metric that was measured; the same input gives the same bytes."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    summaries = found.tables[table]
+    measured = {name for each in summaries for row in each.first.rows.values() for name in row}
+    metrics = [metric for metric in METRICS if metric.name in measured]
+    columns = min(COLUMNS, len(metrics))
+    lines = math.ceil(len(metrics) / columns)
+    with mpl.rc_context(style(theme)):
+        legend = math.ceil((len(summaries) + 2) / COLUMNS)
+        figure = Figure(figsize=(4.9 * columns, 3.9 * lines + 0.27 * legend), layout="constrained")
+        every = figure.subplots(lines, columns, squeeze=False).flatten()
+        for axes, metric in zip(every, metrics, strict=False):
+            _panel(axes, summaries, found.comparison.reference, metric, theme)
+            if found.teacher is not None:
+                _teacher(axes, found.teacher, max(found.comparison.steps), metric, theme)
+            axes.set_xticks(sorted(found.comparison.steps))
+            axes.set_xlabel("network evaluations a picture")
+        for axes in every[len(metrics) :]:
+            axes.set_axis_off()
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=COLUMNS, borderaxespad=0.4)
+        return as_png(figure)
+
+
+def _panel(axes: Axes, summaries: Sequence[Summary], reference: str, metric: Metric, theme: Theme) -> None:
+    looks = zip(
+        range(len(summaries)),
+        cycle(theme.series),
+        cycle(MARKERS),
+        (line for line in cycle(LINES) for _ in theme.series),
+        strict=False,
+    )
+    values = []
+    for summary, (index, colour, marker, line) in zip(summaries, looks, strict=True):
+        shift = SPREAD * ((index + 0.5) / len(summaries) - 0.5)
+        points = [
+            (summary.evaluations(key) + shift, summary.at(key, metric.name)) for key in summary.first.rows
+        ]
+        known = [(x, point.mean, point.half or 0.0) for x, point in points if point is not None]
+        if not known:
+            continue
+        x, y, half = zip(*known, strict=True)
+        values += y
+        is_reference = summary.method == reference
+        low = [min(h, 0.9 * v) if metric.better < 0 else h for v, h in zip(y, half, strict=True)]
+        axes.errorbar(
+            x,
+            y,
+            yerr=[low, half],
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            linewidth=3.0 if is_reference else 1.6,
+            markersize=7.5 if is_reference else 5.5,
+            markeredgecolor=theme.ground,
+            elinewidth=1.1,
+            zorder=3 if is_reference else 2,
+            label=summary.title,
+        )
+    arrow = {1: "  ↑", -1: "  ↓", 0: ""}[metric.better]
+    axes.set_title(f"{metric.title}{arrow}")
+    if metric.better < 0 and values and min(values) > 0:
+        log_scale(axes, max(values) / min(values))
+
+
+def _teacher(axes: Axes, teacher: TeacherResult, most: int, metric: Metric, theme: Theme) -> None:
+    """The guided teacher at as few evaluations, and a line at its full length; the axis stays the students'."""
+    low, high = axes.get_ylim()
+    rows = [row for row in teacher.guided.values() if metric.name in row]
+    few = [row for row in rows if row["evaluations"] <= most]
+    axes.plot(
+        [row["evaluations"] for row in few],
+        [row[metric.name] for row in few],
+        color=theme.muted,
+        marker="x",
+        linestyle="dashdot",
+        linewidth=1.4,
+        label="Teacher, guided",
+    )
+    if rows:
+        full = max(rows, key=lambda row: row["evaluations"])
+        axes.axhline(
+            full[metric.name],
+            color=theme.muted,
+            linewidth=1.2,
+            linestyle=(0, (4, 3)),
+            zorder=1,
+            label=f"Teacher at {full['evaluations']:.0f} evaluations",
+        )
+        low, high = min(low, full[metric.name]), max(high, full[metric.name])
+    margin = 1.06 if metric.better < 0 else 1.0
+    axes.set_ylim(low / margin, high * margin)

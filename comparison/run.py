@@ -1,0 +1,91 @@
+"""What a cell does: train, draw, measure; the stages' own calls, in a folder of the cell's own.
+
+A folder of runs/ holds the student, its log, and while they are needed the checkpoints and the samples. What is done is
+not done again: training resumes from its checkpoint, and a student that has been trained with the same parameters, data
+and code is not trained twice, so that only drawing and measuring are repeated when a cell is run once more.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cdm import training
+from cdm.errors import CdmError
+from cdm.evaluation.features import load_extractor
+from cdm.evaluation.quality import Evaluation, evaluate
+from cdm.evaluation.samples import open_samples, read_real
+from cdm.hub import TeacherManifest
+from cdm.params import Params, load, parse
+from cdm.paths import check_paths
+from cdm.prompts import PromptSet
+from cdm.sampling import draw_samples
+from cdm.store import code_fingerprint, sha256
+from comparison.design import changed
+
+RUNS = Path("comparison/runs")
+TRAINED = "trained.txt"
+"""Names the training whose student is in the folder."""
+
+
+@contextmanager
+def cell_params(path: Path, root: Path, seed: int | None = None) -> Iterator[tuple[Params, str]]:
+    """The parameters of a file of cells/ with the `runtime` of the params file `root`, and the file's hash.
+
+    `seed` replaces the file's. Raises CdmError where the files cannot be used, and at the end where the file has
+    changed since: DVC would take the results for those of the new one.
+    """
+    if not path.is_file():
+        raise CdmError(f"{path}: missing: it is written by `dvc repro comparison/dvc.yaml:resolve`")
+    before = sha256(path)
+    runtime = load(root).runtime.model_dump(mode="json")
+    values = {**load(path).model_dump(mode="json"), "runtime": runtime}
+    params = parse(values if seed is None else changed(values, {"seed": seed}))
+    check_paths(params)
+    if params.runtime.threads:
+        import torch
+
+        torch.set_num_threads(params.runtime.threads)
+    yield params, before
+    if sha256(path) != before:
+        raise CdmError(
+            f"{path} changed while the cell ran, so its result belongs to the old values: run it again"
+        )
+
+
+def trained(params: Params, teacher: TeacherManifest, prompts: Path, folder: Path) -> Path:
+    """The folder of the student of `params`, which is trained if `folder` does not hold it yet."""
+    inputs = training.Inputs.gather(params, teacher, prompts)
+    name = training.fingerprint(params, inputs.digests)
+    student, marker = folder / "student", folder / TRAINED
+    if student.is_dir() and marker.is_file() and marker.read_text() == name:
+        print(f"{student}: trained already")
+        return student
+    marker.unlink(missing_ok=True)
+    training.distill(
+        params, inputs, checkpoints=folder / "checkpoints", student=student, log=folder / "log.csv"
+    )
+    marker.write_text(name)
+    return student
+
+
+def measured(
+    params: Params, teacher: TeacherManifest, student: Path, prompts: Path, latents: Path, folder: Path
+) -> Evaluation:
+    """How `student` and the teacher score at the numbers of steps of `params`; the samples are removed again."""
+    samples = folder / "samples"
+    draw_samples(params, teacher, student, prompts, latents, samples)
+    texts = PromptSet(prompts / "eval").texts
+    real = None if params.evaluate.real is None else read_real(Path(params.evaluate.real), texts)
+    extractor = load_extractor(params.evaluate.judge)
+    evaluation = evaluate(params, open_samples(params, samples, texts), real, extractor)
+    shutil.rmtree(samples)
+    return evaluation
+
+
+def training_code() -> str:
+    """Fingerprint of the code that a training's result depends on."""
+    here = Path(training.__file__).parent
+    return code_fingerprint(*(here / f"{name}.py" for name in training.CODE))[:16]

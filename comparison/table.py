@@ -1,0 +1,226 @@
+"""Stage `table`: the tables and figures of whatever cells have results; run it by hand at any time."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cdm.errors import CdmError
+from comparison.collect import METRICS, Collected, Metric, collect
+from comparison.design import Table, load_comparison
+from comparison.results import RESULTS, Estimate, Row, Summary, TeacherResult
+from stages.common import run
+
+HEADINGS = {
+    "updates": "Equal numbers of student updates",
+    "cost": "Equal cost",
+    "ablations": "Ablations",
+}
+ARROWS = {1: "▲", -1: "▼"}
+
+
+# CSV.
+
+
+def csv_rows(found: Collected) -> Iterator[dict[str, Any]]:
+    """A row a table, method and number of steps: means over seeds, and half the widths of their intervals."""
+    for table, summary in found.summaries:
+        for steps, row in summary.first.rows.items():
+            record: dict[str, Any] = {
+                "table": table,
+                "method": summary.method,
+                "seeds": len(summary.results),
+                "student_updates": summary.first.student_updates,
+                "forward_equivalents": round(summary.first.forward_equivalents),
+                "guidance": summary.first.guidance,
+                "steps": steps.removeprefix("steps"),
+                "evaluations": row["evaluations"],
+            }
+            for metric in METRICS:
+                over_seeds = summary.at(steps, metric.name)
+                record[metric.name] = over_seeds and _rounded(over_seeds.mean)
+                record[f"{metric.name}_interval"] = over_seeds and _rounded(over_seeds.half)
+            yield record
+    if found.teacher is not None:
+        for name, rows in _teachers(found.teacher).items():
+            for steps, row in rows.items():
+                figures = {metric.name: row.get(metric.name) for metric in METRICS}
+                at = {"steps": steps.removeprefix("steps"), "evaluations": row["evaluations"]}
+                yield {"table": "teacher", "method": name, **at, **figures}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _teachers(teacher: TeacherResult) -> dict[str, dict[str, Row]]:
+    return {"teacher, guided": teacher.guided, "teacher, no guidance": teacher.unguided}
+
+
+def write_csv(found: Collected, path: Path) -> None:
+    rows = list(csv_rows(found))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        names = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(file, list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# Markdown.
+
+
+def markdown(found: Collected) -> str:
+    """The tables for people."""
+    title = found.comparison.methods[found.comparison.reference].title
+    lines = [
+        "# Methods compared",
+        "",
+        "Made by `python -m comparison.table`; [README.md](README.md) says how to read it.",
+        "Figures are means over seeds ± half of their 95% t-interval (none of a single seed).",
+        f"▲ is better than {title} and ▼ is worse, where the 95% interval of the difference, seed by seed, excludes 0.",
+        "",
+    ]
+    for table, summaries in found.tables.items():
+        if summaries:
+            lines += [f"## {HEADINGS[table]}", "", *_costs(summaries), ""]
+            for metric in METRICS:
+                lines += _metric_table(found, table, metric)
+    if found.teacher is not None:
+        lines += ["## Teacher", "", *_teacher_table(found.teacher)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table whose first column is text."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
+
+
+def _costs(summaries: Sequence[Summary]) -> list[str]:
+    header = ["method", "seeds", "student updates", "million forward-equivalents", "guidance strength"]
+    rows = [
+        [
+            summary.title,
+            str(len(summary.results)),
+            f"{summary.first.student_updates:,}",
+            f"{summary.first.forward_equivalents / 1e6:.2f}",
+            "" if summary.first.guidance is None else f"{summary.first.guidance:.2f}",
+        ]
+        for summary in summaries
+    ]
+    return _grid(header, rows)
+
+
+def _metric_table(found: Collected, table: Table, metric: Metric) -> list[str]:
+    """One figure of all methods against evaluations; nothing where it was not measured."""
+    steps = [f"steps{number}" for number in sorted(found.comparison.steps)]
+    reference = found.reference(table)
+    rows = []
+    for summary in found.tables[table]:
+        cells = [_cell(summary, reference, key, metric) for key in steps]
+        if any(cells):
+            rows.append([summary.title, *cells])
+    if not rows:
+        return []
+    if found.teacher is not None:
+        for name, of_teacher in _teachers(found.teacher).items():
+            by_cost = {int(row["evaluations"]): row for row in of_teacher.values()}
+            cells = [
+                _number(by_cost.get(number, {}).get(metric.name), metric) for number in found.comparison.steps
+            ]
+            rows.append([name, *cells])
+    goal = {1: "more is better", -1: "less is better", 0: "like the teacher's"}[metric.better]
+    header = [f"{metric.title} ({goal}) at", *(f"{number}" for number in sorted(found.comparison.steps))]
+    return [*_grid([*header[:-1], f"{header[-1]} evaluations"], rows), ""]
+
+
+def _cell(summary: Summary, reference: Summary | None, steps: str, metric: Metric) -> str:
+    over_seeds = summary.at(steps, metric.name)
+    if over_seeds is None:
+        return ""
+    text = _number(over_seeds.mean, metric)
+    if over_seeds.half is not None:
+        text += f" ± {_number(over_seeds.half, metric)}"
+    if reference is None or reference.method == summary.method:
+        return text
+    return text + verdict(summary.against(reference, steps, metric.name), metric)
+
+
+def verdict(difference: Estimate | None, metric: Metric) -> str:
+    """An arrow where a difference to the reference is clear, after a space."""
+    if difference is None or not difference.excludes_zero or not metric.better:
+        return ""
+    return f" {ARROWS[metric.better if difference.mean > 0 else -metric.better]}"
+
+
+def _number(value: float | None, metric: Metric) -> str:
+    return "" if value is None else f"{value:.{metric.decimals}f}"
+
+
+def _teacher_table(teacher: TeacherResult) -> list[str]:
+    header = ["", "steps", "evaluations", *(metric.title for metric in METRICS)]
+    rows = [
+        [
+            name,
+            steps.removeprefix("steps"),
+            f"{row['evaluations']:.0f}",
+            *(_number(row.get(metric.name), metric) for metric in METRICS),
+        ]
+        for name, of_teacher in _teachers(teacher).items()
+        for steps, row in of_teacher.items()
+    ]
+    if teacher.floor:
+        rows.append(["perfect samples", "", "", *(_number(teacher.floor.get(m.name), m) for m in METRICS)])
+    return _grid(header, rows)
+
+
+# The stage.
+
+
+def main(
+    csv_file: Annotated[Path, typer.Option("--csv", help="CSV file to write.")] = Path("comparison/table.csv"),
+    page: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("comparison/table.md"),
+    figures: Annotated[Path, typer.Option(help="Folder of figures to write.")] = Path("comparison/figures"),
+) -> None:
+    """Write the tables and figures of the results that are there, and say which are not."""
+    from comparison.figure import draw
+
+    found = collect(load_comparison())
+    if not found.summaries:
+        raise CdmError(f"{RESULTS}: no results of the present cells yet: dvc repro comparison/dvc.yaml")
+    write_csv(found, csv_file)
+    page.write_text(markdown(found), encoding="utf-8")
+    shutil.rmtree(figures, ignore_errors=True)
+    figures.mkdir(parents=True)
+    for table, summaries in found.tables.items():
+        if summaries:
+            (figures / f"{table}.png").write_bytes(draw(found, table))
+    print("\n".join([*state(found), f"{page}: the tables"]))
+
+
+def state(found: Collected) -> list[str]:
+    """What the tables lack, and what in them was made by other code than today's."""
+    from comparison.run import training_code
+
+    code = training_code()
+    older = {
+        f"{summary.method}-{seed}"
+        for _, summary in found.summaries
+        for seed, result in summary.results.items()
+        if result.code != code
+    }
+    told = {
+        "without a result": found.missing,
+        "with a result of other parameters, left out": found.outdated,
+        "made by other code than today's": sorted(older),
+    }
+    return [f"{len(names)} {what}: {' '.join(names)}" for what, names in told.items() if names]
+
+
+if __name__ == "__main__":
+    run(main)
