@@ -16,13 +16,28 @@ from cdm.errors import CdmError
 MOST_STEPS = 1000
 
 app = typer.Typer(
-    help="Few-step students of text-to-image models: draw with them, check parameters, and plan a training.",
+    help="Few-step students of text-to-image models: draw with them, pass them on, choose, check and plan a training.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 params_app = typer.Typer(help="Parameters of the pipeline.", no_args_is_help=True)
 app.add_typer(params_app, name="params")
+recipe_app = typer.Typer(help="Complete params files, ready to use.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+
+
+class DType(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class SampleDType(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
 @app.command()
@@ -32,23 +47,33 @@ def sample(
     steps: Annotated[
         int, typer.Option(help="Evaluations of the student: more take longer and look better.")
     ] = 4,
-    student: Annotated[Path, typer.Option(help="The student, a diffusers folder.")] = Path("models/student"),
-    seed: Annotated[int, typer.Option(help="The same seed draws the same picture.")] = 0,
+    student: Annotated[
+        Path, typer.Option(help="The student: models/student, or what `cdm export` has written.")
+    ] = Path("models/student"),
+    seed: Annotated[
+        int,
+        typer.Option(help="The same seed draws the same picture; of several prompts the next has the next."),
+    ] = 0,
     grid: Annotated[bool, typer.Option("--grid", help="One PNG with all pictures side by side.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[
+        SampleDType, typer.Option(help="Precision; auto is fp32 on a CPU and bf16 elsewhere.")
+    ] = SampleDType.auto,
 ) -> None:
     """Draw pictures of PROMPTS with a student."""
     check_sample(prompts, out, steps, seed)
-    from cdm.sampling import draw_pictures, tile, write_png
+    from cdm.drawing import draw_pictures
+    from cdm.sampling import tile, write_png
 
-    images = draw_pictures(student, prompts, steps, seed, device=device)
+    images = draw_pictures(student, prompts, steps, seed, device=device, dtype=dtype.value)
+    told = {"steps": steps, "model": str(student)}
     if grid or len(prompts) == 1:
-        write_png(out, tile(images), prompt="\n".join(prompts), steps=steps, seed=seed)
+        write_png(out, tile(images), prompt="\n".join(prompts), seed=seed, **told)
         print(out)
         return
-    for number, (prompt, image) in enumerate(zip(prompts, images, strict=True), 1):
-        path = out.with_name(f"{out.stem}-{number}{out.suffix}")
-        write_png(path, image, prompt=prompt, steps=steps, seed=seed)
+    for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+        path = out.with_name(f"{out.stem}-{number + 1}{out.suffix}")
+        write_png(path, image, prompt=prompt, seed=seed + number, **told)
         print(path)
 
 
@@ -70,6 +95,38 @@ def check_sample(prompts: list[str], out: Path, steps: int, seed: int) -> None:
         raise CdmError(f"--out is {out}: {error.strerror}") from None
     if not os.access(out.parent, os.W_OK):
         raise CdmError(f"--out is {out}: {out.parent} may not be written to")
+
+
+class Format(StrEnum):
+    diffusers = "diffusers"
+    lora = "lora"
+    single_file = "single-file"
+
+
+@app.command()
+def export(
+    student: Annotated[Path, typer.Argument(help="The student, such as models/student.")],
+    out: Annotated[Path, typer.Option(help="What to write: a folder, or NAME.safetensors for single-file.")],
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="diffusers: a complete folder; lora: the adapter alone; single-file: the transformer.",
+        ),
+    ] = Format.diffusers,
+    dtype: Annotated[DType, typer.Option(help="Precision of the student's own weights.")] = DType.fp32,
+    metrics: Annotated[
+        Path, typer.Option(help="Figures for the model card, if they are of this student.")
+    ] = Path("metrics/quality.json"),
+    samples: Annotated[Path, typer.Option(help="The samples that the figures are of.")] = Path("data/samples"),
+) -> None:
+    """Write STUDENT as plain diffusers loads it, with a model card."""
+    from cdm.export import export as write
+
+    done = write(student, out, form.value, precision=dtype.value, metrics=metrics, samples=samples)
+    if metrics.exists() and not done.measured:
+        print(f"{metrics}: not known to be of this student, and not in the card", file=sys.stderr)
+    print(f"{done.path}\n{done.card}: what it is, and how plain diffusers draws with it")
 
 
 class Sharding(StrEnum):
@@ -116,6 +173,41 @@ def check(file: Annotated[Path, typer.Argument(help="A params file, such as para
 
     check_paths(load(file))
     print(f"{file}: in order")
+
+
+RecipeFolder = Annotated[Path, typer.Option("--recipes", help="The folder of recipes.")]
+
+
+@recipe_app.command("list")
+def list_(recipes: RecipeFolder = Path("recipes")) -> None:
+    """Name the recipes, with a line on each."""
+    from cdm.recipes import list_recipes
+
+    found = list_recipes(recipes)
+    width = max(len(recipe.name) for recipe in found)
+    for recipe in found:
+        print(f"{recipe.name:<{width}}  {recipe.summary}")
+
+
+@recipe_app.command("use")
+def use(
+    name: Annotated[str, typer.Argument(help="As `cdm recipe list` has it.")],
+    to: Annotated[Path, typer.Option(help="The params file to write.")] = Path("params.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite changes that are not in Git.")] = False,
+    recipes: RecipeFolder = Path("recipes"),
+) -> None:
+    """Make the recipe NAME the params file."""
+    from cdm.recipes import use_recipe
+
+    recipe = use_recipe(recipes, name, to, force=force)
+    print(f"{to}: {recipe.summary}")
+    print("Next:")
+    print(f"  cdm params check {to}    # are all the files there that it names?")
+    print(f"  cdm plan {to}            # memory, disk and time of the training")
+    if to == Path("params.yaml"):
+        print("  dvc repro                       # all stages")
+    else:
+        print(f"  cp {to} params.yaml && dvc repro")
 
 
 def main() -> None:

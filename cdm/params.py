@@ -84,6 +84,8 @@ class Prompts(Section):
     """Text tokens of the large encoder (T5 in SD3); 0 for a pipeline without one."""
     embed: Literal["cached", "online"] = "cached"
     """Encode the training prompts once into shards, or while training (for lists too long to store)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the text encoders, and what embeddings are stored in (training takes them as float32)."""
 
     @model_validator(mode="after")
     def _track_holds_lists(self) -> Prompts:
@@ -332,6 +334,8 @@ class Runtime(Section):
     """A file of configs/: `distill` starts itself through `accelerate launch` with it."""
     micro_batch: Positive | None = None
     """Samples of a process in one forward and backward (gradients accumulate); null means all of them."""
+    offload_encoders: bool = False
+    """With prompts.embed online: the text encoders wait in the CPU's memory between two batches."""
     checkpoint_every: Positive = 200
     """Iterations between two checkpoints (the last two are kept)."""
     pictures_every: Count = 200

@@ -23,6 +23,8 @@ from cdm.params import Distill, Params, Schedule
 
 Sharding = Literal["none", "fsdp"]
 FLOAT32 = 4
+ENCODED = {"fp32": 4, "bf16": 2}
+"""Bytes of a number in `prompts.precision`."""
 
 
 # Forwards of a round, in closed form.
@@ -236,9 +238,12 @@ class MemoryPlanner:
             kept["moving average of the best probe"] = learning
         kept["AdamW of student and fake score"] = 2 * optimiser_bytes(size) // spread
         kept["the batch's conditioning and latents"] = self.share * self.row_bytes
-        if self.params.prompts.embed == "online":
-            kept["text encoders"] = FLOAT32 * self.architecture.encoder_parameters
+        if self.params.prompts.embed == "online" and not self.params.runtime.offload_encoders:
+            kept["text encoders"] = self._encoders()
         return kept
+
+    def _encoders(self) -> int:
+        return ENCODED[self.params.prompts.precision] * self.architecture.encoder_parameters
 
     def _update(self, graphs: int, checkpointing: bool) -> Footprint:
         """Forwards and a backward; of several micro-batches the last, which finds gradients."""
@@ -257,7 +262,9 @@ class MemoryPlanner:
         gradients, gathered = self._gradients(), self._gathered()
         before = gradients if self.parts > 1 else 0
         reduced = gradients if self.processes > 1 and not self.sharded else 0
-        return {
+        visiting = self.params.prompts.embed == "online" and self.params.runtime.offload_encoders
+        encoding = {"encoding a batch's prompts": self._encoders()} if visiting else {}
+        return encoding | {
             "rollout": self.learner.forward(self.batch).peak + gathered,
             "fake score's update": kept + one.peak + gathered,
             "questions to teacher and fake score": unused
@@ -414,7 +421,7 @@ def make_plan(
         memory=planner.plan(checkpointing),
         memory_otherwise=planner.plan(not checkpointing),
         compute=plan_compute(params, architecture, planner.parts, processes * peak_flops * utilisation),
-        disk=plan_disk(params.distill, architecture, planner.size, prompts),
+        disk=plan_disk(params, architecture, planner.size, prompts),
     )
 
 
@@ -440,12 +447,12 @@ def plan_compute(params: Params, architecture: Architecture, parts: int, rate: f
     )
 
 
-def plan_disk(distill: Distill, architecture: Architecture, size: Sizes, prompts: int | None) -> Disk:
+def plan_disk(params: Params, architecture: Architecture, size: Sizes, prompts: int | None) -> Disk:
     """Embeddings, checkpoints (student, fake score, moving averages and optimisers) and the student, as files."""
-    learning = FLOAT32 * size.learning
+    distill, learning = params.distill, FLOAT32 * size.learning
     checkpoint = (4 if distill.keep == "best" else 3) * learning + 2 * optimiser_bytes(size)
     return Disk(
-        prompt=architecture.conditioning_bytes(),
+        prompt=architecture.conditioning_bytes() * ENCODED[params.prompts.precision] // FLOAT32,
         prompts=prompts,
         checkpoint=checkpoint,
         checkpoints=(KEPT + 1) * checkpoint,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from cdm.store import (
 )
 
 TEXTS = "texts.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ROWS_PER_SHARD = 4096
 
 
@@ -66,6 +69,10 @@ class PromptsReport:
     train_files: ReadReport
     eval_files: ReadReport | None
     removed_from_train: int
+    over_long: int = 0
+    """Prompts of which no text encoder reads the end."""
+    token_limit: int = 0
+    """Tokens of a prompt that are read."""
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -77,6 +84,11 @@ class PromptsReport:
                 )
         if self.removed_from_train:
             result.append(f"removed {self.removed_from_train} evaluation prompts from the training list")
+        if self.over_long:
+            result.append(
+                f"{self.over_long} prompts are longer than the {self.token_limit} tokens that are read: their ends"
+                " have no effect"
+            )
         return result
 
 
@@ -244,7 +256,7 @@ class PromptSet:
         return digest_of(self.texts)
 
     def conditioning(self, indices: Sequence[int], device: torch.device | None = None) -> Conditioning:
-        """The conditioning of the prompts `indices`, one row each.
+        """The conditioning of the prompts `indices`, one row each; numbers as float32, whatever they are stored in.
 
         Raises CdmError if the set holds texts only (`prompts.embed: online`).
         """
@@ -252,7 +264,14 @@ class PromptSet:
             raise CdmError(
                 f"{self.folder}: holds texts only: run the stage `prompts` with prompts.embed cached"
             )
-        return {name: tensor.to(device) for name, tensor in self.store.rows(indices).items()}
+        return _as_float32(self.store.rows(indices), device)
+
+
+def _as_float32(conditioning: Conditioning, device: torch.device | None) -> Conditioning:
+    return {
+        name: tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
+        for name, tensor in conditioning.items()
+    }
 
 
 class OnlinePrompts:
@@ -261,7 +280,10 @@ class OnlinePrompts:
     def __init__(self, texts: PromptSet, family: Family, source: Path, params: Params) -> None:
         self.texts, self.family = texts, family
         self.length = params.prompts.max_sequence_length
-        self.pipeline = family.load_pipeline(source, image=False, transformer=False)
+        self.offload = params.runtime.offload_encoders
+        self.pipeline = family.load_pipeline(
+            source, image=False, transformer=False, dtype=DTYPES[params.prompts.precision]
+        )
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -272,22 +294,34 @@ class OnlinePrompts:
         return self.texts.sha256
 
     def conditioning(self, indices: Sequence[int], device: torch.device | None = None) -> Conditioning:
-        """The conditioning of the prompts `indices`, one row each; the encoders move to `device`."""
+        """The conditioning of the prompts `indices`, one row each, numbers as float32.
+
+        The encoders move to `device`, and with `runtime.offload_encoders` back again.
+        """
         encoders = self.pipeline if device is None else self.pipeline.to(device)
-        return self.family.encode(encoders, [self.texts.texts[i] for i in indices], self.length)
+        encoded = self.family.encode(encoders, [self.texts.texts[i] for i in indices], self.length)
+        if self.offload:
+            self.pipeline.to("cpu")
+        return _as_float32(encoded, device)
 
 
 def build(params: Params, teacher: TeacherManifest, out: Path) -> PromptsReport:
     """Write `out/train`, `out/eval` and `out/empty` (each a `PromptSet`) and `out/report.json`.
 
     Training prompts are encoded only where `prompts.embed` is cached. An interrupted run is resumed. Raises
-    CdmError for files or splits that cannot be used, before anything is encoded.
+    CdmError for files or splits that cannot be used, or where the disk is too small, before anything is encoded.
     """
     split, report = read_split(params)
     family, source = get_family(teacher.family), teacher.folder()
     code = code_fingerprint(__file__, *source_files(family))
     staging = open_staging(out, f"train/{TEXTS}", digest_of([code, params.prompts.embed]))
     encoder = _Encoder(params, teacher, family, source)
+    encoded = ["", *split.eval, *(split.train if params.prompts.embed == "cached" else [])]
+    check_disk(staging, len(encoded), encoder.row_bytes)
+    over_long, limit = count_over_long(
+        encoder.pipeline, [*split.eval, *split.train], params.prompts.max_sequence_length
+    )
+    report = replace(report, over_long=over_long, token_limit=limit)
     encoder.write([""], staging / "empty", "empty prompt")
     encoder.write(split.eval, staging / "eval", "evaluation prompts")
     if params.prompts.embed == "cached":
@@ -300,6 +334,43 @@ def build(params: Params, teacher: TeacherManifest, out: Path) -> PromptsReport:
     return report
 
 
+def check_disk(folder: Path, rows: int, row_bytes: int) -> None:
+    """Say on standard error what `rows` embeddings take; CdmError if the disk of `folder` has no room for what is
+    not there yet."""
+    written = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    needed, free = rows * row_bytes, shutil.disk_usage(folder).free
+    print(
+        f"embeddings of {rows:,} prompts: {_gigabytes(needed)} of disk, {_gigabytes(free)} are free",
+        file=sys.stderr,
+    )
+    if needed - written > free:
+        raise CdmError(
+            f"{folder.parent}: embeddings of {rows:,} prompts take {_gigabytes(needed)}, but {_gigabytes(free)} are"
+            " free: make room, set prompts.precision to bf16, or set prompts.embed to online"
+        )
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:,.3g} GB" if count < 1e12 else f"{count / 1e12:,.3g} TB"
+
+
+def count_over_long(pipeline: Any, texts: Sequence[str], max_sequence_length: int) -> tuple[int, int]:
+    """How many of `texts` are too long for every text encoder of `pipeline`, and how many tokens are read at most.
+
+    The last tokenizer is that of the large encoder, which reads `max_sequence_length` tokens.
+    """
+    parts = {name: part for name, part in sorted(pipeline.components.items()) if part is not None}
+    tokenizers = [part for name, part in parts.items() if name.startswith("tokenizer")]
+    limits = [int(tokenizer.model_max_length) for tokenizer in tokenizers]
+    limits[-1] = min(limits[-1], max_sequence_length or limits[-1])
+    longer = list(texts)
+    for tokenizer, limit in zip(tokenizers, limits, strict=True):
+        if longer:
+            ids = tokenizer(longer, verbose=False)["input_ids"]
+            longer = [text for text, tokens in zip(longer, ids, strict=True) if len(tokens) > limit]
+    return len(longer), max(limits)
+
+
 class _Encoder:
     """Encodes lists of prompts into stores; the pipeline is loaded once."""
 
@@ -307,9 +378,11 @@ class _Encoder:
         self.family = family
         self.length = params.prompts.max_sequence_length
         self.batch_size = params.runtime.batch_size
-        self.metadata = {"teacher": teacher.digest, "max_sequence_length": self.length}
-        self.device = choose_device(params.runtime.device)
-        self.pipeline = family.load_pipeline(source, image=False, transformer=False).to(self.device)
+        precision = params.prompts.precision
+        self.metadata = {"teacher": teacher.digest, "max_sequence_length": self.length, "precision": precision}
+        pipeline = family.load_pipeline(source, image=False, transformer=False, dtype=DTYPES[precision])
+        self.pipeline = pipeline.to(choose_device(params.runtime.device))
+        self.row_bytes = sum(tensor.nbytes for tensor in self.encode([""]).values())
 
     def encode(self, texts: list[str]) -> Conditioning:
         return self.family.encode(self.pipeline, texts, self.length)
@@ -318,8 +391,7 @@ class _Encoder:
         """A `PromptSet` of `texts`, unless an interrupted run has finished it."""
         metadata = {**self.metadata, "prompts_sha256": digest_of(texts)}
         if not is_complete(folder, metadata):
-            row_bytes = sum(tensor.nbytes for tensor in self.encode([""]).values())
-            with ShardWriter(folder, shard_rows(row_bytes, ROWS_PER_SHARD), metadata) as writer:
+            with ShardWriter(folder, shard_rows(self.row_bytes, ROWS_PER_SHARD), metadata) as writer:
                 starts = range(writer.rows_done, len(texts), self.batch_size)
                 for start in track(starts, title, unit="batch"):
                     writer.append(self.encode(texts[start : start + self.batch_size]))

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdm.device import choose_device
 from cdm.families import Conditioning, Family, get_family, source_files
 from cdm.flow import inference_sigmas
 from cdm.hub import TeacherManifest, file_hashes
@@ -309,28 +308,3 @@ def _write_pictures(params: Params, sampler: Sampler, store: Store, folder: Path
 
 def _code(family: Family) -> str:
     return code_fingerprint(__file__, *source_files(family))
-
-
-def draw_pictures(
-    student: Path, prompts: list[str], steps: int, seed: int, *, device: str = "auto", batch_size: int = 16
-) -> Tensor:
-    """Pictures of `prompts` by a student, without guidance: uint8 (len(prompts), 3, height, width).
-
-    Picture i starts from `sample_noise(seed, [i], ...)`. Raises CdmError.
-    """
-    model = find_student(student)
-    family = model.family
-    place = choose_device(device)
-    pipeline = model.load().to(place)
-    latent_shape = family.latent_shape(model.base)
-    images = []
-    batches = _batches(0, len(prompts), batch_size, len(prompts))
-    for indices in track(batches, "sample", unit="batch"):
-        noise = sample_noise(seed, indices, latent_shape).to(place)
-        conditioning = family.encode(pipeline, [prompts[i] for i in indices])
-        empty = {name: tensor[:1] for name, tensor in conditioning.items()}  # unused without guidance
-        latents = family.sample(
-            pipeline, noise, conditioning, empty, unshifted_sigmas(steps), guidance_scale=1.0
-        )
-        images.append(to_bytes(family.decode(pipeline, latents)).cpu())
-    return torch.cat(images)

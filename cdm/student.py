@@ -1,76 +1,162 @@
-"""A student on this disk: a whole pipeline, or a LoRA beside the name of the teacher that it is for."""
+"""A student on this disk: a whole pipeline, a LoRA, or a file of weights, with the record of what it was made from."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from cdm.errors import CdmError
 from cdm.families import Family, family_of_pipeline, get_family
 from cdm.hub import TeacherManifest, pipeline_class, resolve
+from cdm.params import Params
 from cdm.store import write_json
 
 LORA = "lora.json"
-"""Where a student is a LoRA: the teacher's family, source, revision and digest."""
+"""The record in the folder of a LoRA; that it is there says that the folder is one."""
+FULL = "student.json"
+"""The record in the diffusers folder of a student of its own weights."""
+METADATA = "cdm"
+"""The record in the header of a single file."""
+SHAPING = {"seed": True, "prompts": {"max_sequence_length"}, "schedule": True, "distill": True}
+"""Parameters that shape a student, and that mean something on another machine."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a student was made from, and how."""
+
+    family: str
+    source: str
+    """The teacher: a folder or a hub id, as `teacher.source` names it."""
+    revision: str | None
+    digest: str
+    """Of the teacher (`TeacherManifest.digest`)."""
+    latent_shape: list[int] = field(default_factory=list)
+    """Of a sample that it was trained on; empty where it is not known."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """The parameters of the distillation, by section."""
+
+    @classmethod
+    def of(cls, teacher: TeacherManifest, params: Params | None = None) -> Origin:
+        """The record of a student of `teacher`."""
+        values = params.model_dump(mode="json", include=SHAPING) if params else {}
+        return cls(
+            teacher.family, teacher.source, teacher.revision, teacher.digest, list(teacher.latent_shape), values
+        )
+
+    @classmethod
+    def read(cls, text: str, where: Path) -> Origin:
+        """The record in `text`; raises CdmError, naming `where`, if it is none."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError):
+            raise CdmError(f"{where}: damaged: run the stage `distill` again") from None
+
+    def write(self, path: Path) -> None:
+        """As a file."""
+        write_json(path, asdict(self))
+
+    def as_text(self) -> str:
+        """As one line."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        """Text tokens that the student was trained with, if that is known."""
+        length: int | None = self.params.get("prompts", {}).get("max_sequence_length")
+        return length
 
 
 @dataclass(frozen=True)
 class Model:
-    """Something to draw with: the diffusers folder `base`, with the LoRA in the folder `lora` if there is one."""
+    """Something to draw with: the diffusers folder `base`, with a LoRA or a transformer's weights if there are any."""
 
     family: Family
     base: Path
     lora: Path | None = None
+    """Folder of a LoRA for `base`."""
+    weights: Path | None = None
+    """Safetensors file of a transformer that takes the place of that of `base`."""
+    origin: Origin | None = None
 
     def load(self, **options: Any) -> Any:
         """The pipeline, by `Family.load_pipeline` with these options. Raises CdmError."""
         pipeline = self.family.load_pipeline(self.base, **options)
         if self.lora is not None:
             self.family.load_lora(pipeline, self.lora)
+        if self.weights is not None:
+            _load_weights(pipeline.transformer, self.weights)
         return pipeline
 
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of a sample: as it was trained, or where that is not known as the folder's configs have it."""
+        if self.origin is not None and self.origin.latent_shape:
+            return tuple(self.origin.latent_shape)
+        return self.family.latent_shape(self.base)
 
-def write_marker(folder: Path, teacher: TeacherManifest) -> None:
-    """Says in a LoRA's folder which teacher it is for."""
-    named = {"family": teacher.family, "source": teacher.source, "revision": teacher.revision}
-    write_json(folder / LORA, {**named, "digest": teacher.digest})
 
+def find_student(path: Path, teacher: TeacherManifest | None = None) -> Model:
+    """The student at `path`, a folder or a single file; of this `teacher`, if given.
 
-def find_student(folder: Path, teacher: TeacherManifest | None = None) -> Model:
-    """The student in `folder`; of this `teacher`, if given.
-
-    Raises CdmError if it is missing, of another family, or a LoRA for another teacher or one that is not there.
+    Raises CdmError if it is missing, of another family, or one that needs a teacher which is another or not there.
     """
-    if not folder.is_dir():
+    if path.suffix == ".safetensors" and path.is_file():
+        model = _with_teacher(path, _header(path), teacher, weights=path)
+    elif not path.is_dir():
         raise CdmError(
-            f"{folder}: no student there: run `dvc repro` (or the stage `distill`), or name its folder"
+            f"{path}: no student there: run `dvc repro` (or the stage `distill`), or name its folder"
         )
-    marker = _marker(folder)
-    family = get_family(marker["family"]) if marker else family_of_pipeline(pipeline_class(folder))
-    if teacher is not None and family.name != teacher.family:
-        raise CdmError(f"{folder}: a student of the family {family.name}, but the teacher is {teacher.family}")
-    if marker is None:
-        return Model(family, folder)
+    elif (path / LORA).exists():
+        model = _with_teacher(path, _record(path / LORA), teacher, lora=path)
+    else:
+        origin = _record(path / FULL) if (path / FULL).exists() else None
+        model = Model(family_of_pipeline(pipeline_class(path)), path, origin=origin)
+    if teacher is not None and model.family.name != teacher.family:
+        raise CdmError(
+            f"{path}: a student of the family {model.family.name}, but the teacher is {teacher.family}"
+        )
+    return model
+
+
+def _with_teacher(path: Path, origin: Origin, teacher: TeacherManifest | None, **what: Path) -> Model:
+    """A student that needs its teacher's other parts."""
+    family, kind = get_family(origin.family), "a LoRA" if "lora" in what else "a transformer"
     if teacher is not None:
-        if marker["digest"] != teacher.digest:
-            raise CdmError(f"{folder}: a LoRA for another teacher: run the stage `distill` again")
-        return Model(family, teacher.folder(), folder)
+        if origin.family == teacher.family and origin.digest != teacher.digest:
+            raise CdmError(f"{path}: {kind} for another teacher: run the stage `distill` again")
+        return Model(family, teacher.folder(), origin=origin, **what)
     try:
-        return Model(family, resolve(marker["source"], marker["revision"]), folder)
+        return Model(family, resolve(origin.source, origin.revision), origin=origin, **what)
     except CdmError as error:
-        raise CdmError(f"{folder}: a LoRA for {marker['source']}, which is not to be had: {error}") from None
+        raise CdmError(f"{path}: {kind} for {origin.source}, which is not to be had: {error}") from None
 
 
-def _marker(folder: Path) -> dict[str, Any] | None:
-    path = folder / LORA
-    if not path.exists():
-        return None
+def _record(path: Path) -> Origin:
     try:
-        marker: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("family", "source", "revision", "digest"):
-            marker[name]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CdmError(f"{path}: damaged: run the stage `distill` again") from None
-    return marker
+        return Origin.read(path.read_text(encoding="utf-8"), path)
+    except OSError as error:
+        raise CdmError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _header(path: Path) -> Origin:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CdmError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())})") from None
+    if METADATA not in metadata:
+        raise CdmError(f"{path}: does not say which teacher it needs: only files of `cdm export` do")
+    return Origin.read(metadata[METADATA], path)
+
+
+def _load_weights(transformer: Any, path: Path) -> None:
+    try:
+        transformer.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CdmError(f"{path}: not of the teacher's transformer: {' '.join(str(error).split())}") from None

@@ -36,7 +36,7 @@ from cdm.progress import track
 from cdm.prompts import OnlinePrompts, PromptSet
 from cdm.randomness import prompt_indices
 from cdm.reference import Reference
-from cdm.student import LORA, write_marker
+from cdm.student import FULL, LORA, Origin
 from cdm.watch import Places, Watch, open_watch
 
 CODE = (
@@ -240,7 +240,7 @@ def distill(
         average = sharding.gather(run.average, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
             write_log(run.rows, log)
-            save_student(run.networks, average, inputs, student)
+            save_student(run.networks, average, inputs, params, student)
             checkpoint.remove(folder)
         accelerator.wait_for_everyone()
 
@@ -415,12 +415,15 @@ def write_log(rows: list[dict[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def save_student(networks: Networks, average: dict[str, Tensor], inputs: Inputs, folder: Path) -> None:
-    """The moving average of the student: a pipeline folder of the teacher's kind, or a LoRA for the teacher."""
+def save_student(
+    networks: Networks, average: dict[str, Tensor], inputs: Inputs, params: Params, folder: Path
+) -> None:
+    """The moving average of the student, with the record of what it was made from: a pipeline folder of the teacher's
+    kind, or a LoRA for the teacher."""
     (folder / LORA).unlink(missing_ok=True)
     networks.save_student(average, inputs.source, folder)
-    if isinstance(networks, LoraNetworks):
-        write_marker(folder, inputs.teacher)
+    record = LORA if isinstance(networks, LoraNetworks) else FULL
+    Origin.of(inputs.teacher, params).write(folder / record)
 
 
 def checkpoint_root() -> Path:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from cdm import cli, sampling
+from cdm import cli, drawing
 from cdm.errors import CdmError
 from cdm.params import Params
 from stages import common, latents, prompts, sample, teacher
@@ -71,7 +71,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
 def test_help_names_every_command(command: Command) -> None:
     result = command("--help")
     assert result.code == 0
-    for name in ("sample", "params"):
+    for name in ("sample", "export", "plan", "params", "recipe"):
         assert name in result.out
     assert "--steps" in command("sample", "--help").out
     assert "check" in command("params", "--help").out
@@ -86,9 +86,9 @@ def test_one_prompt_makes_one_picture(command: Command, tiny_sd3: Path, tmp_path
     assert result.out == f"{out}\n"
     with Image.open(out) as picture:
         assert picture.size == (32, 32)
-        assert picture.info == {"prompt": "a red three", "steps": "2", "seed": "5"}
+        assert picture.info == {"prompt": "a red three", "steps": "2", "seed": "5", "model": str(tiny_sd3)}
         pixels = torch.tensor(list(picture.get_flattened_data()), dtype=torch.uint8).reshape(32, 32, 3)
-    expected = sampling.draw_pictures(tiny_sd3, ["a red three"], 2, seed=5, device="cpu")[0]
+    expected = drawing.draw_pictures(tiny_sd3, ["a red three"], 2, seed=5, device="cpu")[0]
     assert torch.equal(pixels.permute(2, 0, 1), expected)
     first = out.read_bytes()
     command("sample", "a red three", "--student", tiny_sd3, "--steps", "2", "--seed", "5", "--out", out)

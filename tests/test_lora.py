@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cdm import checkpoint, hub, prompts, sampling
+from cdm import checkpoint, drawing, hub, prompts, sampling
 from cdm.errors import CdmError
 from cdm.families import get_family
 from cdm.hub import TeacherManifest
 from cdm.networks import FullNetworks, LoraNetworks
 from cdm.params import Lora, Params
-from cdm.student import find_student, write_marker
+from cdm.student import LORA as RECORD
+from cdm.student import Origin, find_student
 from tests.test_training import run, write_params
 
 FAMILY = get_family("sd3")
@@ -220,7 +221,7 @@ def test_the_student_draws_what_plain_diffusers_draws(
 ) -> None:
     networks = trained(build(tiny_sd3))
     networks.save_student(networks.parameters("student"), tiny_sd3, tmp_path / "student")
-    write_marker(tmp_path / "student", tiny_teacher)
+    Origin.of(tiny_teacher).write(tmp_path / "student" / RECORD)
     prompts.build(tiny_params, tiny_teacher, tmp_path / "prompts")
     sampling.cache_teacher_latents(tiny_params, tiny_teacher, tmp_path / "prompts", tmp_path / "latents")
     sampling.draw_samples(
@@ -244,8 +245,8 @@ def test_the_student_draws_what_plain_diffusers_draws(
     noise = sampling.Store(tmp_path / "latents").all()["noise"]
     latents = sampling.Store(tmp_path / "samples/student/steps2").all()["latents"]
     torch.testing.assert_close(latents, by_diffusers(texts, noise, "latent"), atol=1e-4, rtol=1e-3)
-    images = sampling.draw_pictures(tmp_path / "student", texts[:1], 2, seed=7, device="cpu")
-    picture = by_diffusers(texts[:1], sampling.sample_noise(7, [0], (4, 8, 8)), "pt")
+    images = drawing.draw_pictures(tmp_path / "student", texts[:1], 2, seed=7, device="cpu")
+    picture = by_diffusers(texts[:1], drawing.noise_of(7, (4, 8, 8)), "pt")
     assert (images - picture * 255).abs().max() < 0.6
 
 
@@ -254,14 +255,14 @@ def test_a_lora_without_its_teacher_is_named(
 ) -> None:
     networks = build(tiny_sd3)
     networks.save_student(networks.parameters("student"), tiny_sd3, tmp_path / "student")
-    write_marker(tmp_path / "student", tiny_teacher)
+    Origin.of(tiny_teacher).write(tmp_path / "student" / RECORD)
     assert find_student(tmp_path / "student").base == tiny_sd3
 
     other = TeacherManifest(**{**vars(tiny_teacher), "files": {}})
     with pytest.raises(CdmError, match="a LoRA for another teacher"):
         find_student(tmp_path / "student", other)
     gone = TeacherManifest(**{**vars(tiny_teacher), "source": str(tmp_path / "gone")})
-    write_marker(tmp_path / "student", gone)
+    Origin.of(gone).write(tmp_path / "student" / RECORD)
     with pytest.raises(CdmError, match=r"student: a LoRA for .*gone, which is not to be had: .*no such folder"):
         find_student(tmp_path / "student")
     (tmp_path / "student" / "lora.json").write_text(json.dumps({"family": "sd3"}))
@@ -272,7 +273,7 @@ def test_a_lora_without_its_teacher_is_named(
 def test_broken_weights_are_a_one_line_error(
     tiny_sd3: Path, tiny_teacher: TeacherManifest, tmp_path: Path
 ) -> None:
-    write_marker(tmp_path, tiny_teacher)
+    Origin.of(tiny_teacher).write(tmp_path / RECORD)
     with pytest.raises(CdmError, match="cannot be loaded as a LoRA") as error:
         find_student(tmp_path).load()
     assert len(str(error.value).splitlines()) == 1

@@ -262,7 +262,7 @@ def test_optimisers_and_files_have_the_planned_bytes(
     run = engine_run(params, tiny_sd3)
     size = plan.sizes(plan.as_learner(params.distill, tiny))
     assert sum(value.nbytes for value in run.student.state().values()) == plan.optimiser_bytes(size)
-    disk = plan.plan_disk(params.distill, tiny, size, prompts=10)
+    disk = plan.plan_disk(params, tiny, size, prompts=10)
     saved = run.checkpoint()
     tensors = [value for group in saved.tensors.values() for value in group.values()]
     assert sum(value.nbytes for value in tensors) == disk.checkpoint

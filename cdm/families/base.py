@@ -97,6 +97,12 @@ class Family(Protocol):
     def decode(self, pipeline: Any, latents: Tensor) -> Tensor:
         """Pictures (batch, 3, height, width) in [0, 1], float32, through the pipeline's autoencoder."""
 
+    def call_options(
+        self, source: Path, latent_shape: tuple[int, ...], max_sequence_length: int | None
+    ) -> dict[str, Any]:
+        """What a call of the diffusers pipeline is given beside prompt, sigmas and generator to draw as a student has
+        learnt to: the pictures' size, no guidance, and what makes it encode the prompt as `encode` does."""
+
     def save_student(self, transformer: nn.Module, source: Path, folder: Path) -> None:
         """A complete diffusers folder: the student's transformer beside copies of the teacher's other parts."""
 

@@ -107,10 +107,10 @@ class DiffusersFamily:
     def load_lora(self, pipeline: Any, folder: Path) -> None:
         from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
-        # Some pipelines have no loader of their own.
-        loader = getattr(pipeline, "load_lora_weights", pipeline.transformer.load_lora_adapter)
+        # Not by the pipeline's loader: some have none, and the others miss the text encoders where they are not loaded.
+        load_adapter = pipeline.transformer.load_lora_adapter
         try:
-            loader(folder, weight_name=LORA_WEIGHT_NAME_SAFE, local_files_only=True)
+            load_adapter(folder, weight_name=LORA_WEIGHT_NAME_SAFE, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CdmError(f"{folder}: cannot be loaded as a LoRA: {' '.join(str(error).split())}") from None
 
@@ -152,6 +152,12 @@ class DiffusersFamily:
                     velocity = self.guide(velocity, uncond, guidance_scale)
                 x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
         return x
+
+    def call_options(
+        self, source: Path, latent_shape: tuple[int, ...], max_sequence_length: int | None
+    ) -> dict[str, Any]:
+        height, width = (size * self.pixels_per_latent(source) for size in latent_shape[-2:])
+        return {"height": height, "width": width, "guidance_scale": 1.0}
 
     def decode(self, pipeline: Any, latents: Tensor) -> Tensor:
         vae = pipeline.vae

@@ -48,9 +48,14 @@ class StableDiffusion3(DiffusersFamily):
             raise CdmError(f"teacher.resolution is {resolution}, but this model draws up to {most} pixels")
         return shape
 
+    @staticmethod
+    def default_length(with_t5: bool) -> int:
+        """The pipeline's default, or none of the zeros that stand in for T5."""
+        return 256 if with_t5 else 0
+
     def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
-        if max_sequence_length is None:  # the pipeline's default, or none of the zeros that stand in for T5
-            max_sequence_length = 256 if pipeline.text_encoder_3 else 0
+        if max_sequence_length is None:
+            max_sequence_length = self.default_length(pipeline.text_encoder_3 is not None)
         if pipeline.text_encoder_3 and max_sequence_length == 0:
             raise CdmError("max_sequence_length is 0, but the model has a T5 encoder: give it up to 512 tokens")
         with torch.no_grad():
@@ -62,6 +67,15 @@ class StableDiffusion3(DiffusersFamily):
                 max_sequence_length=max_sequence_length,
             )
         return {"encoder_hidden_states": text, "pooled_projections": pooled}
+
+    def call_options(
+        self, source: Path, latent_shape: tuple[int, ...], max_sequence_length: int | None
+    ) -> dict[str, Any]:
+        if max_sequence_length is None:
+            with_t5 = (read_config(source, "model_index.json").get("text_encoder_3") or [None])[0] is not None
+            max_sequence_length = self.default_length(with_t5)
+        options = super().call_options(source, latent_shape, max_sequence_length)
+        return options | {"max_sequence_length": max_sequence_length}
 
     def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         velocity: Tensor = transformer(x, timestep=1000 * sigma, return_dict=False, **conditioning)[0]

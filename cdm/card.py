@@ -1,0 +1,218 @@
+"""The model card of a student: what it is, how it was made, how good it is, and how plain diffusers draws with it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ruamel.yaml import YAML
+
+from cdm.flow import inference_sigmas
+from cdm.paths import is_hub_id
+from cdm.student import Model
+
+Layout = Literal["diffusers", "lora", "single-file"]
+STEPS = (1, 2, 4, 8)
+"""Numbers of steps whose levels a card spells out."""
+PROMPT = "PROMPT"
+COLUMNS = {
+    "evaluations": "evaluations",
+    "frechet_distance": "Fréchet distance",
+    "style_distance": "style distance",
+    "attribute_accuracy": "all attributes right",
+    "precision": "precision",
+    "recall": "recall",
+}
+"""Figures of `metrics/quality.json` that a card shows, where they are there."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a card is about."""
+
+    name: str
+    """Of the folder or file that was written."""
+    layout: Layout
+    model: Model
+    """What was exported."""
+    precision: str
+    quality: Mapping[str, Any] | None
+    """The content of `metrics/quality.json`, where it is about this student."""
+    commit: str | None
+    """Of the repository that it was exported in."""
+
+
+def model_card(export: Export) -> str:
+    """The card, Markdown with the hub's YAML in front."""
+    parts = [
+        front_matter(export),
+        f"# {export.name}",
+        _summary(export),
+        f"## Use\n\n{_usage(export)}",
+        f"## Quality\n\n{_quality(export.quality)}",
+        f"## Training\n\n{_training(export)}",
+        "## Licence\n\nThat of the teacher, whose weights these are made from.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(export: Export) -> str:
+    """The YAML block that the hub reads. A teacher that is a folder here has no name there."""
+    from huggingface_hub import ModelCardData
+
+    origin = export.model.origin
+    known = origin is not None and is_hub_id(origin.source)
+    data = ModelCardData(
+        base_model=origin.source if origin is not None and known else None,
+        base_model_relation=("adapter" if export.layout == "lora" else "finetune") if known else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=[
+            "text-to-image",
+            "diffusion-distillation",
+            "few-step",
+            "cdm",
+            export.model.family.name,
+            *(["lora"] if export.layout == "lora" else []),
+        ],
+    )
+    return f"---\n{data.to_yaml().strip()}\n---"
+
+
+def _summary(export: Export) -> str:
+    origin = export.model.origin
+    teacher = "a teacher that is not recorded" if origin is None else f"`{origin.source}`"
+    if origin is not None and origin.revision:
+        teacher += f" at `{origin.revision}`"
+    kind = {
+        "diffusers": "a complete diffusers folder",
+        "lora": "a LoRA for its teacher",
+        "single-file": "the transformer as one file; the other parts are the teacher's",
+    }[export.layout]
+    return (
+        f"A few-step student of {teacher}: it draws in one to eight steps without guidance, one evaluation of the"
+        " network a step. Distilled by continuous-time distribution matching"
+        f" ([arXiv 2605.06376](https://arxiv.org/abs/2605.06376)). This is {kind}, in {export.precision}."
+    )
+
+
+def _usage(export: Export) -> str:
+    model, origin = export.model, export.model.origin
+    shape = model.latent_shape()
+    length = origin.max_sequence_length if origin else None
+    teacher = origin.source if origin else str(model.base)
+    options = {"generator": "torch.Generator().manual_seed(0)"} | {
+        name: repr(value) for name, value in model.family.call_options(model.base, shape, length).items()
+    }
+    levels = ",\n".join(f"    {steps}: {_levels(steps)}" for steps in STEPS)
+    arguments = "\n".join(f"    {name}={value}," for name, value in options.items())
+    code = f"""\
+import torch
+{_loading(export, teacher)}
+
+sigmas = {{
+{levels},
+}}
+image = pipeline(
+    "{PROMPT}",
+    sigmas=sigmas[4],
+{arguments}
+).images[0]
+image.save("picture.png")"""
+    command = f'cdm sample "{PROMPT}" --student {export.name} --steps 4 --seed 0 --out picture.png'
+    return f"""\
+```python
+{code}
+```
+
+Keep to these settings:
+
+- `sigmas`: the levels before the model's own shift, {STEPS[0]} to {STEPS[-1]} of them. diffusers' own for so few steps
+  are others, and waste the last step.
+- the other arguments as they are: no guidance, which the student has learnt, and the size and length of text that it
+  was trained with.
+
+The same picture, to the pixel in float32 on a CPU (elsewhere but for rounding):
+
+```
+{command}
+```
+
+Its seed is that of `generator`; with several prompts, the next ones have the next seeds. On an accelerator add
+`.to("cuda")` (or `"mps"`) to the pipeline, and `torch_dtype=torch.bfloat16` where it is loaded to halve its memory."""
+
+
+def _levels(steps: int) -> list[float]:
+    return [float(sigma) for sigma in inference_sigmas(steps, shift=1.0)]
+
+
+def _loading(export: Export, teacher: str) -> str:
+    """The lines of Python that make `pipeline`."""
+    family = export.model.family
+    index = json.loads((export.model.base / "model_index.json").read_text(encoding="utf-8"))
+    absent = [name for name, value in index.items() if isinstance(value, list) and value[0] is None]
+    without = "".join(f", {name}=None" for name in absent)
+    kind = family.pipeline_class_name
+    if export.layout == "diffusers":
+        return f'from diffusers import {kind}\n\npipeline = {kind}.from_pretrained("{export.name}"{without})'
+    if export.layout == "lora":
+        load = "pipeline" if _has_lora_loader(kind) else "pipeline.transformer"
+        method = "load_lora_weights" if load == "pipeline" else "load_lora_adapter"
+        return (
+            f'from diffusers import {kind}\n\npipeline = {kind}.from_pretrained("{teacher}"{without})\n'
+            f'{load}.{method}("{export.name}", weight_name="pytorch_lora_weights.safetensors")'
+        )
+    transformer = index["transformer"][1]
+    return (
+        f"from diffusers import {transformer}, {kind}\n\n"
+        f"transformer = {transformer}.from_single_file(\n"
+        f'    "{export.name}", config="{teacher}", subfolder="transformer"\n)\n'
+        f'pipeline = {kind}.from_pretrained("{teacher}", transformer=transformer{without})'
+    )
+
+
+def _has_lora_loader(pipeline_class_name: str) -> bool:
+    import diffusers
+
+    return hasattr(getattr(diffusers, pipeline_class_name), "load_lora_weights")
+
+
+def _quality(quality: Mapping[str, Any] | None) -> str:
+    if quality is None:
+        return "Not measured, or not known to be this student's."
+    rows = [
+        (name if name == "student" else "teacher, guided", int(steps.removeprefix("steps")), figures)
+        for name in ("teacher", "student")
+        for steps, figures in quality[name].items()
+    ]
+    shown = [key for key in COLUMNS if all(key in figures for _, _, figures in rows)]
+    lines = [
+        "| model | steps | " + " | ".join(COLUMNS[key] for key in shown) + " |",
+        "| --- |" + " ---: |" * (len(shown) + 1),
+    ]
+    for name, steps, figures in sorted(rows, key=lambda row: (row[0] == "student", row[1])):
+        cells = " | ".join(f"{figures[key]:g}" for key in shown)
+        lines.append(f"| {name} | {steps} | {cells} |")
+    return "\n".join(lines)
+
+
+def _training(export: Export) -> str:
+    origin, parts = export.model.origin, []
+    if origin is not None and origin.params:
+        stream = io.StringIO()
+        yaml = YAML()
+        yaml.default_flow_style = None  # short lists and mappings on a line
+        yaml.dump(dict(origin.params), stream)
+        parts.append(
+            f"Parameters, as `params.yaml` of the pipeline names them:\n\n```yaml\n{stream.getvalue()}```"
+        )
+    else:
+        parts.append("The parameters are not recorded.")
+    if origin is not None:
+        parts.append(f"Digest of the teacher: `{origin.digest}`.")
+    if export.commit is not None:
+        parts.append(f"Exported from a repository at commit `{export.commit}`.")
+    return "\n\n".join(parts)

@@ -1,0 +1,185 @@
+"""A student on its way out: as a diffusers folder, a LoRA or a single file, converted, with a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cdm import git
+from cdm.card import Export, Layout, model_card
+from cdm.drawing import DTYPES, Precision
+from cdm.errors import CdmError
+from cdm.hub import file_hashes
+from cdm.store import Store, StoreError, digest_of
+from cdm.student import FULL, LORA, METADATA, Model, Origin, find_student
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    path: Path
+    card: Path
+    measured: bool
+    """Whether the card shows how good the student is."""
+
+
+def export(
+    student: Path,
+    out: Path,
+    layout: Layout,
+    *,
+    precision: Precision = "fp32",
+    metrics: Path | None = None,
+    samples: Path | None = None,
+) -> Exported:
+    """Write the student at `student` to `out`: a folder, or for a single file a file with its card beside it.
+
+    `precision` is that of the student's own weights; the other parts of a diffusers folder stay as the teacher has
+    them. The card quotes `metrics` (metrics/quality.json) if the sample sets in `samples` are of this very student.
+    Raises CdmError, before anything is written, if `out` is taken or the student has no such layout; `out` appears
+    when it is whole, or not at all.
+    """
+    card = out.with_suffix(".md") if layout == "single-file" else out / CARD
+    _check_free(out, card, layout)
+    model, dtype = find_student(student), DTYPES[precision]
+    _check_layout(student, model, layout)
+    quality = quality_of(student, metrics, samples)
+    about = Export(out.name, layout, model, precision, quality, git.commit(Path()))
+    with _whole(out) as staged:
+        _write(model, staged, layout, dtype)
+        if staged.is_dir():
+            (staged / CARD).write_text(model_card(about), encoding="utf-8")
+    if not card.exists():
+        card.write_text(model_card(about), encoding="utf-8")
+    return Exported(out, card, quality is not None)
+
+
+def _check_free(out: Path, card: Path, layout: Layout) -> None:
+    if (layout == "single-file") != (out.suffix == ".safetensors"):
+        wanted = "a name that ends in .safetensors" if layout == "single-file" else "the name of a folder"
+        raise CdmError(f"--out is {out}: give {wanted} for the format {layout}")
+    for path in (out, card):
+        if path.exists():
+            raise CdmError(f"{path}: exists and is not overwritten: remove it, or give --out another name")
+
+
+def _check_layout(student: Path, model: Model, layout: Layout) -> None:
+    if layout == "lora" and model.lora is None:
+        raise CdmError(
+            f"{student}: all its weights have learnt, so there is no LoRA in it: use the format diffusers or"
+            " single-file, or distil with distill.lora"
+        )
+    if layout == "single-file":
+        kind = _transformer_class(model)
+        if not _has_single_file_loader(kind):
+            raise CdmError(
+                f"{student}: diffusers loads no single file as a {kind}: use the format diffusers"
+                + (" or lora" if model.lora else "")
+            )
+
+
+def _transformer_class(model: Model) -> str:
+    index = json.loads((model.base / "model_index.json").read_text(encoding="utf-8"))
+    return str(index["transformer"][1])
+
+
+def _has_single_file_loader(kind: str) -> bool:
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    return kind in SINGLE_FILE_LOADABLE_CLASSES
+
+
+def quality_of(student: Path, metrics: Path | None, samples: Path | None) -> Mapping[str, Any] | None:
+    """The figures in the file `metrics`, if the sample sets that they are of were drawn by this very student."""
+    if metrics is None or samples is None or not student.is_dir():
+        return None
+    try:
+        quality: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
+        drawn_by = {Store(samples / "student" / steps).metadata["model"] for steps in quality["student"]}
+    except (OSError, ValueError, KeyError, TypeError, StoreError):
+        return None
+    return quality if drawn_by == {digest_of(file_hashes(student))} else None
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A path beside `out` that takes its place at the end, and that is gone if anything fails."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise CdmError(f"--out is {out}: {error.strerror}") from None
+    staged = beside / out.name
+    try:
+        yield staged
+        staged.rename(out)
+    except OSError as error:
+        raise CdmError(f"--out is {out}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write(model: Model, staged: Path, layout: Layout, dtype: torch.dtype) -> None:
+    match layout:
+        case "diffusers":
+            staged.mkdir()
+            model.family.save_student(_transformer(model).to(dtype), model.base, staged)
+            if model.origin is not None:
+                model.origin.write(staged / FULL)
+        case "lora":
+            assert model.lora is not None
+            staged.mkdir()
+            for path in sorted(model.lora.glob("*.safetensors")):
+                _convert(path, staged / path.name, dtype)
+            shutil.copyfile(model.lora / LORA, staged / LORA)
+        case "single-file":
+            state = _transformer(model).to(dtype).state_dict()
+            save_file(
+                {name: value.contiguous() for name, value in state.items()}, staged, metadata=_metadata(model)
+            )
+
+
+def _transformer(model: Model) -> nn.Module:
+    """The student's transformer in float32, a LoRA fused into it."""
+    if model.lora is None and model.weights is None:
+        return model.family.load_transformer(model.base)
+    transformer: Any = model.load(text=False, image=False).transformer
+    if model.lora is not None:
+        transformer.fuse_lora()
+        transformer.unload_lora()
+    fused: nn.Module = transformer
+    return fused
+
+
+def _metadata(model: Model) -> dict[str, str]:
+    """A single entry: of several, safetensors would write the order at random."""
+    origin = model.origin or Origin(model.family.name, str(model.base), None, "")
+    return {METADATA: origin.as_text()}
+
+
+def _convert(source: Path, target: Path, dtype: torch.dtype) -> None:
+    """A copy of a safetensors file with its floating tensors in `dtype`."""
+    try:
+        with safe_open(source, framework="pt") as file:
+            metadata = file.metadata()
+        tensors: dict[str, Tensor] = load_file(source)
+    except (SafetensorError, OSError) as error:
+        raise CdmError(f"{source}: not a readable safetensors file ({' '.join(str(error).split())})") from None
+    converted = {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()
+    }
+    save_file(converted, target, metadata=metadata)

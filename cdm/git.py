@@ -1,0 +1,34 @@
+"""What Git knows of the files here: nothing where there is no repository or no git."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+def commit(folder: Path) -> str | None:
+    """The commit that `folder` stands at, or None where it is in no repository (or one without a commit)."""
+    found = _git(folder, "rev-parse", "HEAD")
+    return found.strip() if found is not None else None
+
+
+def is_clean(folder: Path) -> bool:
+    """Whether the working tree around `folder` is that of its commit; files that Git does not know do not count."""
+    return _git(folder, "status", "--porcelain", "--untracked-files=no") == ""
+
+
+def holds(path: Path) -> bool:
+    """Whether a commit holds `path` just as it is now, so that nothing is lost where it is overwritten."""
+    tracked = _git(path.parent, "ls-files", "--error-unmatch", "--", path.name) is not None
+    return tracked and _git(path.parent, "status", "--porcelain", "--", path.name) == ""
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says, run in `folder`; None where it fails or is not installed."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, check=False, text=True, capture_output=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
