@@ -2,56 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 from ruamel.yaml import YAML
 
 from cdm import hub
 from cdm.hub import TeacherManifest
 from cdm.params import Params, parse
+from tests import tiny_pipelines
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
-def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a complete pipeline with random weights, by its name in `tests.tiny_pipelines`: read only."""
+
+    @cache
+    def saved(name: str) -> Path:
+        return tiny_pipelines.save(name, tmp_path_factory.mktemp("tiny") / name)
+
+    return saved
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3(tiny_pipeline: Callable[[str], Path]) -> Path:
     """A complete StableDiffusion3Pipeline folder with random weights: 8x8x4 latents, 32x32 pictures, no T5."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-
-    from miniature.teacher import build_text_encoder, build_tokenizer, build_transformer
-
-    folder = tmp_path_factory.mktemp("tiny") / "sd3"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        tokenizer = build_tokenizer()
-        pipeline = StableDiffusion3Pipeline(
-            transformer=build_transformer(layers=2, heads=2, head_dim=8),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 3,
-                up_block_types=("UpDecoderBlock2D",) * 3,
-                block_out_channels=(8, 8, 8),
-                layers_per_block=1,
-                latent_channels=4,
-                norm_num_groups=4,
-                sample_size=32,
-                scaling_factor=1.3,
-                shift_factor=0.1,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-                mid_block_add_attention=False,
-            ),
-            text_encoder=build_text_encoder(tokenizer),
-            tokenizer=tokenizer,
-            text_encoder_2=build_text_encoder(tokenizer),
-            tokenizer_2=tokenizer,
-            text_encoder_3=None,
-            tokenizer_3=None,
-        )
-    pipeline.save_pretrained(folder)
-    return folder
+    return tiny_pipeline("sd3")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +19,16 @@ from cdm.progress import quieten_libraries
 
 PATCH = 2
 """Latents on a side of an image token, in every architecture here."""
+SCHEDULER = "scheduler/scheduler_config.json"
+TOKENS, MASK, POOLED = "encoder_hidden_states", "encoder_hidden_states_mask", "pooled_projections"
+"""Names in a conditioning: of the text's tokens, of which of them are real, and of what stands for the whole text."""
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+"""The attention layers in most of diffusers' transformers."""
+TEXT_ATTENTION = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+"""The same, for the text in a stream of its own."""
 
 
-class DiffusersFamily:
+class DiffusersFamily(ABC):
     """A family whose parts are diffusers': a subclass names them, and says what its transformer takes and returns."""
 
     name: ClassVar[str]
@@ -53,7 +62,7 @@ class DiffusersFamily:
         return self.latent_channels(source), resolution // pixels, resolution // pixels
 
     def shift(self, source: Path, resolution: int | None = None) -> float:
-        scheduler = read_config(source, "scheduler/scheduler_config.json")
+        scheduler = read_config(source, SCHEDULER)
         if not scheduler.get("use_dynamic_shifting"):
             return float(scheduler.get("shift", 1.0))
         mu = dynamic_shift(scheduler, self.latent_shape(source, resolution))
@@ -90,6 +99,9 @@ class DiffusersFamily:
         shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("transformer", ".*"))
         save: Any = transformer.save_pretrained  # of every diffusers model
         save(folder / "transformer")
+        scheduler = read_config(folder, SCHEDULER)
+        if scheduler.get("shift_terminal") is not None:  # see `set_scheduler`
+            (folder / SCHEDULER).write_text(json.dumps(scheduler | {"shift_terminal": None}, indent=2) + "\n")
 
     def save_lora(self, weights: dict[str, Tensor], config: dict[str, Any], folder: Path) -> None:
         from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
@@ -114,19 +126,25 @@ class DiffusersFamily:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CdmError(f"{folder}: cannot be loaded as a LoRA: {' '.join(str(error).split())}") from None
 
-    # Conditioning: of text tokens alone. A family with a vector for the whole prompt overrides these two.
+    # Conditioning. Where no vector stands for a whole prompt, all its tokens do.
+
+    @abstractmethod
+    def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
+        """See `Family.encode`."""
 
     def embedding_width(self, conditioning: Conditioning) -> int:
-        return conditioning["encoder_hidden_states"].shape[-1]
+        return conditioning.get(POOLED, conditioning[TOKENS]).shape[-1]
 
     def add_embedding(self, conditioning: Conditioning, embedding: Tensor) -> Conditioning:
-        tokens = conditioning["encoder_hidden_states"] + embedding[:, None]
-        return conditioning | {"encoder_hidden_states": tokens}
+        if POOLED in conditioning:
+            return conditioning | {POOLED: conditioning[POOLED] + embedding}
+        return conditioning | {TOKENS: conditioning[TOKENS] + embedding[:, None]}
 
     # Sampling.
 
+    @abstractmethod
     def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        raise NotImplementedError
+        """See `Family.velocity`."""
 
     def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
         return uncond + scale * (cond - uncond)
@@ -189,8 +207,24 @@ def load(class_name: str, source: Path, dtype: torch.dtype | None, **options: An
         raise CdmError(f"{source}: cannot be loaded as {class_name}: {' '.join(str(error).split())}") from None
 
 
+def token_limit(asked: int | None, default: int, most: int) -> int:
+    """`asked` text tokens, or the `default`; raises CdmError unless they are 1 to `most`."""
+    tokens = default if asked is None else asked
+    if not 1 <= tokens <= most:
+        raise CdmError(f"prompts.max_sequence_length is {tokens}: this model takes 1 to {most} text tokens")
+    return tokens
+
+
+def pad_tokens(texts: Sequence[Tensor], length: int) -> Conditioning:
+    """Texts (tokens, width) of different lengths as `length` tokens each, behind the real ones zeros, with the mask."""
+    width = texts[0].shape[-1]
+    tokens = torch.stack([torch.cat([text, text.new_zeros(length - len(text), width)]) for text in texts])
+    lengths = torch.tensor([len(text) for text in texts], device=tokens.device)
+    return {TOKENS: tokens, MASK: torch.arange(length, device=tokens.device) < lengths[:, None]}
+
+
 def dynamic_shift(scheduler: dict[str, Any], latent_shape: tuple[int, ...]) -> float:
-    """The `mu` that diffusers shifts a picture by: linear in its number of image tokens, through two points in the config."""
+    """The `mu` that diffusers shifts a picture by: linear in its image tokens, through two points in the config."""
     tokens = latent_shape[-1] * latent_shape[-2] // PATCH**2
     low, high = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
     low_mu, high_mu = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
@@ -217,6 +251,14 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     """Inverse of `pack`, for latents of that height and width."""
     grid = tokens.transpose(1, 2).unflatten(2, (height // PATCH, width // PATCH))
     return nn.functional.pixel_shuffle(grid, PATCH)
+
+
+def grid_positions(height: int, width: int, device: torch.device) -> Tensor:
+    """Where the image tokens of latents of that height and width are: (tokens, 3) of 0, row, column; float32."""
+    rows, columns = (
+        torch.arange(size // PATCH, device=device, dtype=torch.float32) for size in (height, width)
+    )
+    return torch.cartesian_prod(torch.zeros(1, device=device), rows, columns)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

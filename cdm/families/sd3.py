@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cdm.errors import CdmError
 from cdm.families.base import Conditioning, Family
-from cdm.families.common import DiffusersFamily, read_config
+from cdm.families.common import ATTENTION, POOLED, TEXT_ATTENTION, TOKENS, DiffusersFamily, read_config
 
 
 class StableDiffusion3(DiffusersFamily):
@@ -20,10 +20,7 @@ class StableDiffusion3(DiffusersFamily):
     text_components: ClassVar = [
         f"{kind}{suffix}" for suffix in ("", "_2", "_3") for kind in ("text_encoder", "tokenizer")
     ]
-    lora_targets: ClassVar = [
-        *("to_q", "to_k", "to_v", "to_out.0"),
-        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    ]
+    lora_targets: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
 
     def left_out(self, source: Path, *, text: bool, image: bool, transformer: bool) -> list[str]:
         index = read_config(source, "model_index.json")
@@ -66,7 +63,7 @@ class StableDiffusion3(DiffusersFamily):
                 do_classifier_free_guidance=False,
                 max_sequence_length=max_sequence_length,
             )
-        return {"encoder_hidden_states": text, "pooled_projections": pooled}
+        return {TOKENS: text, POOLED: pooled}
 
     def call_options(
         self, source: Path, latent_shape: tuple[int, ...], max_sequence_length: int | None
@@ -81,12 +78,6 @@ class StableDiffusion3(DiffusersFamily):
         velocity: Tensor = transformer(x, timestep=1000 * sigma, return_dict=False, **conditioning)[0]
         return velocity
 
-    def embedding_width(self, conditioning: Conditioning) -> int:
-        return conditioning["pooled_projections"].shape[-1]
-
-    def add_embedding(self, conditioning: Conditioning, embedding: Tensor) -> Conditioning:
-        return conditioning | {"pooled_projections": conditioning["pooled_projections"] + embedding}
-
     def sample(
         self,
         pipeline: Any,
@@ -99,10 +90,10 @@ class StableDiffusion3(DiffusersFamily):
         negative = {name: tensor.expand(len(noise), *tensor.shape[1:]) for name, tensor in empty.items()}
         height, width = (size * pipeline.vae_scale_factor for size in noise.shape[-2:])
         latents: Tensor = pipeline(
-            prompt_embeds=conditioning["encoder_hidden_states"],
-            pooled_prompt_embeds=conditioning["pooled_projections"],
-            negative_prompt_embeds=negative["encoder_hidden_states"],
-            negative_pooled_prompt_embeds=negative["pooled_projections"],
+            prompt_embeds=conditioning[TOKENS],
+            pooled_prompt_embeds=conditioning[POOLED],
+            negative_prompt_embeds=negative[TOKENS],
+            negative_pooled_prompt_embeds=negative[POOLED],
             height=height,
             width=width,
             latents=noise,

@@ -1,0 +1,70 @@
+"""LongCat-Image: packed latents and text tokens in one sequence, told apart by position ids; Qwen2.5-VL reads the text.
+
+Prompts are encoded as they are written. The pipeline's own rewriting of prompts, on by default there, is a step of its
+own before a prompt list is made: pass `enable_prompt_rewrite=False` to compare with diffusers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cdm.families.base import Conditioning, Family
+from cdm.families.common import (
+    ATTENTION,
+    TEXT_ATTENTION,
+    TOKENS,
+    DiffusersFamily,
+    grid_positions,
+    pack,
+    token_limit,
+    unpack,
+)
+
+
+class LongCatImage(DiffusersFamily):
+    name = "longcat"
+    pipeline_class_name = "LongCatImagePipeline"
+    transformer_class_name = "LongCatImageTransformer2DModel"
+    text_components: ClassVar = ["text_encoder", "tokenizer"]
+    lora_targets: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
+
+    def left_out(self, source: Path, *, text: bool, image: bool, transformer: bool) -> list[str]:
+        parts = super().left_out(source, text=text, image=image, transformer=transformer)
+        return [*parts, "text_processor"]  # it only rewrites prompts
+
+    def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
+        pipeline.tokenizer_max_length = token_limit(max_sequence_length, default=512, most=512)
+        with torch.no_grad():
+            tokens, _ = pipeline.encode_prompt(prompts)
+        return {TOKENS: tokens}
+
+    def call_options(
+        self, source: Path, latent_shape: tuple[int, ...], max_sequence_length: int | None
+    ) -> dict[str, Any]:
+        options = super().call_options(source, latent_shape, max_sequence_length)
+        return options | {"enable_prompt_rewrite": False}
+
+    def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        height, width = x.shape[-2:]
+        length = conditioning[TOKENS].shape[1]
+        along = torch.arange(length, device=x.device, dtype=torch.float32)
+        # The first number tells text from image; the picture lies beyond the text in both others.
+        text = torch.stack([torch.zeros_like(along), along, along], dim=1)
+        image = grid_positions(height, width, x.device) + torch.tensor([1, length, length], device=x.device)
+        tokens = transformer(
+            pack(x), timestep=sigma, txt_ids=text, img_ids=image, return_dict=False, **conditioning
+        )[0]
+        return unpack(tokens, height, width)
+
+    def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+        """With the pipeline's renormalisation: no token's velocity is longer than without guidance."""
+        guided, unguided = pack(super().guide(cond, uncond, scale)), pack(cond)
+        ratio = unguided.norm(dim=-1, keepdim=True) / (guided.norm(dim=-1, keepdim=True) + 1e-8)
+        return unpack(guided * ratio.clamp(max=1), *cond.shape[-2:])
+
+
+FAMILY: Family = LongCatImage()
