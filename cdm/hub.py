@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from cdm.store import digest_of, sha256, write_json
 INDEX = "model_index.json"
 SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 """Files that a pipeline is loaded from: configs, vocabularies and weights, but no pickles and no code."""
+LFS_POINTER = b"version https://git-lfs"
+"""What a file starts with that Git LFS has not fetched."""
 
 
 def resolve(source: str, revision: str | None = None) -> Path:
@@ -71,7 +74,7 @@ def _download(source: str, revision: str | None) -> Path:
     except errors.RevisionNotFoundError:
         problem = "the model has no such revision: check teacher.revision"
     except errors.LocalEntryNotFoundError:
-        problem = "no folder here, not downloaded before, and the hub cannot be reached: check the connection"
+        problem = "no folder here, not downloaded before, and the hub cannot be reached (see also HF_HUB_OFFLINE)"
     except errors.HFValidationError as error:
         problem = f"not a valid hub id: {error}"
     except OSError as error:  # HTTP errors of every kind, and a full disk
@@ -125,6 +128,7 @@ def describe(family: str, source: str, revision: str | None, resolution: int | N
         raise CdmError(
             f"{source}: a {found}, but the family {family} needs a {model.pipeline_class_name}: check teacher.family"
         )
+    check_files(folder)
     return TeacherManifest(
         family=family,
         source=source,
@@ -150,20 +154,55 @@ def file_hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256(path) for path in track(paths, "hash", unit="file")}
 
 
+def check_files(folder: Path) -> None:
+    """CdmError that names the part of a pipeline, or the file of its weights, that is missing or damaged."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+    for part in parts:
+        if not (folder / part).is_dir():
+            raise CdmError(f"{folder / part}: missing, though {INDEX} names it: get the model again")
+        if part.startswith(("transformer", "text_encoder", "vae")) and not _weights(folder / part):
+            raise CdmError(f"{folder / part}: holds no weights in safetensors files, and no others are loaded")
+        for path in sorted((folder / part).glob("*.safetensors.index.json")):
+            if "fp16" not in path.name:
+                _check_shards(path)
+        for path in _weights(folder / part):
+            _shapes(path)
+
+
+def _check_shards(index: Path) -> None:
+    """CdmError if a file that an index of shards names is not beside it."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CdmError(f"{index}: damaged: get the model again") from None
+    for name in sorted(names):
+        if not (index.parent / name).is_file():
+            raise CdmError(f"{index.parent / name}: missing, though {index.name} names it: get the model again")
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The safetensors files of a part that are loaded."""
+    return [path for path in sorted(folder.glob("*.safetensors")) if "fp16" not in path.name]
+
+
 def count_parameters(folder: Path) -> int:
     """Number of parameters in the safetensors files of a model, from their headers."""
-    return sum(_parameters(path) for path in sorted(folder.glob("*.safetensors")) if "fp16" not in path.name)
+    return sum(math.prod(shape) for path in _weights(folder) for shape in _shapes(path))
 
 
-def _parameters(path: Path) -> int:
-    count = 0
+def _shapes(path: Path) -> list[list[int]]:
+    """Shapes of the tensors in a safetensors file, from its header; CdmError if it is cut off or none."""
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                size = 1
-                for length in file.get_slice(name).get_shape():
-                    size *= length
-                count += size
+            return [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise CdmError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())})") from None
-    return count
+        problem = " ".join(str(error).split())
+    if path.exists() and _start(path, len(LFS_POINTER)) == LFS_POINTER:
+        problem = "a pointer of Git LFS: run `git lfs pull` where it comes from"
+    raise CdmError(f"{path}: not a readable safetensors file ({problem})")
+
+
+def _start(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)

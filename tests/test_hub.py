@@ -151,3 +151,75 @@ def test_a_missing_or_damaged_manifest_names_its_stage(tmp_path: Path, content: 
         path.write_text(content)
     with pytest.raises(CdmError, match="run the stage `teacher`"):
         TeacherManifest.read(path)
+
+
+# What is missing or damaged
+
+
+@pytest.fixture
+def copy(tiny_sd3: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_sd3, tmp_path / "copy"))
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(CdmError) as error:
+        hub.describe("sd3", str(folder), None)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize("name", ["text_encoder_2/model", "vae/diffusion_pytorch_model"])
+def test_a_file_that_is_cut_off_is_named(copy: Path, name: str) -> None:
+    path = copy / f"{name}.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert refused(copy).startswith(f"{path}: not a readable safetensors file (")
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n")
+    assert refused(copy).endswith("(a pointer of Git LFS: run `git lfs pull` where it comes from)")
+
+
+def test_a_part_or_a_shard_that_is_missing_is_named(copy: Path) -> None:
+    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    index = copy / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": weights.name, "b": "second.safetensors"}}))
+    assert refused(copy) == (
+        f"{copy}/transformer/second.safetensors: missing, though {index.name} names it: get the model again"
+    )
+    index.write_text("{")
+    assert refused(copy) == f"{index}: damaged: get the model again"
+    index.unlink()
+    weights.rename(weights.with_suffix(".bin"))
+    assert "transformer: holds no weights in safetensors files" in refused(copy)
+    shutil.rmtree(copy / "text_encoder_2")
+    assert "text_encoder_2: missing, though model_index.json names it" in refused(copy)
+
+
+# The hub's own client, without a network
+
+
+@pytest.fixture
+def cache(tiny_sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the hub, with org/name at a commit, on a machine that is offline and logged in."""
+    folder = tmp_path / "cache"
+    model = folder / "models--org--name"
+    shutil.copytree(tiny_sd3, model / "snapshots" / ("0" * 40))
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    return folder
+
+
+def test_a_model_that_was_downloaded_is_found_offline(cache: Path, tmp_path: Path) -> None:
+    manifest = hub.describe("sd3", "org/name", None)
+    assert manifest.revision == "0" * 40
+    assert manifest.folder().is_relative_to(cache)
+    manifest.write(tmp_path / "teacher.json")
+    assert "hf_secret" not in (tmp_path / "teacher.json").read_text()
+    assert not any("hf_secret" in path.read_text(errors="ignore") for path in cache.rglob("*") if path.is_file())
+
+
+def test_a_model_that_was_not_is_a_line(cache: Path) -> None:
+    assert "not downloaded before, and the hub cannot be reached" in one_line("org/other")
+    assert "the hub cannot be reached" in one_line("org/name", "another-branch")
