@@ -8,7 +8,7 @@ what must not change a result, so that no stage lists it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
@@ -71,7 +71,7 @@ class Prompts(Section):
     """What the student learns from, and what it is judged on."""
 
     train: Annotated[list[str], Field(min_length=1)]
-    """Files of training prompts: .txt (one a line), .jsonl, .csv or .parquet (see `column`)."""
+    """Files of training prompts: .txt (one a line), .json, .jsonl, .csv or .parquet (see `column`), or folders."""
     eval: list[str] = []
     """Files of evaluation prompts; where empty, `eval_count` prompts are held back from the training ones."""
     eval_count: Positive
@@ -300,6 +300,56 @@ class Sample(Section):
         return self
 
 
+Metric = Literal[
+    "frechet_inception",
+    "kernel_inception",
+    "prdc_inception",
+    "vendi_inception",
+    "frechet_dinov2",
+    "kernel_dinov2",
+    "prdc_dinov2",
+    "vendi_dinov2",
+    "cmmd",
+    "clip_score",
+    "pick_score",
+    "hps",
+    "aesthetic",
+    "lpips",
+]
+"""A measure beyond those of the judge; docs/evaluation.md says what each means."""
+
+
+class MetricModels(Section):
+    """Where the models of `metrics` are. None is downloaded by the pipeline: an absent one is named with a command.
+
+    A model is a folder, or `org/name` or `org/name@revision` in the hub's cache.
+    """
+
+    clip: str = "openai/clip-vit-large-patch14"
+    """CLIP of clip_score, aesthetic (which is for ViT-L/14) and cmmd (whose authors take its 336-pixel variant)."""
+    dinov2: str = "facebook/dinov2-large"
+    """DINOv2 of the measures that end in _dinov2."""
+    pick_score: str = "yuvalkirstain/PickScore_v1"
+    """The fine-tuned CLIP of pick_score."""
+    hps: str | None = None
+    """HPS v2 or v2.1 as a transformers CLIPModel."""
+    inception: str | None = None
+    """File of InceptionV3's weights for FID, of the measures that end in _inception."""
+    aesthetic: str | None = None
+    """File of the LAION aesthetic head."""
+    lpips: str | None = None
+    """Folder with the two files of LPIPS, of AlexNet and of its channels' weights."""
+
+
+class ScorerProcess(Section):
+    """A command in an environment of its own that scores pictures; docs/evaluation.md has the protocol."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """What its figures are called."""
+    command: Annotated[str, Field(min_length=1)]
+    """Started with two more arguments: a JSON file to read, and one to write."""
+
+
 class Evaluate(Section):
     """How samples are judged."""
 
@@ -311,6 +361,13 @@ class Evaluate(Section):
     """Paths whose change reruns the evaluation: `judge` and `real`, each replaced by this params file where null."""
     neighbours: Positive = 3
     """k of the nearest-neighbour radii in precision and recall."""
+    metrics: list[Metric] = []
+    """Further measures, each with a model of `models`; the stage says what is missing before anything starts."""
+    models: MetricModels = MetricModels()
+    scorers: list[ScorerProcess] = []
+    """Processes that score pictures, such as HPSv3 or GenEval."""
+    resamples: Count = 100
+    """Resamples of the prompts for the intervals of `metrics` and `scorers`; 0 leaves them out."""
 
     @model_validator(mode="after")
     def _track_follows(self) -> Evaluate:
@@ -318,6 +375,16 @@ class Evaluate(Section):
             path = getattr(self, name)
             if path is not None and path != tracked:
                 raise ValueError(f"track names {tracked!r} where {name} is {path!r}: make them equal")
+        return self
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Evaluate:
+        for name, values in (("metrics", self.metrics), ("scorers", [each.name for each in self.scorers])):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} names something twice: {', '.join(values)}")
+        taken = {each.name for each in self.scorers} & set(get_args(Metric))
+        if taken:
+            raise ValueError(f"a scorer is called {min(taken)}, as a metric is: give it another name")
         return self
 
 
@@ -357,6 +424,14 @@ class Params(Section):
     sample: Sample
     evaluate: Evaluate
     runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> Params:
+        if "lpips" in self.evaluate.metrics and self.latents.per_prompt < 2:
+            raise ValueError(
+                "evaluate.metrics has lpips, which compares pictures of one prompt: set latents.per_prompt to 2 or more"
+            )
+        return self
 
 
 def parse(values: Any) -> Params:

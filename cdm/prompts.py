@@ -21,6 +21,7 @@ from cdm.families import Conditioning, Family, get_family, source_files
 from cdm.hub import TeacherManifest
 from cdm.params import Params
 from cdm.progress import track
+from cdm.prompt_formats import json_rows, text_files
 from cdm.randomness import philox
 from cdm.store import (
     MANIFEST,
@@ -96,13 +97,13 @@ def read_prompts(files: Sequence[str | Path], column: str = "prompt") -> tuple[l
     """The distinct prompts of `files` in their order, without surrounding space.
 
     .txt has a prompt a line; .jsonl, .csv and .parquet have them under `column`, where a prompt may have several
-    lines. Two that differ in Unicode composition or surrounding space only are one. Raises CdmError, naming the
-    file and the line, for what cannot be read.
+    lines; .json files and folders are as cdm.prompt_formats says. Two that differ in Unicode composition or
+    surrounding space only are one. Raises CdmError, naming the file and the line, for what cannot be read.
     """
     kept: dict[str, str] = {}
     total = empty = 0
     for path in map(Path, files):
-        reader = _READERS.get(path.suffix.lower())
+        reader = _from_folder if path.is_dir() else _READERS.get(path.suffix.lower())
         if reader is None:
             raise CdmError(
                 f"{path}: prompt files are {', '.join(_READERS)}, not {path.suffix or 'without suffix'}"
@@ -172,8 +173,22 @@ def _from_parquet(path: Path, column: str) -> Iterable[str]:
     return (_cell({column: value}, column, f"{path}: row {number}") for number, value in enumerate(values, 1))
 
 
+def _from_json(path: Path, column: str) -> Iterable[str]:
+    try:
+        value = json.loads(_read_text(path))
+    except ValueError as error:
+        raise CdmError(f"{path}: not valid JSON: {error}") from None
+    rows = json_rows(value, column, str(path))
+    return (_cell(row, column, f"{path}: entry {number}") for number, row in enumerate(rows, 1))
+
+
+def _from_folder(path: Path, _column: str) -> Iterable[str]:
+    return map(_read_text, text_files(path))
+
+
 _READERS: dict[str, Callable[[Path, str], Iterable[str]]] = {
     ".txt": _from_txt,
+    ".json": _from_json,
     ".jsonl": _from_jsonl,
     ".csv": _from_csv,
     ".parquet": _from_parquet,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,8 @@ def main(
         manifest = TeacherManifest.read(teacher)
         distilled = Teacher(manifest.source, manifest.revision, manifest.parameters)
         texts = PromptSet(prompts / "eval").texts
-        evaluation = write_results(params, distilled, texts, samples, log, metrics, plots, report)
+        answers = Path(os.environ.get("DVC_ROOT", ".")) / "checkpoints/scores"  # kept, also by runs in a copy
+        evaluation = write_results(params, distilled, texts, samples, log, metrics, plots, report, answers)
     print(f"{summary(evaluation)}\n{report / 'index.html'}: the whole report")
 
 

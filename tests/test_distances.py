@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cdm.evaluation.distances import (
+    cmmd,
     deviation,
     diversity,
     frechet_distance,
@@ -15,6 +16,7 @@ from cdm.evaluation.distances import (
     kernel_distance,
     manifold,
     neighbour_radii,
+    vendi,
 )
 
 
@@ -170,3 +172,30 @@ def test_jackknife_leaves_out_whole_blocks() -> None:
     error = jackknife_error(lambda rows: values[rows].mean().item(), torch.arange(200) % 4)
     assert error == pytest.approx(block_means.std().item() / 2, rel=1e-12)
     assert jackknife_error(lambda rows: 0.0, torch.arange(3)) is None
+
+
+def test_cmmd_of_gaussians_has_its_closed_form() -> None:
+    """N(0, 1) against N(3, 1) in one dimension, kernel width 2: E k = w / sqrt(w^2 + 2) exp(-d^2 / (2 (w^2 + 2)))."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(1000, 1, generator=generator, dtype=torch.float64)
+    b = torch.randn(1000, 1, generator=generator, dtype=torch.float64) + 3
+    expected = 2 * 2 / 6**0.5 * (1 - math.exp(-9 / 12))
+    assert cmmd(a, b, sigma=2.0, scale=1.0) == pytest.approx(expected, rel=0.06)
+
+
+def test_cmmd_by_hand_with_the_published_constants() -> None:
+    a, b = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.0, 1.0]]).double()
+    assert cmmd(a, b) == pytest.approx(1000 * 2 * (1 - math.exp(-2 / 200)), rel=1e-9)
+    assert cmmd(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_vendi_counts_different_samples() -> None:
+    eye = torch.eye(6, dtype=torch.float64)
+    assert vendi(eye) == pytest.approx(6)
+    assert vendi(5 * eye) == pytest.approx(6)  # only directions count
+    assert vendi(eye[:1].expand(6, -1)) == pytest.approx(1)
+    assert vendi(eye[[0, 0, 0, 1, 1, 1]]) == pytest.approx(2)
+    shares = torch.tensor([4 / 6, 2 / 6])
+    assert vendi(eye[[0, 0, 0, 0, 1, 1]]) == pytest.approx(
+        torch.exp(-(shares * shares.log()).sum()).item(), rel=1e-6
+    )

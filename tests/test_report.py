@@ -262,7 +262,7 @@ def test_everything_is_written_and_repeats(tmp_path: Path) -> None:
         out = tmp_path / run
         evaluation = write_results(
             params, TEACHER, TEXTS, tmp_path / "samples", tmp_path / "log.csv",
-            out / "metrics/quality.json", out / "plots", out / "report",
+            out / "metrics/quality.json", out / "plots", out / "report", tmp_path / "answers",
         )  # fmt: skip
         outputs.append({path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*")})
     names = {f"plots/{name}.png" for name in ("overview", "contact_sheet", "quality", "losses")}
@@ -282,6 +282,6 @@ def test_inputs_are_read_before_anything_is_written(tmp_path: Path) -> None:
         with pytest.raises(CdmError, match=message):
             write_results(
                 params, TEACHER, TEXTS, tmp_path / "samples", tmp_path / log,
-                tmp_path / "out/quality.json", tmp_path / "out", tmp_path / "out",
+                tmp_path / "out/quality.json", tmp_path / "out", tmp_path / "out", tmp_path / "out",
             )  # fmt: skip
     assert not (tmp_path / "out").exists()

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from cdm.evaluation.metrics import EXTRACTORS, Bounds, Chosen
 from cdm.evaluation.quality import Evaluation, Row
 from cdm.evaluation.samples import Samples
 from cdm.evaluation.theme import DARK, LIGHT
@@ -78,6 +79,45 @@ MORE = [
 ]
 
 
+def _of_features(extractor: str, frechet: str, kernel: str) -> list[Column]:
+    """Columns of what is measured on the features of one extractor."""
+    name = EXTRACTORS[extractor]
+    rows: list[tuple[str, str, Literal["low", "high", None], str]] = [
+        ("frechet", frechet, "low", "Fréchet distance to the reference"),
+        ("kernel", kernel, "low", "kernel distance to the reference; 0 on average for perfect samples"),
+        ("precision", f"Precision, {name}", "high", "samples that lie among the reference pictures"),
+        ("recall", f"Recall, {name}", "high", "reference pictures that lie among the samples"),
+        ("density", f"Density, {name}", None, "reference pictures around a sample"),
+        ("coverage", f"Coverage, {name}", "high", "reference pictures with a sample in their neighbourhood"),
+        ("vendi", f"Vendi, {name}", None, "effective number of different pictures"),
+        ("vendi_in_prompt", f"Vendi in a prompt, {name}", None, "the same of the pictures of one prompt"),
+    ]
+    return [
+        Column(f"{key}_{extractor}", title, better, f"{meaning}; features of {name}")
+        for key, title, better, meaning in rows
+    ]
+
+
+CHOSEN = [
+    *_of_features("inception", "FID", "KID"),
+    *_of_features("dinov2", "FD, DINOv2", "KD, DINOv2"),
+    Column("cmmd", "CMMD", "low", "kernel distance to the reference in CLIP's image embeddings"),
+    Column("clip_score", "CLIPScore", "high", "how well a picture fits its prompt, as CLIP sees it"),
+    Column(
+        "pick_score",
+        "PickScore",
+        "high",
+        "which picture of a prompt people would pick, as a model has learnt it",
+    ),
+    Column("hps", "HPS v2", "high", "the same, learnt from other people's choices"),
+    Column(
+        "aesthetic", "Aesthetic", "high", "how beautiful people would find the picture, whatever its prompt"
+    ),
+    Column("lpips_diversity", "LPIPS diversity", None, "mean LPIPS distance of two pictures of one prompt"),
+]
+"""Columns of the measures that `evaluate.metrics` chooses."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A figure, its standard error, and whether it is the best of its column or near it."""
@@ -88,7 +128,12 @@ class Cell:
 
 
 def render(
-    params: Params, teacher: Teacher, samples: Samples, evaluation: Evaluation, pictures: Mapping[str, Picture]
+    params: Params,
+    teacher: Teacher,
+    samples: Samples,
+    evaluation: Evaluation,
+    pictures: Mapping[str, Picture],
+    chosen: Chosen | None = None,
 ) -> str:
     """The report. `pictures`: `overview`, `contact_sheet`, `quality` and `losses`."""
     from jinja2 import Environment, StrictUndefined
@@ -106,6 +151,7 @@ def render(
         groups=_groups(evaluation, main + more),
         main_columns=main,
         more_columns=more,
+        chosen=None if chosen is None else _chosen(chosen, samples),
         has_errors=any(errors for model in evaluation.errors.values() for errors in model.values()),
         floor=evaluation.floor,
         reference_text=_reference_text(samples, evaluation),
@@ -118,6 +164,72 @@ def render(
         light=LIGHT,
         dark=DARK,
     )
+
+
+def _chosen(chosen: Chosen, samples: Samples) -> dict[str, Any]:
+    """Tables of the chosen measures, of their differences to the teacher, and of what measured them."""
+    present = dict.fromkeys(name for sets in chosen.figures.values() for row in sets.values() for name in row)
+    known = {column.key: column for column in CHOSEN}
+    columns = [known.get(name, Column(name, name, None, "a scorer of evaluate.scorers")) for name in present]
+
+    def reach(bounds: Bounds, model: str, key: str, name: str) -> str:
+        """Half the interval that a list of numbers ends with; a difference may stand alone."""
+        found = bounds.get(model, {}).get(key, {}).get(name, [])
+        return _short((found[-1] - found[-2]) / 2) if len(found) > 1 else ""
+
+    figures = {(model, key): row for model, sets in chosen.figures.items() for key, row in sets.items()}
+    best = {column.key: _best(column, figures) for column in columns}
+    rows = [
+        {
+            "model": model,
+            "rows": [
+                {
+                    "name": row_name(model, key),
+                    "cells": {
+                        name: Cell(
+                            _short(value),
+                            reach(chosen.intervals, model, key, name),
+                            "best" if value == best[name] else "",
+                        )
+                        for name, value in row.items()
+                    },
+                }
+                for key, row in sets.items()
+            ],
+        }
+        for model, sets in chosen.figures.items()
+    ]
+    paired = [
+        {
+            "name": row_name("student", key),
+            "cells": {
+                name: Cell(_short(values[0]), reach(chosen.differences, "student", key, name))
+                for name, values in row.items()
+            },
+        }
+        for key, row in chosen.differences.get("student", {}).items()
+    ]
+    both = [column for column in columns if any(column.key in row["cells"] for row in paired)]
+    return {
+        "columns": columns,
+        "groups": rows,
+        "paired_columns": both,
+        "paired": [{"model": "student", "rows": paired}] if both else [],
+        "full": _steps(samples.full.steps),
+        "prompts": chosen.prompts,
+        "has_intervals": bool(chosen.intervals),
+        "sources": chosen.sources,
+    }
+
+
+def _best(column: Column, figures: Mapping[tuple[str, str], Row]) -> float | None:
+    values = [row[column.key] for row in figures.values() if column.key in row]
+    return None if column.better is None else (min if column.better == "low" else max)(values)
+
+
+def _short(value: float) -> str:
+    """A figure of any size to three digits."""
+    return (f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "\u2212")
 
 
 def _name(teacher: Teacher) -> str:

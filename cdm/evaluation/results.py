@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from cdm.errors import CdmError
 from cdm.evaluation import plots, report, sheets
 from cdm.evaluation.features import load_extractor
-from cdm.evaluation.quality import Evaluation, evaluate
+from cdm.evaluation.metrics import Chosen, measure_chosen
+from cdm.evaluation.quality import Evaluation, Row, evaluate
 from cdm.evaluation.report import Picture, Teacher
 from cdm.evaluation.samples import open_samples, read_real
 from cdm.evaluation.theme import DARK, LIGHT, Theme
@@ -24,31 +27,59 @@ def write_results(
     metrics: Path,
     pictures: Path,
     pages: Path,
+    answers: Path,
 ) -> Evaluation:
     """Measure the sample sets below `samples`; write the file `metrics` and the folders `pictures` and `pages`.
 
-    `texts` are the evaluation prompts, `log` the CSV of the training. Every input is read before anything is
-    measured. Raises CdmError.
+    `texts` are the evaluation prompts, `log` the CSV of the training, `answers` a folder in which answers of
+    scorers are kept for the next time. Every input is read before anything is measured. Raises CdmError.
     """
     opened = open_samples(params, samples, texts)
     curves = plots.read_log(log)
     extractor = load_extractor(params.evaluate.judge)
     real = None if params.evaluate.real is None else read_real(Path(params.evaluate.real), texts)
+    chosen = measure_chosen(params, opened, real, answers)
     evaluation = evaluate(params, opened, real, extractor)
+    figures = join(evaluation, chosen)
     drawn = {
         "overview": _both(lambda theme: sheets.overview(opened, theme=theme)),
         "contact_sheet": _both(lambda theme: sheets.contact_sheet(opened, params.sample.pictures, theme)),
         "quality": _both(lambda theme: plots.quality(evaluation, theme)),
         "losses": _both(lambda theme: plots.losses(curves, theme)),
     }
-    page = report.render(params, teacher, opened, evaluation, drawn)
+    page = report.render(params, teacher, opened, evaluation, drawn, chosen)
     for folder in (metrics.parent, pictures, pages):
         folder.mkdir(parents=True, exist_ok=True)
     for name, picture in drawn.items():
         (pictures / f"{name}.png").write_bytes(picture.light)
     (pages / "index.html").write_text(page, encoding="utf-8")
-    write_json(metrics, evaluation.quality)
+    write_json(metrics, figures)
     return evaluation
+
+
+def join(evaluation: Evaluation, chosen: Chosen | None) -> dict[str, Any]:
+    """What metrics/quality.json holds: the rows of `evaluation`, and behind them what was chosen.
+
+    Chosen figures stand in the rows of their sample sets; `intervals` and `differences` are objects of their own,
+    whose lists DVC leaves out of its tables. Raises CdmError if a scorer's figure has the name of another one.
+    """
+    if chosen is None:
+        return dict(evaluation.quality)
+
+    def row(model: str, key: str, figures: Row) -> Row:
+        more = chosen.figures.get(model, {}).get(key, {})
+        taken = figures.keys() & more.keys()
+        if taken:
+            raise CdmError(
+                f"evaluate.scorers: a figure is called {min(taken)}, as another one: rename the scorer"
+            )
+        return {**figures, **more}
+
+    rows = {
+        model: {key: row(model, key, figures) for key, figures in sets.items()}
+        for model, sets in evaluation.quality.items()
+    }
+    return {**rows, "intervals": chosen.intervals, "differences": chosen.differences}
 
 
 def _both(draw: Callable[[Theme], bytes]) -> Picture:
