@@ -68,6 +68,8 @@ def test_results_are_recorded_and_nothing_is_left_in_git_by_accident(repository:
         ("cdm/evaluation/distances.py", {"distill", "evaluate"}),
         ("cdm/evaluation/sheets.py", {"evaluate"}),
         ("cdm/watch.py", set()),
+        ("cdm/families/sd3.py", {"teacher", "prompts", "latents", "distill", "sample", "evaluate"}),
+        ("cdm/families/longcat.py", set()),
         ("stages/sample.py", {"sample"}),
         ("cdm/prompts.py", {"prompts", "latents", "distill", "sample", "evaluate"}),
     ],

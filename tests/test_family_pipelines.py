@@ -1,0 +1,109 @@
+"""Every family through the six stages, by DVC itself, in a repository of its own, on a tiny random pipeline."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from cdm.hub import TeacherManifest
+from cdm.randomness import sample_noise
+from cdm.student import find_student
+from tests import tiny_pipelines
+from tests.repository import Repository, make_repository
+from tests.tiny_pipelines import RESOLUTION, TEXT_TOKENS
+
+PROMPT = "a red three on black paper"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "prompts": {"train": ["world/few.txt"], "eval": ["world/some.txt"], "eval_count": 2},
+    "latents": {"steps": 2, "per_prompt": 2},
+    "distill": {"iterations": 4, "batch_size": 2, "student_every": 2, "fake_only": 0},
+    "sample": {"steps": [1, 2], "teacher_steps": [1], "pictures": 1},
+    "evaluate": {"judge": None, "real": None, "track": ["world/few.txt", "world/some.txt"]},
+}
+
+
+def prepared(folder: Path, home: Path, name: str, teacher: Path, lora: bool) -> Repository:
+    """The pipeline of the tiny pipeline `name`, not yet run."""
+    repository = make_repository(folder, home, teacher)
+    (folder / "world/few.txt").write_text("\n".join([PROMPT, "a blue 'seven'", "a cyan zero on brown paper"]))
+    (folder / "world/some.txt").write_text("\n".join(["a pink nine", "a green two on gray paper"]))
+    yaml = YAML(typ="safe")
+    params = yaml.load((folder / "params.yaml").read_text())
+    for section, values in SETTINGS.items():
+        params[section].update(values)
+    params["teacher"] |= {"family": name.removesuffix("_t5"), "resolution": RESOLUTION, "guidance_scale": 2.0}
+    params["prompts"]["max_sequence_length"] = TEXT_TOKENS[name]
+    params["distill"]["lora"] = {"rank": 2, "alpha": 4} if lora else None
+    with (folder / "params.yaml").open("w") as file:
+        yaml.dump(params, file)
+    return repository
+
+
+def check(folder: Path, name: str, teacher: Path, lora: bool) -> None:
+    """The results of the six stages: all of them there, and a student that draws the same in plain diffusers."""
+    quality = json.loads((folder / "metrics/quality.json").read_text())
+    assert {row: each["evaluations"] for row, each in quality["student"].items()} == {"steps1": 1, "steps2": 2}
+    assert {row: each["evaluations"] for row, each in quality["teacher"].items()} == {"steps1": 2, "steps2": 4}
+    assert all(row["frechet_distance"] >= 0 for rows in quality.values() for row in rows.values())
+    with (folder / "logs/distill.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["iteration"] for row in rows] == ["2", "4"]
+    assert all(float(row[loss]) > 0 for row in rows for loss in ("loss_fake", "loss_ca", "loss_dm", "loss_cdm"))
+
+    manifest = TeacherManifest.read(folder / "data/teacher.json")
+    student, sigmas = folder / "models/student", [1.0, 0.5]
+    noise = sample_noise(0, [5], manifest.latent_shape)
+    pipeline = find_student(student).load()
+    family = find_student(student).family
+    conditioning = family.encode(pipeline, [PROMPT], TEXT_TOKENS[name])
+    ours = family.sample(pipeline, noise, conditioning, conditioning, sigmas, 1.0)
+    plain = plain_student(family.pipeline_class_name, student, teacher, lora)
+    theirs = tiny_pipelines.call(name, plain, [PROMPT], noise, sigmas)
+    torch.testing.assert_close(theirs, ours, atol=2e-5, rtol=1e-4)
+    unlearnt = family.sample(family.load_pipeline(teacher), noise, conditioning, conditioning, sigmas, 1.0)
+    assert not torch.equal(unlearnt, ours), "the student has learnt something"
+
+
+def plain_student(pipeline_class: str, student: Path, teacher: Path, lora: bool) -> Any:
+    """The student as one loads it with diffusers alone."""
+    import diffusers
+
+    folder = teacher if lora else student
+    index = json.loads((folder / "model_index.json").read_text())
+    absent = [part for part, value in index.items() if isinstance(value, list) and value[0] is None]
+    pipeline = getattr(diffusers, pipeline_class).from_pretrained(folder, **dict.fromkeys(absent))
+    pipeline.set_progress_bar_config(disable=True)
+    if lora:
+        pipeline.scheduler.register_to_config(shift_terminal=None)
+        loader = getattr(pipeline, "load_lora_weights", pipeline.transformer.load_lora_adapter)
+        loader(student, weight_name="pytorch_lora_weights.safetensors")
+    return pipeline
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [
+        ("sd3_t5", False),
+        ("longcat", False),
+        ("longcat", True),  # its pipeline has no loader of LoRAs
+        ("flux", True),
+        ("qwen_image", False),
+        ("z_image", False),
+    ],
+)
+def test_six_stages(
+    tiny_pipeline: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lora: bool
+) -> None:
+    repository = prepared(tmp_path / "pipeline", tmp_path / "home", name, tiny_pipeline(name), lora)
+    assert repository.stages_run("repro") == ["teacher", "prompts", "latents", "distill", "sample", "evaluate"]
+    monkeypatch.chdir(repository.folder)  # where a LoRA's teacher is found
+    check(repository.folder, name, tiny_pipeline(name), lora)
+    assert repository.changed() == set()
