@@ -74,9 +74,10 @@ class Architecture:
 
 
 def sd3(
-    name: str, config: dict[str, Any], *, text_tokens: int, shift: float, encoder_parameters: int
+    name: str, config: dict[str, Any], *, size: int, text_tokens: int, shift: float, encoder_parameters: int
 ) -> Architecture:
-    """An SD3 transformer of a diffusers `config`, on `text_tokens` tokens of all encoders together."""
+    """An SD3 transformer of a diffusers `config`, on latents of `size` on a side and `text_tokens` tokens of all
+    encoders together."""
 
     def build() -> nn.Module:
         from diffusers import SD3Transformer2DModel
@@ -85,7 +86,6 @@ def sd3(
         return model
 
     def inputs(batch: int) -> dict[str, Tensor]:
-        size = config["sample_size"]
         return {
             "hidden_states": torch.empty(batch, config["in_channels"], size, size),
             "encoder_hidden_states": torch.empty(batch, text_tokens, config["joint_attention_dim"]),
@@ -98,8 +98,8 @@ def sd3(
     return Architecture(name, build, inputs, names, shift, encoder_parameters, targets)
 
 
-def sd3_medium(max_sequence_length: int = 256) -> Architecture:
-    """SD3-Medium at 1024 x 1024: 4,096 image tokens, 77 + `max_sequence_length` text tokens."""
+def sd3_medium(max_sequence_length: int = 256, resolution: int = 1024) -> Architecture:
+    """SD3-Medium: at 1024 x 1024, 4,096 image tokens; 77 + `max_sequence_length` text tokens."""
     config = {
         "sample_size": 128,
         "in_channels": 16,
@@ -112,40 +112,85 @@ def sd3_medium(max_sequence_length: int = 256) -> Architecture:
     }
     encoders = 123_650_304 + 694_659_840 + 4_762_310_656  # CLIP-L, OpenCLIP-bigG, T5-XXL
     return sd3(
-        "SD3-Medium, 1024 x 1024",
+        f"SD3-Medium, {resolution} x {resolution}",
         config,
+        size=resolution // 8,
         text_tokens=77 + max_sequence_length,
         shift=3.0,
         encoder_parameters=encoders,
     )
 
 
-def longcat_image() -> Architecture:
-    """LongCat-Image at 1024 x 1024: 4,096 image tokens, 512 text tokens."""
+def packed(
+    family: str,
+    name: str,
+    config: dict[str, Any],
+    *,
+    size: int,
+    text_tokens: int,
+    shift: float,
+    encoder_parameters: int,
+) -> Architecture:
+    """A transformer of packed latents, LongCat-Image's or FLUX.1's, of a diffusers `config`, on latents of `size` on a
+    side and `text_tokens` tokens."""
+    image_tokens = (size // 2) ** 2
+    pooled = family == "flux"
 
     def build() -> nn.Module:
-        from diffusers import LongCatImageTransformer2DModel
+        import diffusers
 
-        model: nn.Module = LongCatImageTransformer2DModel()
+        model: nn.Module = getattr(diffusers, _PACKED[family])(**config)
         return model
 
     def inputs(batch: int) -> dict[str, Tensor]:
-        return {
-            "hidden_states": torch.empty(batch, 4096, 64),
-            "encoder_hidden_states": torch.empty(batch, 512, 3584),
+        found = {
+            "hidden_states": torch.empty(batch, image_tokens, config["in_channels"]),
+            "encoder_hidden_states": torch.empty(batch, text_tokens, config["joint_attention_dim"]),
             "timestep": torch.empty(batch),
-            "img_ids": torch.empty(4096, 3),
-            "txt_ids": torch.empty(512, 3),
+            "img_ids": torch.empty(image_tokens, 3),
+            "txt_ids": torch.empty(text_tokens, 3),
         }
+        if pooled:
+            found["pooled_projections"] = torch.empty(batch, config["pooled_projection_dim"])
+        if config.get("guidance_embeds"):
+            found["guidance"] = torch.empty(batch)
+        return found
 
-    return Architecture(
-        "LongCat-Image, 1024 x 1024",
-        build,
-        inputs,
-        ("encoder_hidden_states",),
-        shift=math.exp(1.15),  # its scheduler's dynamic shift at 4,096 tokens
+    names = ("encoder_hidden_states", "pooled_projections") if pooled else ("encoder_hidden_states",)
+    targets = tuple(get_family(family).lora_targets)
+    return Architecture(name, build, inputs, names, shift, encoder_parameters, targets)
+
+
+def longcat_image(max_sequence_length: int = 512, resolution: int = 1024) -> Architecture:
+    """LongCat-Image: at 1024 x 1024, 4,096 image tokens."""
+    return packed(
+        "longcat",
+        f"LongCat-Image, {resolution} x {resolution}",
+        {"in_channels": 64, "joint_attention_dim": 3584},
+        size=resolution // 8,
+        text_tokens=max_sequence_length,
+        shift=_published_shift(resolution),
         encoder_parameters=8_292_166_656,  # Qwen2.5-VL-7B
     )
+
+
+def flux_dev(max_sequence_length: int = 512, resolution: int = 1024) -> Architecture:
+    """FLUX.1-dev: at 1024 x 1024, 4,096 image tokens."""
+    return packed(
+        "flux",
+        f"FLUX.1-dev, {resolution} x {resolution}",
+        {"in_channels": 64, "joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True},
+        size=resolution // 8,
+        text_tokens=max_sequence_length,
+        shift=_published_shift(resolution),
+        encoder_parameters=123_060_480 + 4_762_310_656,  # CLIP-L without its projection, T5-XXL
+    )
+
+
+def _published_shift(resolution: int) -> float:
+    """The dynamic shift of the schedulers that LongCat-Image and FLUX.1-dev come with."""
+    tokens = (resolution // 16) ** 2
+    return math.exp(0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256))
 
 
 def find(teacher: Teacher, max_sequence_length: int) -> Architecture:
@@ -160,13 +205,15 @@ def find(teacher: Teacher, max_sequence_length: int) -> Architecture:
             return _known(teacher, max_sequence_length)
         folder = cached
     if teacher.family not in _FROM_FOLDER:
-        raise CdmError(f"the family {teacher.family!r} cannot be planned from a folder's configs yet")
-    return _FROM_FOLDER[teacher.family](folder, teacher.source, max_sequence_length)
+        raise CdmError(
+            f"teacher.family: {teacher.family} cannot be planned (only {', '.join(_FROM_FOLDER)} can)"
+        )
+    return _FROM_FOLDER[teacher.family](folder, teacher, max_sequence_length)
 
 
 def _known(teacher: Teacher, max_sequence_length: int) -> Architecture:
     if (teacher.family, teacher.source) in _KNOWN:
-        return _KNOWN[teacher.family, teacher.source](max_sequence_length)
+        return _KNOWN[teacher.family, teacher.source](max_sequence_length, teacher.resolution or 1024)
     known = ", ".join(source for _, source in _KNOWN)
     raise CdmError(
         f"teacher.source: {teacher.source} is not on this disk, and not known without it ({known}):"
@@ -182,16 +229,35 @@ def _in_cache(teacher: Teacher) -> Path | None:
     return Path(found).parent.parent if isinstance(found, str) else None
 
 
-def _sd3_from_folder(folder: Path, name: str, max_sequence_length: int) -> Architecture:
-    config = {key: value for key, value in _json(folder / "transformer/config.json").items() if key[0] != "_"}
+def _sd3_from_folder(folder: Path, teacher: Teacher, max_sequence_length: int) -> Architecture:
+    family = get_family("sd3")
     tokens = _json(folder / "tokenizer/tokenizer_config.json")["model_max_length"]
     return sd3(
-        name,
-        config,
+        teacher.source,
+        _transformer_config(folder),
+        size=family.latent_shape(folder, teacher.resolution)[-1],
         text_tokens=tokens + max_sequence_length,
-        shift=get_family("sd3").shift(folder),
+        shift=family.shift(folder, teacher.resolution),
         encoder_parameters=_encoder_parameters(folder),
     )
+
+
+def _packed_from_folder(folder: Path, teacher: Teacher, max_sequence_length: int) -> Architecture:
+    family = get_family(teacher.family)
+    return packed(
+        teacher.family,
+        teacher.source,
+        _transformer_config(folder),
+        size=family.latent_shape(folder, teacher.resolution)[-1],
+        text_tokens=max_sequence_length,
+        shift=family.shift(folder, teacher.resolution),
+        encoder_parameters=_encoder_parameters(folder),
+    )
+
+
+def _transformer_config(folder: Path) -> dict[str, Any]:
+    config = _json(folder / "transformer/config.json")
+    return {key: value for key, value in config.items() if key[0] != "_"}
 
 
 def _encoder_parameters(folder: Path) -> int:
@@ -215,7 +281,14 @@ def _json(path: Path) -> Any:
         raise CdmError(f"{path}: not a readable config of a diffusers folder ({error})") from None
 
 
-_FROM_FOLDER: dict[str, Callable[[Path, str, int], Architecture]] = {"sd3": _sd3_from_folder}
-_KNOWN: dict[tuple[str, str], Callable[[int], Architecture]] = {
-    ("sd3", "stabilityai/stable-diffusion-3-medium-diffusers"): sd3_medium
+_FROM_FOLDER: dict[str, Callable[[Path, Teacher, int], Architecture]] = {
+    "sd3": _sd3_from_folder,
+    "longcat": _packed_from_folder,
+    "flux": _packed_from_folder,
 }
+_KNOWN: dict[tuple[str, str], Callable[[int, int], Architecture]] = {
+    ("sd3", "stabilityai/stable-diffusion-3-medium-diffusers"): sd3_medium,
+    ("longcat", "meituan-longcat/LongCat-Image"): longcat_image,
+    ("flux", "black-forest-labs/FLUX.1-dev"): flux_dev,
+}
+_PACKED = {"longcat": "LongCatImageTransformer2DModel", "flux": "FluxTransformer2DModel"}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +17,14 @@ from cdm.errors import CdmError
 from cdm.families import get_family
 from cdm.hub import TeacherManifest
 from cdm.params import Params
-from cdm.prompts import OnlinePrompts, PromptSet, ReadReport, read_prompts, split_prompts
+from cdm.prompts import (
+    OnlinePrompts,
+    PromptSet,
+    ReadReport,
+    count_over_long,
+    read_prompts,
+    split_prompts,
+)
 from cdm.store import Store, StoreError
 
 TEXTS = [
@@ -88,7 +98,7 @@ def test_duplicates_are_counted_over_all_files_and_compositions(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("list.doc", b"", "prompt files are .txt, .jsonl, .csv, .parquet, not .doc"),
+        ("list.doc", b"", "prompt files are .txt, .json, .jsonl, .csv, .parquet, not .doc"),
         ("list", b"", "not without suffix"),
         ("list.txt", None, "list.txt: cannot be read: No such file"),
         ("list.txt", b"caf\xe9", "list.txt: not UTF-8 text .byte 3."),
@@ -253,3 +263,81 @@ def test_a_missing_or_damaged_set_names_its_stage(
     (tmp_path / "out" / "eval" / "texts.json").write_text('["one"]')
     with pytest.raises(CdmError, match="1 texts, but 3 rows"):
         PromptSet(tmp_path / "out" / "eval")
+
+
+def changed(params: Params, section: str, **values: object) -> Params:
+    part = getattr(params, section).model_copy(update=values)
+    return params.model_copy(update={section: part})
+
+
+def test_half_precision_is_stored_as_such_and_given_out_as_float32(
+    tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path
+) -> None:
+    prompts.build(tiny_params, tiny_teacher, tmp_path / "exact")
+    prompts.build(changed(tiny_params, "prompts", precision="bf16"), tiny_teacher, tmp_path / "half")
+    exact, half = (PromptSet(tmp_path / name / "train") for name in ("exact", "half"))
+    assert half.store is not None
+    assert {value.dtype for value in half.store.rows([0]).values()} == {torch.bfloat16}
+    for key, value in half.conditioning([4, 1]).items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, exact.conditioning([4, 1])[key], atol=0.1, rtol=0.1)
+        assert not torch.equal(value, exact.conditioning([4, 1])[key])
+
+
+def test_what_embeddings_take_is_said_before_and_refused_where_there_is_no_room(
+    tiny_params: Params,
+    tiny_teacher: TeacherManifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=20_000))
+    with pytest.raises(
+        CdmError, match=r"embeddings of 9 prompts take 2\.07e-05 GB, but 2e-05 GB are free: make room"
+    ):
+        prompts.build(tiny_params, tiny_teacher, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert "embeddings of 9 prompts: 2.07e-05 GB of disk, 2e-05 GB are free" in capsys.readouterr().err
+    # Half of it has room, and so has what is encoded while training.
+    prompts.build(changed(tiny_params, "prompts", precision="bf16"), tiny_teacher, tmp_path / "half")
+    prompts.build(changed(tiny_params, "prompts", embed="online"), tiny_teacher, tmp_path / "online")
+    assert "embeddings of 4 prompts" in capsys.readouterr().err.splitlines()[-1]
+    stored = sum(value.nbytes for value in PromptSet(tmp_path / "half" / "eval").store.all().values())  # type: ignore[union-attr]
+    assert stored == 3 * 20_736 / 9 / 2, "the figures are those of the tensors"
+
+
+def test_prompts_that_no_encoder_reads_to_the_end_are_counted(
+    tiny_pipeline: Callable[[str], Path], tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path
+) -> None:
+    def counted(name: str, length: int, *texts: str) -> tuple[int, int]:
+        pipeline = get_family("sd3").load_pipeline(tiny_pipeline(name), image=False, transformer=False)
+        return count_over_long(pipeline, texts, length)
+
+    short, middle, long = "red", "red " * 12, "red " * 200
+    assert counted("sd3", 0, short, middle, long)[0] == 2
+    assert counted("sd3_t5", 150, short, middle, long)[0] == 1, "T5 reads what CLIP does not"
+    assert counted("sd3", 0, short) == (0, counted("sd3", 0, long)[1])
+
+    Path(tiny_params.prompts.train[0]).write_text(f"{short}\n{middle}")
+    report = prompts.build(tiny_params, tiny_teacher, tmp_path / "out")
+    assert report.over_long == 1
+    assert report.lines()[-1].startswith("1 prompts are longer than the 8 tokens that are read")
+
+
+def test_encoders_that_are_offloaded_wait_on_the_cpu(
+    tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online = changed(tiny_params, "prompts", embed="online")
+    prompts.build(online, tiny_teacher, tmp_path / "out")
+    texts = PromptSet(tmp_path / "out" / "train")
+    for offload, places in ((False, ["cpu"]), (True, ["cpu", "cpu"])):
+        params = changed(online, "runtime", offload_encoders=offload)
+        encoded = OnlinePrompts(texts, get_family("sd3"), tiny_teacher.folder(), params)
+        moved: list[str] = []
+        real = encoded.pipeline.to
+        monkeypatch.setattr(
+            encoded.pipeline, "to", lambda place, m=moved, r=real: (m.append(str(place)), r(place))[1]
+        )
+        assert not any(value.requires_grad for value in encoded.conditioning([0], torch.device("cpu")).values())
+        assert moved == places

@@ -1,0 +1,116 @@
+"""Recipes: each is a params file in order, named and explained; what it says of memory is what `cdm plan` says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cdm import architectures, plan, recipes
+from cdm.errors import CdmError
+from cdm.params import load
+from cdm.paths import check_paths
+from cdm.prompts import read_prompts
+from tests.test_cli import Command, command  # noqa: F401 - a fixture
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "recipes"
+FILES = sorted(FOLDER.glob("*.yaml"))
+ONE_GPU = [path for path in FILES if re.search(r"-\d+gb$", path.stem)]
+CONTEXT, WASTE = 1e9, 1.1
+"""What docs/planning.md says to leave: CUDA's own memory in bytes, and the allocator's share."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_recipe_is_in_order(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    check_paths(load(path))
+
+
+def test_the_recipes_are_listed_with_a_line_each(command: Command) -> None:  # noqa: F811
+    lines = command("recipe", "list", "--recipes", FOLDER).out.splitlines()
+    assert [line.split()[0] for line in lines] == [path.stem for path in FILES]
+    assert {"sd3-medium", "sd3-medium-lora-24gb", "sd3-medium-lora-80gb"} <= {path.stem for path in FILES}
+    assert {"longcat-image", "longcat-image-lora-80gb"} <= {path.stem for path in FILES}
+    for line in lines:
+        assert len(line.split(maxsplit=1)) == 2, f"{line} has no comment at its head"
+        assert len(line) < 160
+
+
+def test_a_folder_without_recipes_says_where_to_be(command: Command, tmp_path: Path) -> None:  # noqa: F811
+    error = command("recipe", "list", "--recipes", tmp_path).error
+    assert "no recipes there: run this in the root of the repository" in error
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with a committed params.yaml and two recipes; it is the current folder."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "small.yaml").write_text(
+        "# A small one, for tests. It has\n# two lines.\nseed: 1\n"
+    )
+    (tmp_path / "recipes" / "large.yaml").write_text("# A large one\nseed: 2\n")
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "start"],
+    ):
+        subprocess.run(["git", *arguments], check=True)
+    return tmp_path
+
+
+def test_a_recipe_becomes_the_params_file(command: Command, repository: Path) -> None:  # noqa: F811
+    result = command("recipe", "use", "small")
+    assert (repository / "params.yaml").read_bytes() == (repository / "recipes" / "small.yaml").read_bytes()
+    assert result.out.startswith("params.yaml: A small one, for tests\nNext:\n")
+    for step in ("cdm params check params.yaml", "cdm plan params.yaml", "dvc repro"):
+        assert step in result.out
+    command("recipe", "use", "large", "--to", "other.yaml")
+    assert (repository / "other.yaml").read_text() == "# A large one\nseed: 2\n"
+
+
+def test_what_no_commit_holds_is_not_overwritten(command: Command, repository: Path) -> None:  # noqa: F811
+    (repository / "params.yaml").write_text("seed: 9\n")
+    error = command("recipe", "use", "small").error
+    assert (
+        "params.yaml: has changes that no commit holds: commit them, give --to another name, or --force"
+        in error
+    )
+    assert (repository / "params.yaml").read_text() == "seed: 9\n"
+    assert command("recipe", "use", "small", "--force").code == 0
+    assert command("recipe", "use", "small").code == 0, "it is there already"
+    (repository / "new.yaml").write_text("mine")
+    assert (
+        "new.yaml: has changes that no commit holds"
+        in command("recipe", "use", "large", "--to", "new.yaml").error
+    )
+
+
+def test_an_unknown_recipe_names_those_there_are(repository: Path) -> None:
+    with pytest.raises(CdmError, match="no recipe 'smal': there are large, small"):
+        recipes.use_recipe(Path("recipes"), "smal", Path("params.yaml"))
+
+
+def test_the_prompts_to_start_with_are_distinct_and_apart() -> None:
+    train, report = read_prompts([FOLDER / "prompts" / "train.txt"])
+    evaluation, _ = read_prompts([FOLDER / "prompts" / "eval.txt"])
+    assert (len(train), len(evaluation)) == (4000, 64)
+    assert report.duplicates == report.empty == 0
+    assert not set(train) & set(evaluation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ONE_GPU, ids=lambda path: path.stem)
+def test_one_gpu_is_enough_and_the_comment_says_how_much(path: Path) -> None:
+    params = load(path)
+    architecture = architectures.find(params.teacher, params.prompts.max_sequence_length)
+    peak = plan.MemoryPlanner(params, architecture, 1, "none").plan(params.distill.gradient_checkpointing).peak
+    card = int(re.search(r"(\d+)gb$", path.stem)[1]) * 2**30  # type: ignore[index]
+    assert peak * WASTE + CONTEXT < card
+    (recipe,) = (each for each in recipes.list_recipes(FOLDER) if each.path == path)
+    (quoted,) = re.findall(r"`cdm plan` counts ([\d.]+) GB", " ".join(recipe.comment))
+    assert peak / 1e9 == pytest.approx(float(quoted), rel=0.03)
