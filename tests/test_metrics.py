@@ -27,7 +27,7 @@ from cdm.evaluation.quality import evaluate
 from cdm.evaluation.results import join
 from cdm.evaluation.samples import RealPictures, Samples, open_samples
 from cdm.params import Metric, MetricModels, Params, ParamsError, parse
-from cdm.paths import MODELS_OF, check_paths, local_model
+from cdm.paths import _GET, MODELS_OF, check_paths, local_model
 from scorers import convert_hps
 from tests.metric_models import write_aesthetic, write_clip, write_dinov2, write_inception, write_lpips
 from tests.sample_sets import PER_PROMPT, ROOT, noise_pictures, parameters, write_set
@@ -84,7 +84,7 @@ def test_clip_looks_at_pictures_as_its_processor_says(clip: Clip) -> None:
 
     picture = noise_pictures(7, 1, size=40)[0, :, :, :30]  # 40 high, 30 wide
     image = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((16, 21), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[:, 2:18].float() / 255
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[:, 2:18].float() / 255
     mean, std = (
         torch.tensor(getattr(clip.processor, name))[:, None, None] for name in ("image_mean", "image_std")
     )
@@ -173,11 +173,12 @@ def test_dinov2_gives_its_class_token(models: MetricModels) -> None:
     assert model(noise_pictures(11, 2, size=50)).shape == (2, 16)
 
 
-class TestInception:
-    @pytest.fixture(scope="class")
-    def features(self, models: MetricModels) -> InceptionFeatures:
-        return InceptionFeatures(Path(str(models.inception)), CPU)
+@pytest.fixture(scope="module")
+def features(models: MetricModels) -> InceptionFeatures:
+    return InceptionFeatures(Path(str(models.inception)), CPU)
 
+
+class TestInception:
     def test_features_of_different_pictures_differ(self, features: InceptionFeatures) -> None:
         found = features(noise_pictures(12, 2, size=32))
         assert found.shape == (2, 2048)
@@ -401,6 +402,17 @@ class TestAbsent:
     def test_every_metric_says_what_it_needs(self) -> None:
         assert MODELS_OF.keys() == set(get_args(Metric))
         assert {key for keys in MODELS_OF.values() for key in keys} == set(MetricModels.model_fields)
+
+    def test_the_page_names_every_metric_model_and_command(self) -> None:
+        page = (ROOT / "docs/evaluation.md").read_text()
+        named = {metric for metric in get_args(Metric) if not metric.endswith("_dinov2")} | {
+            *MetricModels.model_fields
+        }
+        assert [name for name in sorted(named) if f"`{name}`" not in page] == []
+        assert "the same with `_dinov2`" in page
+        addresses = [address for command in _GET.values() for address in re.findall(r"https://\S+", command)]
+        assert len(addresses) == 4
+        assert [address for address in addresses if address not in page] == []
 
     def test_a_model_of_the_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -224,7 +224,12 @@ def _chosen(chosen: Chosen, samples: Samples) -> dict[str, Any]:
 
 def _best(column: Column, figures: Mapping[tuple[str, str], Row]) -> float | None:
     values = [row[column.key] for row in figures.values() if column.key in row]
-    return None if column.better is None else (min if column.better == "low" else max)(values)
+    match column.better:
+        case "low":
+            return min(values)
+        case "high":
+            return max(values)
+    return None
 
 
 def _short(value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cdm.errors import CdmError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class FeatureModel(Protocol):
@@ -76,7 +78,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> nn.Module:
+def fill(module: Network, weights: dict[str, Tensor], path: Path) -> Network:
     """`module` with exactly these weights, for inference. Raises CdmError where names or shapes differ."""
     try:
         module.load_state_dict(weights)

@@ -67,7 +67,8 @@ class _Mixed(nn.Module):
         self.paths: list[list[list[str]]] = []
         self.pool = pool
         for name, branch in branches.items():
-            width, path = channels, []
+            width = channels
+            path: list[list[str]] = []
             for number, step in enumerate(branch, 1):
                 place = name if len(branch) == 1 else f"{name}_{number}"
                 halves = halve and number == len(branch)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdm.errors import CdmError
 from cdm.evaluation.models.base import fill, read_weights
 
 BACKBONE, LINEAR = "alexnet-owt-7be5be79.pth", "alex.pth"
@@ -49,7 +50,11 @@ class Lpips:
         }
         self.network = fill(_alexnet(), features, folder / BACKBONE).to(device)
         linear = read_weights(folder / LINEAR)
-        self.weights = [linear[f"lin{i}.model.1.weight"].clamp(min=0).to(device) for i in range(len(LAYERS))]
+        try:
+            weights_of = [linear[f"lin{i}.model.1.weight"] for i in range(len(LAYERS))]
+        except KeyError as error:
+            raise CdmError(f"{folder / LINEAR}: not the channels' weights of LPIPS: no {error}") from None
+        self.weights = [weight.clamp(min=0).to(device) for weight in weights_of]
         self.device = device
         self.mean = torch.tensor([-0.030, -0.088, -0.188], device=device)[:, None, None]
         self.deviation = torch.tensor([0.458, 0.448, 0.450], device=device)[:, None, None]
