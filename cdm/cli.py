@@ -66,7 +66,7 @@ def sample(
     from cdm.sampling import tile, write_png
 
     images = draw_pictures(student, prompts, steps, seed, device=device, dtype=dtype.value)
-    told = {"steps": steps, "model": str(student)}
+    told: dict[str, str | int] = {"steps": steps, "model": str(student)}
     if grid or len(prompts) == 1:
         write_png(out, tile(images), prompt="\n".join(prompts), seed=seed, **told)
         print(out)

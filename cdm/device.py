@@ -1,10 +1,13 @@
-"""Where the networks run."""
+"""Where the networks run, and in which arithmetic."""
 
 from __future__ import annotations
 
 import torch
 
 from cdm.errors import CdmError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by their names in params files and commands."""
 
 
 def choose_device(name: str) -> torch.device:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cdm.device import choose_device
+from cdm.device import DTYPES, choose_device
 from cdm.families import Conditioning
 from cdm.progress import track
 from cdm.sampling import to_bytes, unshifted_sigmas
 from cdm.student import Model, find_student
 
 Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def default_precision(device: torch.device) -> Precision:
@@ -40,7 +39,7 @@ def draw_pictures(
     `Precision`, or auto. Raises CdmError.
     """
     model, place = find_student(student), choose_device(device)
-    precision: Any = default_precision(place) if dtype == "auto" else dtype
+    precision = default_precision(place) if dtype == "auto" else dtype
     conditionings = _encode(model, prompts, place, DTYPES[precision])
     pipeline = model.load(text=False, dtype=DTYPES[precision]).to(place)
     shape = model.latent_shape()

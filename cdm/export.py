@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from cdm import git
 from cdm.card import Export, Layout, model_card
-from cdm.drawing import DTYPES, Precision
+from cdm.device import DTYPES
+from cdm.drawing import Precision
 from cdm.errors import CdmError
 from cdm.hub import file_hashes
 from cdm.store import Store, StoreError, digest_of

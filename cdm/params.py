@@ -104,6 +104,8 @@ class Latents(Section):
     """Steps of the teacher's full-length sampling (each costs two evaluations where guided)."""
     per_prompt: Positive
     """Samples of each evaluation prompt; the student is compared on the same noise."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of teacher and student in every comparison."""
 
 
 class Schedule(Section):

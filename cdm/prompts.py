@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cdm.device import choose_device
+from cdm.device import DTYPES, choose_device
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, get_family, source_files
 from cdm.hub import TeacherManifest
@@ -37,7 +37,6 @@ from cdm.store import (
 )
 
 TEXTS = "texts.json"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ROWS_PER_SHARD = 4096
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdm.device import DTYPES
 from cdm.families import Conditioning, Family, get_family, source_files
 from cdm.flow import inference_sigmas
 from cdm.hub import TeacherManifest, file_hashes
@@ -85,19 +86,32 @@ class Sampler:
     per_prompt: int
     guidance_scale: float
     device: torch.device
+    precision: str
 
     def draw(self, noise: Tensor, samples: Iterable[int], steps: int) -> Tensor:
         """Latents of `samples` from their `noise`, on the CPU."""
         conditioning = self.prompts.conditioning([k // self.per_prompt for k in samples], self.device)
-        sigmas = unshifted_sigmas(steps)
+        dtype = DTYPES[self.precision]
         drawn = self.family.sample(
-            self.pipeline, noise.to(self.device), conditioning, self.empty, sigmas, self.guidance_scale
+            self.pipeline,
+            noise.to(self.device, dtype),
+            _as(dtype, conditioning),
+            _as(dtype, self.empty),
+            unshifted_sigmas(steps),
+            self.guidance_scale,
         )
         return drawn.float().cpu()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of `latents` as uint8, on the CPU."""
         return to_bytes(self.family.decode(self.pipeline, latents.to(self.device))).cpu()
+
+
+def _as(dtype: torch.dtype, conditioning: Conditioning) -> Conditioning:
+    """The conditioning with its numbers in `dtype`; masks stay."""
+    return {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in conditioning.items()
+    }
 
 
 def _sampler(
@@ -107,16 +121,18 @@ def _sampler(
     per_prompt: int,
     *,
     guidance_scale: float,
+    precision: str,
     image: bool,
 ) -> Sampler:
     return Sampler(
         model.family,
-        model.load(text=False, image=image).to(device),
+        model.load(text=False, image=image, dtype=DTYPES[precision]).to(device),
         PromptSet(prompts / "eval"),
         PromptSet(prompts / "empty").conditioning([0], device),
         per_prompt,
         guidance_scale,
         device,
+        precision,
     )
 
 
@@ -170,6 +186,7 @@ def cache_teacher_latents(params: Params, teacher: TeacherManifest, prompts: Pat
         "evaluations": evaluations(section.steps, guidance_scale),
         "guidance_scale": guidance_scale,
         "per_prompt": section.per_prompt,
+        "precision": section.precision,
         "prompts_sha256": PromptSet(prompts / "eval").sha256,
         "seed": params.seed,
         "teacher": teacher.digest,
@@ -184,6 +201,7 @@ def cache_teacher_latents(params: Params, teacher: TeacherManifest, prompts: Pat
             prompts,
             section.per_prompt,
             guidance_scale=guidance_scale,
+            precision=section.precision,
             image=False,
         )
 
@@ -249,7 +267,13 @@ def _write_sets(
     """All sample sets of a model, with their pictures. The guided full-length set is the cache's own."""
     per_prompt, scale, name = cache.metadata["per_prompt"], contestant.guidance_scale, contestant.name
     sampler = _sampler(
-        processes.device, contestant.model, prompts, per_prompt, guidance_scale=scale, image=True
+        processes.device,
+        contestant.model,
+        prompts,
+        per_prompt,
+        guidance_scale=scale,
+        precision=cache.metadata["precision"],
+        image=True,
     )
     for steps in sorted(contestant.steps):
         drawn = name == "teacher" and steps == cache.metadata["steps"]
@@ -276,6 +300,7 @@ def _write_set(
         "evaluations": evaluations(steps, sampler.guidance_scale),
         "guidance_scale": sampler.guidance_scale,
         "per_prompt": sampler.per_prompt,
+        "precision": sampler.precision,
         "prompts_sha256": sampler.prompts.sha256,
         "seed": cache.metadata["seed"],
         "model": digest,

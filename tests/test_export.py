@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ruamel.yaml import YAML
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cdm import card, drawing, export, git
+from cdm import card, drawing, export, git, hub
 from cdm.card import Layout
 from cdm.errors import CdmError
 from cdm.export import quality_of
@@ -26,6 +27,7 @@ from cdm.params import Lora, Params
 from cdm.store import ShardWriter, digest_of
 from cdm.student import FULL, LORA, Origin, find_student
 from tests.test_cli import Command, command  # noqa: F401 - a fixture
+from tests.tiny_pipelines import RESOLUTION, TEXT_TOKENS
 
 FAMILY = get_family("sd3")
 PROMPT = "a red three on black paper"
@@ -104,6 +106,41 @@ def test_the_cards_own_code_draws_what_cdm_sample_draws(
     # And all of it is the student that went in.
     assert command("sample", PROMPT, "--student", student, "--out", "student.png", "--device", "cpu").code == 0
     assert (by_diffusers - pixels(Path("student.png"))).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    "name", ["longcat", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd3_t5", "flux", "z_image"))]
+)
+@pytest.mark.parametrize("layout", ["diffusers", "lora"])
+def test_it_does_so_whatever_the_architecture(
+    command: Command,  # noqa: F811
+    tiny_pipeline: Callable[[str], Path],
+    tiny_params: Params,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    layout: Layout,
+) -> None:
+    source = tiny_pipeline(name)
+    family = get_family("sd3" if name == "sd3_t5" else name)
+    length = {"longcat": 512}.get(name, TEXT_TOKENS[name])
+    prompts = tiny_params.prompts.model_copy(update={"max_sequence_length": length})
+    teacher = hub.describe(family.name, str(source), None, RESOLUTION)
+    origin = Origin.of(teacher, tiny_params.model_copy(update={"prompts": prompts}))
+    networks = LoraNetworks(family, family.load_transformer(source), Lora(rank=2, alpha=8), seed=1)
+    with torch.no_grad():
+        for value in networks.parameters("student").values():
+            value.add_(0.1)
+    networks.save_student(networks.parameters("student"), source, tmp_path / "learnt")
+    origin.write(tmp_path / "learnt" / LORA)
+    monkeypatch.chdir(tmp_path)
+    text = export.export(tmp_path / "learnt", Path("out"), layout).card.read_text()
+    (code,), (line,) = blocks(text, "python"), blocks(text, "")
+    exec(code.replace(card.PROMPT, PROMPT), {})
+    by_diffusers = pixels(Path("picture.png"))
+    arguments = [word.strip('"').replace(card.PROMPT, PROMPT) for word in re.findall(r'"[^"]*"|\S+', line)][1:]
+    assert command(*arguments, "--device", "cpu").code == 0
+    assert (by_diffusers - pixels(Path("picture.png"))).abs().max() <= 1
 
 
 def test_a_picture_is_that_of_its_prompt_and_seed(full_student: Path) -> None:
@@ -246,14 +283,16 @@ def test_the_card_says_what_the_hub_reads(
     assert {"text-to-image", "few-step", "cdm", "sd3", "lora"} <= set(data["tags"])
 
     model = find_student(full_student)
-    hub = Origin.of(TeacherManifest(**{**vars(tiny_teacher), "source": "org/teacher", "revision": "0123abcd"}))
+    there = Origin.of(
+        TeacherManifest(**{**vars(tiny_teacher), "source": "org/teacher", "revision": "0123abcd"})
+    )
     for layout, relation in (("lora", "adapter"), ("diffusers", "finetune"), ("single-file", "finetune")):
-        there = card.Export("x", layout, type(model)(FAMILY, tiny_sd3, origin=hub), "bf16", None, None)  # type: ignore[arg-type]
-        (tmp_path / "card.md").write_text(card.model_card(there))
+        about = card.Export("x", layout, type(model)(FAMILY, tiny_sd3, origin=there), "bf16", None, None)  # type: ignore[arg-type]
+        (tmp_path / "card.md").write_text(card.model_card(about))
         data = front_matter(tmp_path / "card.md")
         assert (data["base_model"], data["base_model_relation"]) == ("org/teacher", relation)
         assert ("lora" in data["tags"]) == (layout == "lora")
-        assert "`org/teacher` at `0123abcd`" in card.model_card(there)
+        assert "`org/teacher` at `0123abcd`" in card.model_card(about)
 
 
 def test_the_card_has_parameters_and_commit(

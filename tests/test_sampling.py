@@ -275,6 +275,25 @@ def test_what_is_missing_or_stale_is_named_before_drawing(
     assert sample.calls == 0
 
 
+def test_half_precision_draws_nearly_the_same(
+    tiny_params: Params, tiny_teacher: TeacherManifest, data: Path
+) -> None:
+    draw(tiny_params, tiny_teacher, data, "exact")
+    exact = Store(data / "latents").all()
+    half = tiny_params.model_copy(
+        update={"latents": tiny_params.latents.model_copy(update={"precision": "bf16"})}
+    )
+    sampling.cache_teacher_latents(half, tiny_teacher, data / "prompts", data / "latents")
+    rounded = Store(data / "latents").all()
+    assert torch.equal(rounded["noise"], exact["noise"])
+    assert rounded["latents"].dtype == torch.float32
+    assert 0 < (rounded["latents"] - exact["latents"]).abs().mean() < 0.05
+    draw(half, tiny_teacher, data, "rounded")
+    for name in ("student/steps2", "teacher/steps1"):
+        one, other = (Store(data / folder / name).all()["latents"] for folder in ("exact", "rounded"))
+        assert 0 < (one - other).abs().mean() < 0.05
+
+
 def test_pictures_are_tiled_row_by_row() -> None:
     images = torch.arange(1, 6, dtype=torch.uint8).reshape(5, 1, 1, 1).expand(5, 3, 2, 4)
     sheet = sampling.tile(images)
