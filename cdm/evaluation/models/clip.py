@@ -41,7 +41,7 @@ class Clip:
             list(images), return_tensors="pt", input_data_format="channels_first", **options
         ).pixel_values
         pooled = self.model.vision_model(pixel_values=pixels.to(self.device)).pooler_output
-        return F.normalize(self.model.visual_projection(pooled).double().cpu(), dim=1)
+        return F.normalize(self.model.visual_projection(pooled).cpu().double(), dim=1)
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -50,7 +50,7 @@ class Clip:
             list(texts), padding=True, truncation=True, max_length=self.length, return_tensors="pt"
         ).to(self.device)
         pooled = self.model.text_model(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
-        return F.normalize(self.model.text_projection(pooled).double().cpu(), dim=1)
+        return F.normalize(self.model.text_projection(pooled).cpu().double(), dim=1)
 
 
 class ClipFeatures:

@@ -30,4 +30,4 @@ class Dinov2Features:
             return_tensors="pt",
         ).pixel_values
         hidden = self.model(pixel_values=pixels.to(self.device)).last_hidden_state
-        return hidden[:, 0].double().cpu()
+        return hidden[:, 0].cpu().double()

@@ -30,7 +30,7 @@ class _Convolution(nn.Module):
     ) -> None:
         super().__init__()
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-        padding = tuple(side // 2 if pad else 0 for side in sides)
+        padding = (sides[0] // 2, sides[1] // 2) if pad else (0, 0)
         self.conv = nn.Conv2d(channels_in, channels_out, sides, stride=stride, padding=padding, bias=False)
         self.bn = nn.BatchNorm2d(channels_out, eps=0.001)
 
@@ -200,4 +200,4 @@ class InceptionFeatures:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         pixels = (resize(images.to(self.device).float()) - 128) / 128
-        return self.network(pixels).double().cpu()
+        return self.network(pixels).cpu().double()
