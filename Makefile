@@ -51,7 +51,7 @@ install: $(VENV)/installed ## Make .venv and install the pipeline into it
 test: $(VENV)/installed-dev ## Install what the tests need and run them
 	@pytest -m 'not slow'
 
-test-slow: $(VENV)/installed-dev ## Run the tests that take longer, such as whole pipelines of every architecture
+test-slow: $(VENV)/installed-slow ## Run the tests that take longer, such as whole pipelines of every architecture
 	@pytest -m slow
 
 check: $(VENV)/installed-dev ## Lint, formatting and types
@@ -84,4 +84,9 @@ endif
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo 'Installing what tests and checks need: once'
 	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/installed-slow: $(VENV)/installed-dev
+	@echo 'Installing what slow tests need too: once'
+	@$(PIP) install --constraint constraints.txt --editable '.[slow]'
 	@touch $@

@@ -65,8 +65,8 @@ class Network:
     """A network on fake tensors: how it is built, its inputs for a batch, and how it is called with them.
 
     As in training, what learns is in float32, and what is frozen in the type of `autocast`, in which it runs if that
-    is given, with the rules of CUDA if `cuda`. `sharded` drops each gradient once it is there, as where it goes to
-    its shard.
+    is given, with the rules of CUDA if `cuda`. `sharded`: what learns is gathered in the type in which it runs, so
+    that autocast makes no copies, and each gradient is dropped once it is there, as where it goes to its shard.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ class Network:
             self.model = build().eval()
         self.fake = FakeTensorMode()
         with self.fake:
-            _make_fake(self.model, autocast or torch.float32)
+            running = autocast or torch.float32
+            _make_fake(self.model, frozen=running, learning=running if sharded else torch.float32)
         if cuda and autocast is not None:
             _normalise_in_float32(self.model)
         if sharded:
@@ -145,12 +146,12 @@ class Network:
             yield live, run
 
 
-def _make_fake(model: nn.Module, frozen: torch.dtype) -> None:
+def _make_fake(model: nn.Module, *, frozen: torch.dtype, learning: torch.dtype) -> None:
     """Puts fake tensors on the CPU in the place of a meta model's parameters and buffers."""
     buffers = torch.float32 if all(parameter.requires_grad for parameter in model.parameters()) else frozen
     for module in model.modules():
         for name, value in list(module.named_parameters(recurse=False)):
-            dtype = torch.float32 if value.requires_grad else frozen
+            dtype = learning if value.requires_grad else frozen
             fake = torch.empty(value.shape, dtype=dtype)
             setattr(module, name, nn.Parameter(fake, requires_grad=value.requires_grad))
         for name, buffer in list(module.named_buffers(recurse=False)):

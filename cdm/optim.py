@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
 from cdm.params import Optimiser
-from cdm.sharding import assign, is_sharded, whole_of
+from cdm.sharding import as_slice, assign, is_sharded, slice_of, whole_of
+
+MESSAGE = 2**26
+"""Numbers that processes average at once: gradients are copied into a message, which is to stay small (268 MB)."""
+
+BLOCK = 256
+"""Numbers that share a scale in 8-bit states, a constant of bitsandbytes."""
+SMALLEST = 4096
+"""Numbers in the smallest parameter whose states are worth 8 bits, as bitsandbytes has it."""
 
 
 def learning_rate(settings: Optimiser, update: int, updates: int) -> float:
@@ -32,7 +42,7 @@ def ema_decay(decay: float, update: int) -> float:
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """The mean of each gradient over the processes, in one message.
+    """The mean of each gradient over the processes.
 
     Nothing is left to do where there is one process, or the backward pass has done it, slice by slice.
     """
@@ -40,12 +50,26 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         return
     if any(is_sharded(parameter) for parameter in parameters):
         return
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    for gradients in messages([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]):
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= torch.distributed.get_world_size()
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def messages(tensors: Sequence[Tensor], limit: int = MESSAGE) -> Iterator[list[Tensor]]:
+    """The tensors in groups of up to `limit` numbers; a larger one is a group of its own."""
+    group: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if group and size + tensor.numel() > limit:
+            yield group
+            group, size = [], 0
+        group.append(tensor)
+        size += tensor.numel()
+    if group:
+        yield group
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
@@ -56,14 +80,35 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
     return float(norm)
 
 
-class Learner:
-    """AdamW on named parameters; `updates_done` counts its steps."""
+def fits_8bit(shape: Sequence[int]) -> bool:
+    """Whether a parameter's moments can be kept in 8 bits: it is large, and a row of it is of whole blocks.
 
-    def __init__(self, parameters: dict[str, nn.Parameter], settings: Optimiser, updates: int) -> None:
+    So a slice of its rows has the blocks of the whole, and a state can be taken to other numbers of processes.
+    """
+    return len(shape) > 1 and math.prod(shape) >= SMALLEST and math.prod(shape[1:]) % BLOCK == 0
+
+
+class AdamW(Protocol):
+    """The updates of some parameters, and their states."""
+
+    def step(self, lr: float) -> None:
+        """One update with the gradients that are there, by the learning rate `lr`."""
+        ...
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """The states of a parameter, sharded as it is; those that are changed in place by `load`."""
+        ...
+
+    def load(self, name: str, key: str, whole: Tensor) -> None:
+        """Sets one of them, which every process has whole."""
+        ...
+
+
+class Float32AdamW:
+    """torch's AdamW, in one fused call where the device has it: moments of the parameters' own type."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], settings: Optimiser) -> None:
         self.parameters = parameters
-        self.settings = settings
-        self.updates = updates
-        self.updates_done = 0
         values = list(parameters.values())
         self.adamw = torch.optim.AdamW(
             values,
@@ -73,6 +118,88 @@ class Learner:
             weight_decay=settings.weight_decay,
             fused=values[0].device.type in ("cpu", "cuda"),
         )
+
+    def step(self, lr: float) -> None:
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        return dict(self.adamw.state[self.parameters[name]])
+
+    def load(self, name: str, key: str, whole: Tensor) -> None:
+        parameter = self.parameters[name]
+        if key == "step":
+            mine = whole.to(parameter.device)
+        else:
+            mine = torch.zeros_like(parameter, requires_grad=False)
+            assign(mine, whole)
+        self.adamw.state[parameter][key] = mine
+
+
+class EightBitAdamW:
+    """bitsandbytes' AdamW: each moment is a byte, and a scale for each block (arXiv 2110.02861).
+
+    It knows no sharded tensors: it is given this process's slices, which it changes in place.
+    """
+
+    CODES, SCALES = ("state1", "state2"), ("absmax1", "absmax2")
+
+    def __init__(self, parameters: dict[str, nn.Parameter], settings: Optimiser) -> None:
+        from bitsandbytes.optim import AdamW8bit
+
+        self.parameters = parameters
+        self.slices = {name: nn.Parameter(slice_of(value.detach())) for name, value in parameters.items()}
+        self.adamw: Any = AdamW8bit(
+            list(self.slices.values()),
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            min_8bit_size=0,
+        )
+        for index, value in enumerate(self.slices.values()):
+            self.adamw.init_state(self.adamw.param_groups[0], value, 0, index)
+
+    def step(self, lr: float) -> None:
+        for name, parameter in self.parameters.items():
+            mine = self.slices[name]
+            mine.data = slice_of(parameter.detach())
+            mine.grad = None if parameter.grad is None else slice_of(parameter.grad)
+        self.adamw.param_groups[0]["lr"] = lr
+        self.adamw.step()
+        self.adamw.zero_grad()
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        parameter, state = self.parameters[name], self.adamw.state[self.slices[name]]
+        rows, *row = parameter.shape
+        blocks = math.prod(row) // BLOCK
+        codes = {key: as_slice(state[key], parameter, parameter.shape) for key in self.CODES}
+        scales = {key: as_slice(state[key].view(-1, blocks), parameter, (rows, blocks)) for key in self.SCALES}
+        return {"step": torch.tensor(float(state["step"])), **codes, **scales}
+
+    def load(self, name: str, key: str, whole: Tensor) -> None:
+        if key == "step":
+            self.adamw.state[self.slices[name]]["step"] = int(whole)
+        else:
+            assign(self.state(name)[key], whole)
+
+
+class Learner:
+    """AdamW on named parameters; `updates_done` counts its steps."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], settings: Optimiser, updates: int) -> None:
+        self.parameters = parameters
+        self.settings = settings
+        self.updates = updates
+        self.updates_done = 0
+        kinds: dict[type[Float32AdamW | EightBitAdamW], dict[str, nn.Parameter]] = {}
+        for name, value in parameters.items():
+            small = settings.states == "8bit" and fits_8bit(value.shape)
+            kinds.setdefault(EightBitAdamW if small else Float32AdamW, {})[name] = value
+        self.optimisers: list[AdamW] = [kind(part, settings) for kind, part in kinds.items()]
+        parts = zip(kinds.values(), self.optimisers, strict=True)
+        self.optimiser_of = {name: optimiser for part, optimiser in parts for name in part}
 
     @property
     def lr(self) -> float:
@@ -84,10 +211,10 @@ class Learner:
         parameters = list(self.parameters.values())
         average_gradients(parameters)
         norm = clip_gradients(parameters, self.settings.clip)
-        for group in self.adamw.param_groups:
-            group["lr"] = self.lr
-        self.adamw.step()
-        self.adamw.zero_grad()
+        for optimiser in self.optimisers:
+            optimiser.step(self.lr)
+        for parameter in parameters:
+            parameter.grad = None
         self.updates_done += 1
         return norm
 
@@ -95,8 +222,8 @@ class Learner:
         """AdamW's moments and step counts, keyed `moment/parameter`."""
         return {
             f"{key}/{name}": value
-            for name, parameter in self.parameters.items()
-            for key, value in self.adamw.state[parameter].items()
+            for name in self.parameters
+            for key, value in self.optimiser_of[name].state(name).items()
         }
 
     def load_state(self, state: dict[str, Tensor], updates_done: int) -> None:
@@ -104,10 +231,4 @@ class Learner:
         self.updates_done = updates_done
         for key, value in state.items():
             moment, name = key.split("/", 1)
-            parameter = self.parameters[name]
-            if moment == "step":
-                mine = value.to(parameter.device)
-            else:
-                mine = torch.zeros_like(parameter, requires_grad=False)
-                assign(mine, value)
-            self.adamw.state[parameter][moment] = mine
+            self.optimiser_of[name].load(name, moment, value)

@@ -189,6 +189,8 @@ class Optimiser(Section):
     """AdamW's decoupled weight decay."""
     clip: Rate = 1.0
     """Largest norm of the gradient."""
+    states: Literal["fp32", "8bit"] = "fp32"
+    """Numbers of the moments: 8bit takes a quarter of the memory, coarsely rounded; needs bitsandbytes."""
 
 
 class Lora(Section):
@@ -251,7 +253,7 @@ class Distill(Section):
     ema: Share = 0.999
     """Decay of the student's moving average, which is what is saved; ramped up from 0.1."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the networks (weights, losses and optimiser states stay float32)."""
+    """Arithmetic of the networks (weights and losses stay float32)."""
     lora: Lora | None = None
     """What learns: null is all weights, in three copies of the teacher; else adapters on a single one."""
     gradient_checkpointing: bool = False

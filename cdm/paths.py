@@ -80,6 +80,13 @@ def _problems(named: Params) -> Iterator[str]:
     yield from _missing_scorers(evaluate)
     if configs is not None and not Path(configs).is_file():
         yield f"runtime.accelerate_config: {configs}: no such file"
+    yield from _missing_packages(named)
+
+
+def _missing_packages(named: Params) -> Iterator[str]:
+    for role in ("student", "fake"):
+        if getattr(named.distill, role).states == "8bit" and find_spec("bitsandbytes") is None:
+            yield f"distill.{role}.states: 8bit needs bitsandbytes: pip install bitsandbytes, or set it to fp32"
     tracker = named.runtime.tracker
     if tracker is not None and find_spec(tracker) is None:
         yield f"runtime.tracker: {tracker} is not installed: pip install {tracker}, or set it to null"

@@ -19,7 +19,8 @@ from cdm.architectures import Architecture
 from cdm.checkpoint import KEPT
 from cdm.errors import CdmError
 from cdm.footprint import Footprint, Network
-from cdm.params import Distill, Params, Schedule
+from cdm.optim import BLOCK, MESSAGE, fits_8bit
+from cdm.params import Distill, Optimiser, Params, Schedule
 
 Sharding = Literal["none", "fsdp"]
 FLOAT32 = 4
@@ -145,6 +146,8 @@ class Sizes:
     """Parameters that do."""
     tensors: int
     """Matrices and vectors that learn, each with a step count in the optimiser."""
+    in_8bit: int
+    """Parameters that learn whose moments can be kept in 8 bits."""
     buffers: int
     """Elements of constants, such as position embeddings."""
     stored: int
@@ -172,6 +175,7 @@ def sizes(architecture: Architecture) -> Sizes:
         frozen=frozen,
         learning=learning,
         tensors=sum(parameter.requires_grad for parameter in model.parameters()),
+        in_8bit=sum(p.numel() for p in model.parameters() if p.requires_grad and fits_8bit(p.shape)),
         buffers=sum(buffer.numel() for buffer in model.buffers()),
         stored=sum(value.numel() for value in model.state_dict().values()),
         largest_block=max(blocks, key=sum, default=(0, 0)),
@@ -179,9 +183,18 @@ def sizes(architecture: Architecture) -> Sizes:
     )
 
 
-def optimiser_bytes(size: Sizes) -> int:
-    """AdamW's states of one role: two moments, and a step count for each tensor; all float32."""
-    return FLOAT32 * (2 * size.learning + size.tensors)
+def optimiser_bytes(size: Sizes, settings: Optimiser) -> int:
+    """AdamW's states of one role: two moments, and a step count for each tensor; float32 but for 8-bit moments.
+
+    Those are a byte each, and a float32 scale for each block.
+    """
+    small = size.in_8bit if settings.states == "8bit" else 0
+    return FLOAT32 * (2 * (size.learning - small) + size.tensors) + 2 * (small + FLOAT32 * small // BLOCK)
+
+
+def both_optimisers_bytes(size: Sizes, distill: Distill) -> int:
+    """AdamW's states of student and fake score."""
+    return optimiser_bytes(size, distill.student) + optimiser_bytes(size, distill.fake)
 
 
 @dataclass(frozen=True)
@@ -211,7 +224,7 @@ class MemoryPlanner:
         learner = as_learner(params.distill, architecture)
         self.size, self.teacher_size = sizes(learner), sizes(architecture.frozen())
         autocast = torch.bfloat16 if params.distill.precision == "bf16" else None
-        self.frozen_bytes = (autocast or torch.float32).itemsize
+        self.running_bytes = (autocast or torch.float32).itemsize
         options = {"autocast": autocast, "cuda": params.runtime.device != "cpu"}
         self.learner = Network.of(learner, sharded=self.sharded, **options)
         self.teacher = Network.of(architecture.frozen(), **options)
@@ -227,7 +240,7 @@ class MemoryPlanner:
     def _kept(self) -> dict[str, int]:
         size, spread = self.size, self.processes if self.sharded else 1
         learning = FLOAT32 * size.learning // spread
-        teacher = self.frozen_bytes * (self.teacher_size.frozen // spread + size.buffers)
+        teacher = self.running_bytes * (self.teacher_size.frozen // spread + size.buffers)
         if self.params.distill.lora is None:
             network = learning + FLOAT32 * size.buffers
             kept = {"teacher": teacher, "student": network, "fake score": network}
@@ -236,7 +249,7 @@ class MemoryPlanner:
         kept["moving average"] = learning
         if self.params.distill.keep == "best":
             kept["moving average of the best probe"] = learning
-        kept["AdamW of student and fake score"] = 2 * optimiser_bytes(size) // spread
+        kept["AdamW of student and fake score"] = both_optimisers_bytes(size, self.params.distill) // spread
         kept["the batch's conditioning and latents"] = self.share * self.row_bytes
         if self.params.prompts.embed == "online" and not self.params.runtime.offload_encoders:
             kept["text encoders"] = self._encoders()
@@ -261,7 +274,7 @@ class MemoryPlanner:
         backward = one if graphs == 1 else self._update(graphs, checkpointing)
         gradients, gathered = self._gradients(), self._gathered()
         before = gradients if self.parts > 1 else 0
-        reduced = gradients if self.processes > 1 and not self.sharded else 0
+        reduced = min(gradients, FLOAT32 * MESSAGE) if self.processes > 1 and not self.sharded else 0
         visiting = self.params.prompts.embed == "online" and self.params.runtime.offload_encoders
         encoding = {"encoding a batch's prompts": self._encoders()} if visiting else {}
         return encoding | {
@@ -294,15 +307,13 @@ class MemoryPlanner:
         return FLOAT32 * self.size.learning // (self.processes if self.sharded else 1)
 
     def _gathered(self) -> int:
-        """Sharded: parameters outside the blocks, the block at work and the next, and a block's gradients, twice:
-        whole, and in line for their processes."""
+        """Sharded: parameters outside the blocks, the block at work and the next, in the type in which they run, and
+        a block's gradients, twice: whole, and in line for their processes, in float32."""
         if not self.sharded:
             return 0
         (frozen, learning), (outside_frozen, outside_learning) = self.size.largest_block, self.size.outside
-        parameters = self.frozen_bytes * (outside_frozen + 2 * frozen) + FLOAT32 * (
-            outside_learning + 2 * learning
-        )
-        return parameters + 2 * FLOAT32 * learning
+        parameters = outside_frozen + outside_learning + 2 * (frozen + learning)
+        return self.running_bytes * (parameters + learning) + FLOAT32 * learning
 
 
 def as_learner(distill: Distill, architecture: Architecture) -> Architecture:
@@ -450,7 +461,7 @@ def plan_compute(params: Params, architecture: Architecture, parts: int, rate: f
 def plan_disk(params: Params, architecture: Architecture, size: Sizes, prompts: int | None) -> Disk:
     """Embeddings, checkpoints (student, fake score, moving averages and optimisers) and the student, as files."""
     distill, learning = params.distill, FLOAT32 * size.learning
-    checkpoint = (4 if distill.keep == "best" else 3) * learning + 2 * optimiser_bytes(size)
+    checkpoint = (4 if distill.keep == "best" else 3) * learning + both_optimisers_bytes(size, distill)
     return Disk(
         prompt=architecture.conditioning_bytes() * ENCODED[params.prompts.precision] // FLOAT32,
         prompts=prompts,

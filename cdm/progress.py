@@ -15,6 +15,12 @@ T = TypeVar("T")
 LOG_INTERVAL = 30.0
 """Seconds between two lines in a log."""
 
+IDLE_WARNINGS = {
+    "diffusers.models.modeling_utils": "should be kept in float32: []",
+    "bitsandbytes.backends.cpu.ops": "gemm_4bit_forward",
+}
+"""Never shown, by logger: a cast to another type that concerns no module, a kernel that is not used here."""
+
 
 def track(
     iterable: Iterable[T],
@@ -36,9 +42,7 @@ def track(
 
 
 def quieten_libraries() -> None:
-    """Switch off what diffusers and transformers say about nothing: loading bars, unless somebody sees them on a
-    terminal, and the warning that a cast to another type concerns an empty list of modules."""
-    logging.getLogger("diffusers.models.modeling_utils").addFilter(_concerns_something)
+    """Switch off the loading bars of diffusers and transformers, unless somebody sees them on a terminal."""
     if not sys.stderr.isatty():
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
@@ -47,8 +51,12 @@ def quieten_libraries() -> None:
         transformers_logging.disable_progress_bar()
 
 
-def _concerns_something(record: logging.LogRecord) -> bool:
-    return "should be kept in float32: []" not in record.getMessage()
+def _says_something(record: logging.LogRecord) -> bool:
+    return IDLE_WARNINGS[record.name] not in record.getMessage()
+
+
+for _name in IDLE_WARNINGS:  # here, because some are said while a library is imported
+    logging.getLogger(_name).addFilter(_says_something)
 
 
 def _bar(

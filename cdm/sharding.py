@@ -7,13 +7,13 @@ Processes must therefore use the network equally often.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -26,24 +26,45 @@ def is_wanted() -> bool:
     return several and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def shard(model: nn.Module, device: torch.device) -> nn.Module:
+def shard(model: nn.Module, device: torch.device, compute: torch.dtype | None = None) -> nn.Module:
     """The model with its parameters spread over the processes' devices, block by block.
 
     A block is a member of one of its lists of modules. Put in from the CPU, the model is never whole on a device.
+    With `compute`, parameters are gathered in that type, in which autocast would take them anyway: that halves what
+    travels, and no copy of them waits for the backward pass. What this process holds keeps its type, and gradients
+    are summed in float32.
     """
+    # Inputs are left to autocast: as bfloat16 a timestep of 1000 would be rounded to a multiple of 4.
+    gradients = None if compute is None else torch.float32
+    policy = MixedPrecisionPolicy(compute, gradients, cast_forward_inputs=False)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for blocks in model.children():
         if isinstance(blocks, nn.ModuleList):
             for block in blocks:
-                fully_shard(block, mesh=mesh)
+                fully_shard(block, mesh=mesh, mp_policy=policy)
     # Let go of the rest too: by default it stays whole until a backward, and would miss a change of its parameters.
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return model
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds only a slice of it."""
     return isinstance(tensor, DTensor)
+
+
+def slice_of(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: some of its rows where it is sharded, else all of them."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def as_slice(mine: Tensor, like: Tensor, shape: Sequence[int]) -> Tensor:
+    """`mine` as this process's rows of a tensor of a `shape` that is sharded as `like` is, whose rows it shares."""
+    if not isinstance(like, DTensor):
+        return mine.view(tuple(shape))
+    stride = torch.empty(tuple(shape), device="meta").stride()
+    return DTensor.from_local(
+        mine, like.device_mesh, like.placements, run_check=False, shape=torch.Size(shape), stride=stride
+    )
 
 
 def gather(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:

@@ -282,7 +282,7 @@ def build_networks(params: Params, inputs: Inputs, device: torch.device) -> Netw
     checkpointing = distill.gradient_checkpointing
 
     def place(model: nn.Module) -> nn.Module:
-        return sharding.shard(model, device) if sharding.is_wanted() else model.to(device)
+        return sharding.shard(model, device, autocast) if sharding.is_wanted() else model.to(device)
 
     if distill.lora is None:
         networks: Networks = FullNetworks(

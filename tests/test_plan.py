@@ -21,7 +21,7 @@ from cdm.errors import CdmError
 from cdm.families import get_family
 from cdm.footprint import Footprint, Network
 from cdm.networks import FullNetworks, LoraNetworks
-from cdm.params import Lora, Params, Schedule, parse
+from cdm.params import Lora, Optimiser, Params, Schedule, parse
 from cdm.randomness import Draws
 from cdm.schedule import draw_rollouts
 from cdm.training import Run
@@ -261,7 +261,8 @@ def test_optimisers_and_files_have_the_planned_bytes(
     params = changed(tiny_params, distill={"lora": lora})
     run = engine_run(params, tiny_sd3)
     size = plan.sizes(plan.as_learner(params.distill, tiny))
-    assert sum(value.nbytes for value in run.student.state().values()) == plan.optimiser_bytes(size)
+    planned = plan.optimiser_bytes(size, params.distill.student)
+    assert sum(value.nbytes for value in run.student.state().values()) == planned
     disk = plan.plan_disk(params, tiny, size, prompts=10)
     saved = run.checkpoint()
     tensors = [value for group in saved.tensors.values() for value in group.values()]
@@ -293,7 +294,24 @@ def test_planned_memory_is_what_the_engine_takes(
     assert planned.peak == pytest.approx(memory.measure(params, "allocated"), rel=0.1)
 
 
+FLOAT32_STATES = Optimiser(lr=1e-3)
 PROBE = {"every": 10, "track": "data/latents"}
+
+
+def test_8bit_states_take_a_quarter_of_those_that_fit() -> None:
+    size = plan.Sizes(
+        frozen=0,
+        learning=1_000_000,
+        tensors=10,
+        in_8bit=512_000,
+        buffers=0,
+        stored=0,
+        largest_block=(0, 0),
+        outside=(0, 0),
+    )
+    small = plan.optimiser_bytes(size, Optimiser(lr=1e-3, states="8bit"))
+    assert small == 2 * 512_000 + 2 * 4 * 2_000 + 8 * 488_000 + 40
+    assert plan.optimiser_bytes(size, FLOAT32_STATES) == 8 * 1_000_000 + 40
 
 
 def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) -> None:
@@ -306,7 +324,7 @@ def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) ->
     size, base = plan.sizes(tiny), planned()
     network = 4 * size.learning
     assert base.kept["student"] == base.kept["teacher"] == network + 4 * size.buffers
-    assert base.kept["AdamW of student and fake score"] == 2 * plan.optimiser_bytes(size)
+    assert base.kept["AdamW of student and fake score"] == 2 * plan.optimiser_bytes(size, FLOAT32_STATES)
     assert planned(distill={"precision": "bf16"}).kept["teacher"] == base.kept["teacher"] // 2
     assert (
         sum(planned(distill={"keep": "best", "probe": PROBE}).kept.values())
@@ -323,8 +341,11 @@ def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) ->
     assert two.activations == base.activations // 2
     sharded = planned(2, "fsdp")
     assert sharded.kept["moving average"] == network // 2
-    assert sharded.kept["AdamW of student and fake score"] == plan.optimiser_bytes(size)
+    assert sharded.kept["AdamW of student and fake score"] == plan.optimiser_bytes(size, FLOAT32_STATES)
     assert sharded.moments["optimiser step"] == sharded.activations + network // 2
+    half = {"precision": "bf16"}
+    copies = planned(2, distill=half).activations - planned(2, "fsdp", distill=half).activations
+    assert 0.5 * 2 * size.learning < copies <= 2 * size.learning  # autocast's: sharded weights come in bfloat16
     lora = planned(distill={"lora": {"rank": 3, "alpha": 6.0}})
     adapter = 4 * plan.sizes(tiny.adapted(Lora(rank=3, alpha=6))).learning
     assert lora.kept["teacher, the base of all"] == base.kept["teacher"]
