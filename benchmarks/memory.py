@@ -3,7 +3,8 @@
     python -m benchmarks.memory [PARAMS.yaml]
 
 `allocated` is the peak of torch's CPU allocator (torch's profiler), `resident` the growth of the process's peak
-resident memory, which adds what the system's allocator keeps and the code that the first round loads.
+resident memory, which adds what the system's allocator keeps and the code that the first round loads. The table is
+that of docs/planning.md.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from cdm.plan import MemoryPlanner
 from cdm.training import Run
 
 CASES: dict[str, dict[str, dict[str, Any]]] = {
-    "as set": {},
+    "full, fp32": {},
     "gradient checkpointing": {"distill": {"gradient_checkpointing": True}},
     "micro-batches of 12": {"runtime": {"micro_batch": 12}},
     "both": {"distill": {"gradient_checkpointing": True}, "runtime": {"micro_batch": 12}},
     "bf16": {"distill": {"precision": "bf16"}},
-    "LoRA": {"distill": {"lora": {"rank": 8, "alpha": 16.0}}},
+    "LoRA of rank 8, fp32": {"distill": {"lora": {"rank": 8, "alpha": 16.0}}},
 }
 
 
 def case_params(params: Params, case: str) -> Params:
     values = params.model_dump()
-    values["runtime"]["device"] = "cpu"
-    values["distill"]["fake_only"] = 0
+    values["runtime"] |= {"device": "cpu", "micro_batch": None}
+    values["distill"] |= {"fake_only": 0, "precision": "fp32", "lora": None, "gradient_checkpointing": False}
     for section, changes in CASES[case].items():
         values[section] |= changes
     return parse(values)
@@ -116,13 +117,13 @@ def main(
         print(json.dumps(measure(case_params(params, case), how)))
         return
     architecture = find(params.teacher, params.prompts.max_sequence_length)
-    print(f"{'':<24}{'planned':>12}{'allocated':>12}{'ratio':>8}{'resident':>12}{'ratio':>8}")
+    print(f"| batch of {params.distill.batch_size} | planned | allocated | ratio | resident | ratio |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name in CASES:
         chosen = case_params(params, name)
-        planned = (
-            MemoryPlanner(chosen, architecture, 1, "none").plan(chosen.distill.gradient_checkpointing).peak
-        )
-        measured = {}
+        planner = MemoryPlanner(chosen, architecture, 1, "none")
+        planned = planner.plan(chosen.distill.gradient_checkpointing).peak
+        cells = [name, f"{planned / 1e6:.1f} MB"]
         for measure_name in ("allocated", "resident"):
             command = [
                 sys.executable,
@@ -134,10 +135,9 @@ def main(
                 "--how",
                 measure_name,
             ]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            measured[measure_name] = int(output)
-        cells = "".join(f"{value / 1e6:>9.1f} MB{planned / value:>8.2f}" for value in measured.values())
-        print(f"{name:<24}{planned / 1e6:>9.1f} MB{cells}")
+            value = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            cells += [f"{value / 1e6:.1f} MB", f"{planned / value:.2f}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
