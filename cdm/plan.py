@@ -21,6 +21,7 @@ from cdm.errors import CdmError
 from cdm.footprint import Footprint, Network
 from cdm.optim import BLOCK, MESSAGE, fits_8bit
 from cdm.params import Distill, Optimiser, Params, Schedule
+from cdm.sharding import blocks_of
 
 Sharding = Literal["none", "fsdp"]
 FLOAT32 = 4
@@ -159,7 +160,7 @@ class Sizes:
 
 
 def sizes(architecture: Architecture) -> Sizes:
-    """The sizes of `architecture`; a block is an element of one of the model's lists of layers."""
+    """The sizes of `architecture`."""
     with torch.device("meta"):
         model = architecture.build()
 
@@ -169,7 +170,7 @@ def sizes(architecture: Architecture) -> Sizes:
             numbers[parameter.requires_grad] += parameter.numel()
         return numbers[0], numbers[1]
 
-    blocks = [count(b) for part in model.children() if isinstance(part, nn.ModuleList) for b in part]
+    blocks = [count(block) for block in blocks_of(model)]
     frozen, learning = count(model)
     return Sizes(
         frozen=frozen,

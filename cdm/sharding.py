@@ -7,7 +7,7 @@ Processes must therefore use the network equally often.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed
@@ -26,22 +26,26 @@ def is_wanted() -> bool:
     return several and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of a transformer: the members of its lists of modules."""
+    for part in model.children():
+        if isinstance(part, nn.ModuleList):
+            yield from part
+
+
 def shard(model: nn.Module, device: torch.device, compute: torch.dtype | None = None) -> nn.Module:
     """The model with its parameters spread over the processes' devices, block by block.
 
-    A block is a member of one of its lists of modules. Put in from the CPU, the model is never whole on a device.
-    With `compute`, parameters are gathered in that type, in which autocast would take them anyway: that halves what
-    travels, and no copy of them waits for the backward pass. What this process holds keeps its type, and gradients
-    are summed in float32.
+    Put in from the CPU, the model is never whole on a device. With `compute`, parameters are gathered in that type, in
+    which autocast would take them anyway: that halves what travels, and no copy of them waits for the backward pass.
+    What this process holds keeps its type, and gradients are summed in float32.
     """
     # Inputs are left to autocast: as bfloat16 a timestep of 1000 would be rounded to a multiple of 4.
     gradients = None if compute is None else torch.float32
     policy = MixedPrecisionPolicy(compute, gradients, cast_forward_inputs=False)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for blocks in model.children():
-        if isinstance(blocks, nn.ModuleList):
-            for block in blocks:
-                fully_shard(block, mesh=mesh, mp_policy=policy)
+    for block in blocks_of(model):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     # Let go of the rest too: by default it stays whole until a backward, and would miss a change of its parameters.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return model

@@ -130,6 +130,11 @@ def test_lora_is_sharded_too(tiny_sd3: Path, tmp_path: Path, gradient_checkpoint
     assert_alike(tmp_path / "two", tmp_path / "one", LORA)
 
 
+def test_weights_are_gathered_in_bf16_and_held_in_float32() -> None:
+    for code, errors in in_two_processes("tests.run_bf16"):
+        assert code == 0, errors
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, ADAPTER])
 def test_bf16_travels_in_bf16_and_learns_in_float32(
