@@ -344,8 +344,8 @@ def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) ->
     assert sharded.kept["AdamW of student and fake score"] == plan.optimiser_bytes(size, FLOAT32_STATES)
     assert sharded.moments["optimiser step"] == sharded.activations + network // 2
     half = {"precision": "bf16"}
-    copies = planned(2, distill=half).activations - planned(2, "fsdp", distill=half).activations
-    assert 0.5 * 2 * size.learning < copies <= 2 * size.learning  # autocast's: sharded weights come in bfloat16
+    # Sharded weights come in bfloat16, so autocast's copies are not there, nor what float32 norms leave in float32.
+    assert planned(2, "fsdp", distill=half).activations < planned(2, distill=half).activations - size.learning
     lora = planned(distill={"lora": {"rank": 3, "alpha": 6.0}})
     adapter = 4 * plan.sizes(tiny.adapted(Lora(rank=3, alpha=6))).learning
     assert lora.kept["teacher, the base of all"] == base.kept["teacher"]
