@@ -74,7 +74,9 @@ def _download(source: str, revision: str | None) -> Path:
     except errors.RevisionNotFoundError:
         problem = "the model has no such revision: check teacher.revision"
     except errors.LocalEntryNotFoundError:
-        problem = "no folder here, not downloaded before, and the hub cannot be reached (see also HF_HUB_OFFLINE)"
+        problem = (
+            "no folder here, not downloaded before, and the hub cannot be reached (see also HF_HUB_OFFLINE)"
+        )
     except errors.HFValidationError as error:
         problem = f"not a valid hub id: {error}"
     except OSError as error:  # HTTP errors of every kind, and a full disk

@@ -217,7 +217,9 @@ def test_a_model_that_was_downloaded_is_found_offline(cache: Path, tmp_path: Pat
     assert manifest.folder().is_relative_to(cache)
     manifest.write(tmp_path / "teacher.json")
     assert "hf_secret" not in (tmp_path / "teacher.json").read_text()
-    assert not any("hf_secret" in path.read_text(errors="ignore") for path in cache.rglob("*") if path.is_file())
+    assert not any(
+        "hf_secret" in path.read_text(errors="ignore") for path in cache.rglob("*") if path.is_file()
+    )
 
 
 def test_a_model_that_was_not_is_a_line(cache: Path) -> None:
