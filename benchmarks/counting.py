@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cdm.networks import FullNetworks, Role
 from cdm.rollout import Conditioning
 
 
 class CountingNetworks(FullNetworks):
-    """Counts calls and samples by role, apart for those that keep a graph (`student+graph`)."""
+    """Counts calls and samples by role, apart for those that keep a graph (`student+graph`).
+
+    A forward that carries a derivative along counts as two.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -22,7 +26,8 @@ class CountingNetworks(FullNetworks):
 
     def velocity(self, role: Role, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         key = f"{role}+graph" if role != "teacher" and torch.is_grad_enabled() else role
-        self.samples[key] += len(x)
+        carries = forward_ad.unpack_dual(x).tangent is not None
+        self.samples[key] += (1 + carries) * len(x)
         self.calls[key] += 1
         return super().velocity(role, x, sigma, conditioning)
 

@@ -30,9 +30,29 @@ def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return (1 - level) * x0 + level * noise
 
 
+def renoise_coefficients(sigma: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B of `renoise`: `A = (1 - level) / (1 - sigma)`, `B^2 = level^2 - A^2 sigma^2`."""
+    scale = (1 - level) / (1 - sigma)
+    return scale, (level**2 - (scale * sigma) ** 2).sqrt()
+
+
+def renoise(x: Tensor, noise: Tensor, sigma: Tensor, level: Tensor) -> Tensor:
+    """The point at the noisier `level` above `x` at level `sigma`: `A x + B noise`; of data it is `add_noise`.
+
+    Where `x` is `add_noise(x0, e, sigma)` the result has the distribution of `add_noise(x0, e, level)` given x0.
+    """
+    scale, spread = renoise_coefficients(expand(sigma, x), expand(level, x))
+    return scale * x + spread * noise
+
+
 def velocity_to_x0(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     """The data predicted from `x` at level `sigma`: `x - sigma * velocity`."""
     return x - expand(sigma, x) * velocity
+
+
+def x0_to_velocity(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+    """The velocity at `x` that leads to `x0`, `(x - x0) / sigma`; `sigma` must not be 0."""
+    return (x - x0) / expand(sigma, x)
 
 
 def velocity_to_noise(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ Level = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Guidance = Annotated[float, Field(ge=1)]
 
 
 class ParamsError(CdmError):
@@ -45,7 +46,7 @@ class Teacher(Section):
     """Branch, tag or commit of a hub id; null means its main branch. Resolved to a commit and recorded."""
     track: str
     """A path whose change reruns everything: the folder itself where `source` is one, else this params file."""
-    guidance_scale: Annotated[float, Field(ge=1)]
+    guidance_scale: Guidance
     """Classifier-free guidance of the teacher in every comparison and in the cached latents; 1 is none."""
     resolution: Positive | None = None
     """Height and width of the pictures in pixels; null is what the model is made for."""
@@ -106,6 +107,8 @@ class Latents(Section):
     """Samples of each evaluation prompt; the student is compared on the same noise."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of teacher and student in every comparison."""
+    train_pairs: Count = 0
+    """Training prompts of which one sample each is kept too, with its noise: what a regression term learns from."""
 
 
 class Schedule(Section):
@@ -125,6 +128,8 @@ class Schedule(Section):
     """Inner levels: one in each of equal bins, or drawn independently (dynamic)."""
     sigmas: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.75, 0.5, 0.25]
     """Levels before the teacher's shift (fixed); the first is 1."""
+    ends: Literal["data", "next"] = "data"
+    """What of the student is matched: its data, or the state at the next level, where its step ends (phases)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Schedule:
@@ -145,6 +150,8 @@ class MatchingLoss(Section):
     """Factor of the term in the student's loss; at 0 nothing of it is computed."""
     bounded: bool = False
     """Re-noise below the student's own level, tau ~ U(0, sigma), instead of tau ~ U(0, 1)."""
+    guidance_scale: Guidance = 1.0
+    """Classifier-free guidance of the teacher that is matched (DMD, DMD2); 1 is none, and leaves guidance to CA."""
 
 
 class GuidanceLoss(Section):
@@ -156,6 +163,51 @@ class GuidanceLoss(Section):
     """Strength of the guidance direction: SD3-Medium 7, the miniature about 0.5 to 1.2."""
     bounded: bool = True
     """Re-noise below the student's own level, tau ~ U(0, sigma): the paper finds that it matters here."""
+    fade: Weight = 0.0
+    """Power of the student's own level that multiplies `scale`: above 0 later steps are guided less."""
+
+
+class RegressionLoss(Section):
+    """Regression (DMD): one step of the student from the noise of a pair ends at the teacher's sample."""
+
+    weight: Weight = 0.0
+    """Factor of the term in the student's loss (DMD 0.25); at 0 nothing of it is computed."""
+    track: str
+    """The folder of the pairs (`latents.train_pairs`); without a weight a path that the training reads anyway."""
+
+    @model_validator(mode="after")
+    def _track_is_a_folder(self) -> RegressionLoss:
+        if self.weight and (not self.track or Path(self.track).suffix):
+            raise ValueError(
+                f"track is {self.track!r}, but the regression learns from pairs: set it to their folder, data/pairs"
+            )
+        return self
+
+
+class ScoreGradientLoss(Section):
+    """Score-gradient matching (SGMD): the student descends the squared difference of the two scores."""
+
+    weight: Weight = 0.0
+    """Factor of the term in the student's loss; at 0 nothing of it is computed."""
+    bounded: bool = False
+    """Re-noise below the student's own level, tau ~ U(0, sigma), instead of tau ~ U(0, 1)."""
+    guidance_scale: Guidance = 1.0
+    """Classifier-free guidance of the teacher that is matched; 1 is none."""
+    regulariser: Weight = 0.1
+    """Share of the fake score's own error that is taken off (the paper finds that more hurts)."""
+
+
+class ConsistencyLoss(Section):
+    """Consistency: the student's data stay the same along the teacher's flow."""
+
+    weight: Weight = 0.0
+    """Factor of the term in the student's loss; at 0 nothing of it is computed."""
+    guidance_scale: Guidance = 1.0
+    """Classifier-free guidance of the teacher whose flow it is; 1 is none."""
+    warmup: Count = 100
+    """Student updates over which the tangent's second part, the student's own change, comes in."""
+    step: Share = 0.0
+    """Length in sigma of the step along the flow; 0 is the derivative itself, by forward-mode differentiation."""
 
 
 class Losses(Section):
@@ -164,11 +216,32 @@ class Losses(Section):
     ca: GuidanceLoss
     dm: MatchingLoss
     cdm: MatchingLoss
+    regression: RegressionLoss = RegressionLoss(track="")
+    sgmd: ScoreGradientLoss = ScoreGradientLoss()
+    consistency: ConsistencyLoss = ConsistencyLoss()
+    min_norm: Rate = 0.1
+    """Least distance between student and teacher, in units of the latents, by which directions are divided."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The terms that have a weight."""
+        found = {name: getattr(self, name).weight for name in type(self).model_fields if name != "min_norm"}
+        return {name: weight for name, weight in found.items() if weight}
+
+    @property
+    def at_anchor(self) -> bool:
+        """Whether a term's gradient goes through the student's prediction at its anchor."""
+        return not {"ca", "dm", "sgmd", "consistency"}.isdisjoint(self.weights)
+
+    @property
+    def ask_fake(self) -> bool:
+        """Whether a term asks the fake score, which else need not learn."""
+        return not {"dm", "cdm", "sgmd"}.isdisjoint(self.weights)
 
     @model_validator(mode="after")
     def _any(self) -> Losses:
-        if self.ca.weight == self.dm.weight == self.cdm.weight == 0:
-            raise ValueError("all of ca, dm and cdm have weight 0: the student would learn nothing")
+        if not self.weights:
+            raise ValueError("all terms have weight 0: the student would learn nothing")
         return self
 
 
@@ -250,6 +323,11 @@ class Distill(Section):
     """Share of the student that is mixed into the fake score after each of its updates."""
     fake_knows_level: bool = False
     """Tell the fake score the level at which the student made its data (not in the paper)."""
+    fake_target: Literal["score", "data"] = "score"
+    """Of the student's states (`schedule.ends` next): the fake score learns the score of their distribution (Phased
+    DMD), or the data that they were made with (TDM)."""
+    fake_bounded: bool = False
+    """Teach the fake score below the student's own level only, tau ~ U(0, sigma), instead of tau ~ U(0, 1)."""
     ema: Share = 0.999
     """Decay of the student's moving average, which is what is saved; ramped up from 0.1."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -434,6 +512,24 @@ class Params(Section):
         if "lpips" in self.evaluate.metrics and self.latents.per_prompt < 2:
             raise ValueError(
                 "evaluate.metrics has lpips, which compares pictures of one prompt: set latents.per_prompt to 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Params:
+        others = sorted(set(self.distill.losses.weights) - {"dm"})
+        if self.schedule.ends == "next" and others:
+            raise ValueError(
+                f"schedule.ends is next, which is for dm alone: give {', '.join(others)} weight 0"
+                " (dm.guidance_scale is the guidance there)"
+            )
+        if self.latents.train_pairs and self.prompts.embed == "online":
+            raise ValueError(
+                "latents.train_pairs needs the training prompts encoded: set prompts.embed to cached"
+            )
+        if self.distill.losses.regression.weight and not self.latents.train_pairs:
+            raise ValueError(
+                "distill.losses.regression has a weight, but there are no pairs: set latents.train_pairs"
             )
         return self
 

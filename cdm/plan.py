@@ -105,19 +105,28 @@ def forwards_of_round(
     `learns` is False in the rounds of the fake score alone.
     """
     losses, every = distill.losses, distill.student_every
-    rollouts = 1 if distill.rollouts == "shared" else every
-    plain, with_graph = rollouts * mean_depth(schedule), float(every)  # the rollouts; the fake score's updates
-    kept = learns and keeps_graph(distill.gradient_checkpointing, parts)
-    plain += rollouts - kept  # the student at each anchor, once a rollout
-    with_graph += kept
+    weights = losses.weights
+    kept = learns and losses.at_anchor and keeps_graph(distill.gradient_checkpointing, parts)
+    if losses.ask_fake:
+        rollouts = 1 if distill.rollouts == "shared" else every
+        plain = rollouts * (mean_depth(schedule) + 1) - kept  # with the student at each anchor
+        with_graph = float(every + kept)  # the fake score's updates
+        again = learns and losses.at_anchor and not kept
+    else:
+        plain, with_graph, again = mean_depth(schedule), 0.0, learns and losses.at_anchor
+        plain += learns and not losses.at_anchor
+    with_graph += again
     if learns:
-        if not kept and (losses.ca.weight or losses.dm.weight):
-            with_graph += 1
-        matching = bool(losses.dm.weight) + bool(losses.cdm.weight)
-        plain += 2 * matching  # the teacher and the fake score
+        for name in ("dm", "cdm", "sgmd", "consistency"):
+            if name in weights:
+                plain += 1 + (getattr(losses, name).guidance_scale > 1)  # the teacher
+        plain += ("dm" in weights) + ("cdm" in weights)  # the fake score
         if losses.ca.weight:
             plain += 1 + own_share(distill, schedule, shift)
-        with_graph += bool(losses.cdm.weight)  # the student off the trajectory
+        if losses.consistency.weight:
+            plain += 1 if losses.consistency.step else 2  # forward-mode differentiation counts 2
+        # The student off the trajectory and at the noise of a pair, the fake score with a graph to its input.
+        with_graph += ("cdm" in weights) + ("regression" in weights) + ("sgmd" in weights)
     return Forwards(plain, with_graph)
 
 
@@ -268,10 +277,8 @@ class MemoryPlanner:
 
     def _moments(self, checkpointing: bool, one: Footprint) -> dict[str, int]:
         losses = self.params.distill.losses
-        at_anchor = bool(losses.ca.weight or losses.dm.weight)
-        graphs = at_anchor + bool(losses.cdm.weight)
-        kept = one.held if keeps_graph(checkpointing, self.parts) else 0
-        unused = 0 if at_anchor else kept
+        graphs = losses.at_anchor + bool(losses.cdm.weight) + bool(losses.regression.weight)
+        kept = one.held if losses.at_anchor and keeps_graph(checkpointing, self.parts) else 0
         backward = one if graphs == 1 else self._update(graphs, checkpointing)
         gradients, gathered = self._gradients(), self._gathered()
         before = gradients if self.parts > 1 else 0
@@ -281,27 +288,33 @@ class MemoryPlanner:
         return encoding | {
             "rollout": self.learner.forward(self.batch).peak + gathered,
             "fake score's update": kept + one.peak + gathered,
-            "questions to teacher and fake score": unused
-            + backward.held
-            + before
-            + self._questions()
-            + gathered,
-            "student's update": unused + backward.peak + gathered,
+            "questions to teacher and fake score": backward.held + before + self._questions(one) + gathered,
+            "student's update": backward.peak + gathered,
             "optimiser step": kept + gradients + reduced,
         }
 
-    def _questions(self) -> int:
-        """The larger of the teacher's call and the fake score's, with their inputs put together."""
+    def _questions(self, one: Footprint) -> int:
+        """The largest call, with its inputs put together: the teacher's, the fake score's, or with a graph to the fake
+        score's input, or the student's with its derivative, which is twice a forward."""
         losses = self.params.distill.losses
-        matching = bool(losses.dm.weight) + bool(losses.cdm.weight)
+        weights = losses.weights
+        matching = ("dm" in weights) + ("cdm" in weights)
         own = own_share(self.params.distill, self.params.schedule, self.architecture.shift) > 0
+        asked = sum(
+            1 + (getattr(losses, name).guidance_scale > 1)
+            for name in ("dm", "cdm", "sgmd", "consistency")
+            if name in weights
+        )
         guidance = (1 + own) if losses.ca.weight else 0
-        calls = [(self.teacher, matching + guidance), (self.learner, matching)]
-        return max(
+        calls = [(self.teacher, asked + guidance), (self.learner, matching)]
+        if "consistency" in weights:
+            calls.append((self.learner, 1 if losses.consistency.step else 2))
+        peaks = [
             network.forward(queries * self.batch).peak + queries * self.batch * self.row_bytes
             for network, queries in calls
             if queries
-        )
+        ]
+        return max([*peaks, one.peak if "sgmd" in weights else 0])
 
     def _gradients(self) -> int:
         """Of one role: those of the other are gone when it starts."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,7 @@ from cdm.params import Params
 from cdm.processes import Processes, Rows
 from cdm.progress import track
 from cdm.prompts import PromptSet
-from cdm.randomness import sample_noise
+from cdm.randomness import Draws, prompt_indices, sample_noise
 from cdm.reference import Reference
 from cdm.spread import spread
 from cdm.store import (
@@ -77,20 +78,19 @@ def write_png(path: Path, image: Tensor, **text: str | int | float) -> None:
 
 @dataclass(frozen=True)
 class Sampler:
-    """One model with the prompts that it draws; sample k belongs to prompt `k // per_prompt`."""
+    """One model with the prompts that it draws."""
 
     family: Family
     pipeline: Any
     prompts: PromptSet
     empty: Conditioning
-    per_prompt: int
     guidance_scale: float
     device: torch.device
     precision: str
 
-    def draw(self, noise: Tensor, samples: Iterable[int], steps: int) -> Tensor:
-        """Latents of `samples` from their `noise`, on the CPU."""
-        conditioning = self.prompts.conditioning([k // self.per_prompt for k in samples], self.device)
+    def draw(self, noise: Tensor, prompts: Sequence[int], steps: int) -> Tensor:
+        """Latents of the `prompts` from their `noise`, on the CPU."""
+        conditioning = self.prompts.conditioning(prompts, self.device)
         dtype = DTYPES[self.precision]
         drawn = self.family.sample(
             self.pipeline,
@@ -118,18 +118,17 @@ def _sampler(
     device: torch.device,
     model: Model,
     prompts: Path,
-    per_prompt: int,
     *,
     guidance_scale: float,
     precision: str,
     image: bool,
+    which: str = "eval",
 ) -> Sampler:
     return Sampler(
         model.family,
         model.load(text=False, image=image, dtype=DTYPES[precision]).to(device),
-        PromptSet(prompts / "eval"),
+        PromptSet(prompts / which),
         PromptSet(prompts / "empty").conditioning([0], device),
-        per_prompt,
         guidance_scale,
         device,
         precision,
@@ -179,15 +178,53 @@ def cache_teacher_latents(params: Params, teacher: TeacherManifest, prompts: Pat
     to prompt `k // per_prompt` and starts from `sample_noise(seed, [k], latent_shape)`. An interrupted run is
     resumed.
     """
+    per_prompt = params.latents.per_prompt
+
+    def noise(samples: range) -> Tensor:
+        return sample_noise(params.seed, samples, teacher.latent_shape)
+
+    of = [k // per_prompt for k in range(len(PromptSet(prompts / "eval")) * per_prompt)]
+    _cache(params, teacher, prompts, out, "eval", of, noise, {"per_prompt": per_prompt})
+
+
+def cache_training_pairs(params: Params, teacher: TeacherManifest, prompts: Path, out: Path) -> None:
+    """Write the store `out` of `latents.train_pairs` such samples of training prompts, in an order of their own.
+
+    Their noise is another than the evaluation's. Without any, `out` is an empty folder.
+    """
+    count = params.latents.train_pairs
+    if not count:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True, exist_ok=True)
+        return
+
+    def noise(samples: range) -> Tensor:
+        return Draws(params.seed, 0, samples).normal("pairs", teacher.latent_shape)
+
+    of = prompt_indices(params.seed, range(count), len(PromptSet(prompts / "train")))
+    _cache(params, teacher, prompts, out, "train", of, noise, {})
+
+
+def _cache(
+    params: Params,
+    teacher: TeacherManifest,
+    prompts: Path,
+    out: Path,
+    which: str,
+    of: Sequence[int],
+    noise: Callable[[range], Tensor],
+    metadata: dict[str, Any],
+) -> None:
+    """A store of the teacher's samples: of prompt `of[k]` of the set `which`, from row k of `noise`."""
     section, family = params.latents, get_family(teacher.family)
     guidance_scale = params.teacher.guidance_scale
     metadata = {
         "steps": section.steps,
         "evaluations": evaluations(section.steps, guidance_scale),
         "guidance_scale": guidance_scale,
-        "per_prompt": section.per_prompt,
+        **metadata,
         "precision": section.precision,
-        "prompts_sha256": PromptSet(prompts / "eval").sha256,
+        "prompts_sha256": PromptSet(prompts / which).sha256,
         "seed": params.seed,
         "teacher": teacher.digest,
     }
@@ -195,25 +232,25 @@ def cache_teacher_latents(params: Params, teacher: TeacherManifest, prompts: Pat
 
     @cache  # loaded when the first batch is drawn: after the folder has been looked at, if there is any batch
     def sampler() -> Sampler:
+        model = Model(family, teacher.folder())
         return _sampler(
             processes.device,
-            Model(family, teacher.folder()),
+            model,
             prompts,
-            section.per_prompt,
             guidance_scale=guidance_scale,
             precision=section.precision,
             image=False,
+            which=which,
         )
 
     def draw(samples: range) -> Rows:
-        noise = sample_noise(params.seed, samples, teacher.latent_shape)
-        prompt = torch.tensor([k // section.per_prompt for k in samples])
-        return {"noise": noise, "latents": sampler().draw(noise, samples, section.steps), "prompt": prompt}
+        start, prompt = noise(samples), [of[k] for k in samples]
+        latents = sampler().draw(start, prompt, section.steps)
+        return {"noise": start, "latents": latents, "prompt": torch.tensor(prompt)}
 
-    rows = len(PromptSet(prompts / "eval")) * section.per_prompt
     rows_per_shard = shard_rows(2 * FLOAT_BYTES * torch.Size(teacher.latent_shape).numel())
-    table = Table(out, rows, rows_per_shard, metadata, _code(family))
-    table.fill(processes, draw, params.runtime.batch_size, "latents")
+    table = Table(out, len(of), rows_per_shard, metadata, _code(family))
+    table.fill(processes, draw, params.runtime.batch_size, out.name)
 
 
 def draw_samples(
@@ -265,12 +302,11 @@ def _write_sets(
     params: Params, processes: Processes, contestant: Contestant, cache: Store, prompts: Path, staging: Path
 ) -> None:
     """All sample sets of a model, with their pictures. The guided full-length set is the cache's own."""
-    per_prompt, scale, name = cache.metadata["per_prompt"], contestant.guidance_scale, contestant.name
+    scale, name = contestant.guidance_scale, contestant.name
     sampler = _sampler(
         processes.device,
         contestant.model,
         prompts,
-        per_prompt,
         guidance_scale=scale,
         precision=cache.metadata["precision"],
         image=True,
@@ -299,7 +335,7 @@ def _write_set(
         "steps": steps,
         "evaluations": evaluations(steps, sampler.guidance_scale),
         "guidance_scale": sampler.guidance_scale,
-        "per_prompt": sampler.per_prompt,
+        "per_prompt": cache.metadata["per_prompt"],
         "precision": sampler.precision,
         "prompts_sha256": sampler.prompts.sha256,
         "seed": cache.metadata["seed"],
@@ -310,7 +346,7 @@ def _write_set(
 
     def draw(samples: range) -> Rows:
         row = cache.rows(samples)
-        latents = row["latents"] if drawn else sampler.draw(row["noise"], samples, steps)
+        latents = row["latents"] if drawn else sampler.draw(row["noise"], row["prompt"].tolist(), steps)
         return {"latents": latents, "images": sampler.decode(latents)}
 
     table = Table(folder, len(cache), _rows_per_shard(cache), metadata)
@@ -326,7 +362,7 @@ def _write_pictures(params: Params, sampler: Sampler, store: Store, folder: Path
     """The first sample of each of `sample.pictures` prompts, spread over the list, as a PNG of its own."""
     texts = sampler.prompts.texts
     for prompt in spread(len(texts), params.sample.pictures):
-        image = store.rows([prompt * sampler.per_prompt])["images"][0]
+        image = store.rows([prompt * store.metadata["per_prompt"]])["images"][0]
         steps, seed = store.metadata["steps"], store.metadata["seed"]
         write_png(folder / f"{prompt:03d}-{name}.png", image, prompt=texts[prompt], steps=steps, seed=seed)
 

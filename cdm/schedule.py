@@ -56,6 +56,13 @@ class Rollouts:
         rows = torch.arange(len(self.depth), device=self.sigmas.device)
         return self.sigmas[rows, torch.tensor(self.depth, device=self.sigmas.device)]
 
+    @property
+    def next_sigma(self) -> Tensor:
+        """The level to which each sample steps from its anchor, 0 from the last: (batch,)."""
+        levels = torch.nn.functional.pad(self.sigmas, (0, 1))
+        rows = torch.arange(len(self.depth), device=levels.device)
+        return levels[rows, torch.tensor(self.depth, device=levels.device) + 1]
+
 
 def draw_rollouts(schedule: Schedule, shift: float, draws: Draws) -> Rollouts:
     """A schedule and an anchor for each sample (step 1 of an iteration).

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cdm import checkpoint, sharding
 from cdm.checkpoint import Checkpoint
 from cdm.device import choose_device
-from cdm.distiller import Distiller, Metrics
+from cdm.distiller import Distiller, Metrics, Pairs
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, get_family
 from cdm.hub import TeacherManifest
@@ -34,12 +34,14 @@ from cdm.params import Params
 from cdm.probe import Figures, QualityProbe, falls_due
 from cdm.progress import track
 from cdm.prompts import OnlinePrompts, PromptSet
-from cdm.randomness import prompt_indices
+from cdm.randomness import Draws, prompt_indices
 from cdm.reference import Reference
+from cdm.store import MANIFEST, Store, sha256
 from cdm.student import FULL, LORA, Origin
 from cdm.watch import Places, Watch, open_watch
 
 CODE = (
+    "consistency",
     "distiller",
     "evaluation/distances",
     "flow",
@@ -73,6 +75,8 @@ class Inputs:
     """Prompts that are not learnt from, to look at."""
     reference: Reference | None
     """What a probe compares with, if there is one."""
+    pairs: Store | None = None
+    """Noise and the teacher's samples of training prompts, for a regression if there is one."""
 
     @classmethod
     def gather(cls, params: Params, teacher: TeacherManifest, prompts: Path) -> Inputs:
@@ -87,6 +91,10 @@ class Inputs:
         if params.distill.probe.every:
             reference = Reference.open(prompts, Path(params.distill.probe.track), teacher)
             digests.append(reference.digest)
+        pairs = None
+        if params.distill.losses.regression.weight:
+            pairs = open_pairs(Path(params.distill.losses.regression.track), teacher, train.sha256)
+            digests.append(sha256(pairs.folder / MANIFEST))
         return cls(
             family,
             teacher,
@@ -98,7 +106,20 @@ class Inputs:
             digests,
             PromptSet(prompts / "eval"),
             reference,
+            pairs,
         )
+
+
+def open_pairs(folder: Path, teacher: TeacherManifest, prompts_sha256: str) -> Store:
+    """The pairs that the stage `latents` has written; CdmError if they are missing, damaged or of something else."""
+    pairs = Store(folder)
+    pairs.verify()
+    if (pairs.metadata.get("teacher"), pairs.metadata.get("prompts_sha256")) != (
+        teacher.digest,
+        prompts_sha256,
+    ):
+        raise CdmError(f"{folder}: drawn for another teacher or other prompts: run the stage `latents` again")
+    return pairs
 
 
 def fingerprint(params: Params, digests: list[str]) -> str:
@@ -267,6 +288,7 @@ def prepare(params: Params, inputs: Inputs, accelerator: Accelerator) -> tuple[R
         empty={name: value.to(device) for name, value in inputs.empty.items()},
         latent_shape=inputs.latent_shape,
         samples=range(first, first + share),
+        pairs=pair_source(inputs, device),
         micro_batch=params.runtime.micro_batch,
         device=device,
         most=partial(largest, accelerator=accelerator) if sharding.is_wanted() else int,
@@ -280,6 +302,12 @@ def build_networks(params: Params, inputs: Inputs, device: torch.device) -> Netw
     teacher = inputs.family.load_transformer(inputs.source)
     autocast = torch.bfloat16 if distill.precision == "bf16" else None
     checkpointing = distill.gradient_checkpointing
+
+    # What differentiates a network in its inputs, which torch's sharding knows nothing of.
+    inner = {"sgmd"} if distill.losses.consistency.step else {"sgmd", "consistency"}
+    for name in sorted(inner & set(distill.losses.weights)):
+        if sharding.is_wanted():
+            raise CdmError(f"distill.losses.{name} does not work sharded: give it weight 0, or use plain DDP")
 
     def place(model: nn.Module) -> nn.Module:
         return sharding.shard(model, device, autocast) if sharding.is_wanted() else model.to(device)
@@ -317,6 +345,20 @@ def prompt_source(
         return prompts.conditioning(prompt_indices(params.seed, positions, len(prompts)), device)
 
     return conditioning
+
+
+def pair_source(inputs: Inputs, device: torch.device) -> Callable[[Draws], Pairs] | None:
+    """Pairs for an iteration's samples, each drawn anew from all that there are."""
+    if inputs.pairs is None:
+        return None
+    store, prompts = inputs.pairs, inputs.prompts
+
+    def pairs(draws: Draws) -> Pairs:
+        rows = store.rows(draws.integers("pair", len(store)))
+        conditioning = prompts.conditioning(rows["prompt"].tolist(), device)
+        return Pairs(rows["noise"].to(device), rows["latents"].to(device), conditioning)
+
+    return pairs
 
 
 def open_probe(

@@ -10,19 +10,24 @@ import typer
 from cdm.hub import TeacherManifest
 from cdm.launcher import launch
 from cdm.params import load
-from cdm.sampling import cache_teacher_latents
+from cdm.sampling import cache_teacher_latents, cache_training_pairs
 from stages.common import PARAMS, PromptsFolder, TeacherFile, run, stage
 
 
 def main(
     teacher: TeacherFile = Path("data/teacher.json"),
     prompts: PromptsFolder = Path("data/prompts"),
-    out: Annotated[Path, typer.Option(help="Store to write.")] = Path("data/latents"),
+    out: Annotated[Path, typer.Option(help="Store to write, of the evaluation prompts.")] = Path(
+        "data/latents"
+    ),
+    pairs: Annotated[Path, typer.Option(help="Store to write, of training prompts.")] = Path("data/pairs"),
 ) -> None:
-    """Draw the teacher's full-length samples of the evaluation prompts, with the noise that they came from."""
+    """Draw the teacher's full-length samples, with the noise that they came from."""
     launch("stages.latents", load(PARAMS).runtime.accelerate_config)
     with stage("seed", "teacher", "latents") as params:
-        cache_teacher_latents(params, TeacherManifest.read(teacher), prompts, out)
+        manifest = TeacherManifest.read(teacher)
+        cache_teacher_latents(params, manifest, prompts, out)
+        cache_training_pairs(params, manifest, prompts, pairs)
 
 
 if __name__ == "__main__":

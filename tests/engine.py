@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.counting import CountingNetworks
-from cdm.distiller import Distiller
+from cdm.distiller import Distiller, Pairs
 from cdm.networks import FullNetworks, LevelAwareFake, Networks
 from cdm.optim import Learner
 from cdm.params import Distill, Schedule
+from cdm.randomness import Draws
 from cdm.rollout import Conditioning
 from tests.gaussian import GaussianFamily, GaussianModel
 
@@ -43,26 +44,35 @@ def class_means(iteration: int, samples: Sequence[int]) -> Conditioning:
     return {"mean": sign[:, None].expand(len(samples), DIMENSIONS)}
 
 
+def flow_pairs(draws: Draws) -> Pairs:
+    """Noise, and where the flow of N(0.5 + mean, 0.7^2), the teacher of `build`, takes it."""
+    noise = draws.normal("noise", (DIMENSIONS,))
+    conditioning = class_means(draws.iteration, draws.samples)
+    return Pairs(noise, 0.5 + conditioning["mean"] + 0.7 * noise, conditioning)
+
+
 def build(
     kind: type[Distiller] = Distiller,
     distill: Distill | None = None,
     schedule: Schedule = SCHEDULE,
     teacher: nn.Module | None = None,
     student: nn.Module | None = None,
+    fake: nn.Module | None = None,
     **options: Any,
 ) -> tuple[Distiller, CountingNetworks]:
-    """A distiller whose student starts away from the teacher, so that every gradient is there."""
+    """A distiller whose student starts away from the teacher, so that every gradient is there; the fake score is the
+    teacher unless it is given."""
     distill = distill or distill_settings()
     teacher = teacher or GaussianModel(DIMENSIONS, offset=0.5, deviation=0.7)
     networks = CountingNetworks(GaussianFamily(), teacher)
-    start = student or GaussianModel(DIMENSIONS, offset=-0.3, deviation=1.2)
-    networks.models["student"].load_state_dict(start.state_dict())
+    networks.models["student"] = student or GaussianModel(DIMENSIONS, offset=-0.3, deviation=1.2)
+    networks.models["fake"] = fake or networks.models["fake"]
     roles: Networks = networks
     empty = {"mean": torch.zeros(1, DIMENSIONS)}
     if distill.fake_knows_level:
         roles = LevelAwareFake(networks, GaussianFamily(), empty, torch.device("cpu"))
     updates = distill.iterations // distill.student_every
-    options = {"samples": range(distill.batch_size), "prompts": class_means} | options
+    options = {"samples": range(distill.batch_size), "prompts": class_means, "pairs": flow_pairs} | options
     distiller = kind(
         roles,
         Learner(roles.parameters("student"), distill.student, updates),

@@ -27,15 +27,36 @@ def optimal_velocity(x: Tensor, sigma: Tensor, mean: Tensor, deviation: Tensor |
 
 
 class GaussianModel(nn.Module):
-    """A network whose velocity is optimal for N(offset + mean, deviation^2), with `offset` and `deviation` learnt."""
+    """A network whose velocity is optimal for N(offset + scale * mean, deviation^2): `offset` and `deviation` learn."""
 
-    def __init__(self, dimensions: int, offset: float = 0.0, deviation: float = 1.0) -> None:
+    def __init__(
+        self, dimensions: int, offset: float = 0.0, deviation: float = 1.0, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.offset = nn.Parameter(torch.full((dimensions,), offset))
         self.log_deviation = nn.Parameter(torch.tensor(deviation).log())
+        self.scale = scale
 
     def forward(self, x: Tensor, sigma: Tensor, mean: Tensor) -> Tensor:
-        return optimal_velocity(x, sigma, self.offset + mean, self.log_deviation.exp())
+        return optimal_velocity(x, sigma, self.offset + self.scale * mean, self.log_deviation.exp())
+
+
+class GaussianFlowMap(nn.Module):
+    """The consistency function of N(offset + scale * mean, deviation^2) as a velocity: `x - sigma * velocity` is where
+    the flow through x at level sigma ends, so that it makes exactly this distribution in any number of steps."""
+
+    def __init__(
+        self, dimensions: int, offset: float = 0.0, deviation: float = 1.0, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.full((dimensions,), offset))
+        self.log_deviation = nn.Parameter(torch.tensor(deviation).log())
+        self.scale = scale
+
+    def forward(self, x: Tensor, sigma: Tensor, mean: Tensor) -> Tensor:
+        s, mean, deviation = expand(sigma, x), self.offset + self.scale * mean, self.log_deviation.exp()
+        spread = ((1 - s) ** 2 * deviation**2 + s**2).sqrt()
+        return (x - mean - deviation * (x - (1 - s) * mean) / spread) / s
 
 
 class GaussianFamily:

@@ -27,7 +27,7 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
         *sections, last = (int(part) if part.isdigit() else part for part in key.split("."))
         section: Any = values
         for part in sections:
-            section = section[part]
+            section = section.setdefault(part, {}) if isinstance(section, dict) else section[part]
         if value is REMOVED:
             del section[last]
         else:
@@ -77,6 +77,14 @@ def test_every_params_file_of_the_repository_is_accepted(path: Path) -> None:
         ("distill.fake_only", -1, "greater than or equal to 0"),
         ("distill.rollouts", "two", "'shared' or 'fresh'"),
         ("distill.losses.ca.weight", -1, "greater than or equal to 0"),
+        ("schedule.ends", "noise", "'data' or 'next'"),
+        ("distill.fake_target", "noise", "'score' or 'data'"),
+        ("distill.losses.dm.guidance_scale", 0.5, "greater than or equal to 1"),
+        ("distill.losses.regression.weight", -1, "greater than or equal to 0"),
+        ("distill.losses.sgmd.regulariser", -1, "greater than or equal to 0"),
+        ("distill.losses.consistency.step", 2, "less than or equal to 1"),
+        ("distill.losses.min_norm", 0, "greater than 0"),
+        ("latents.train_pairs", -1, "greater than or equal to 0"),
         ("distill.losses.ca.scale", -0.1, "greater than or equal to 0"),
         ("distill.losses.dm.bounded", "perhaps", "boolean"),
         ("distill.renoise_min", -0.1, "greater than or equal to 0"),
@@ -123,7 +131,23 @@ def test_a_bad_value_is_refused_and_named(key: str, value: Any, says: str) -> No
         ({"distill.fake_only": 61}, "distill: fake_only 61 is not a multiple of student_every 4: use 60"),
         (
             {f"distill.losses.{term}.weight": 0 for term in ("ca", "dm", "cdm")},
-            "distill.losses: all of ca, dm and cdm",
+            "distill.losses: all terms have weight 0",
+        ),
+        (
+            {"distill.losses.regression.weight": 1},
+            "distill.losses.regression: track is 'data/teacher.json', but the regression learns from pairs",
+        ),
+        (
+            {"distill.losses.regression.weight": 1, "distill.losses.regression.track": "data/pairs"},
+            "the file: distill.losses.regression has a weight, but there are no pairs: set latents.train_pairs",
+        ),
+        (
+            {"latents.train_pairs": 8, "prompts.embed": "online"},
+            "the file: latents.train_pairs needs the training prompts encoded",
+        ),
+        (
+            {"schedule.ends": "next"},
+            "the file: schedule.ends is next, which is for dm alone: give ca, cdm weight 0",
         ),
         ({"distill.keep": "best"}, "distill: keep is best, but nothing tells which is: set probe.every"),
         (
