@@ -248,7 +248,7 @@ class Distiller:
         metrics: Metrics = {}
         for anchor in anchors:
             terms, statistics = self.student_terms(anchor, self.draws(iteration, anchor.samples))
-            weights = {name: getattr(self.distill.losses, name).weight for name in terms}
+            weights = self.distill.losses.weights
             loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum() / len(anchors)
             self.networks.backward("student", loss)
             statistics |= {f"loss_{name}": float(term.detach()) for name, term in terms.items()}
@@ -318,7 +318,7 @@ class Distiller:
         """SGMD: what the fake score's input has of the difference of the scores; its parameters get none of it."""
         sgmd, x0, conditioning = self.distill.losses.sgmd, anchor.x0, anchor.conditioning
         at = self.renoise(x0.detach(), anchor.sigma if sgmd.bounded else None, draws, "sgmd")
-        real, _ = yield Questions(self.ask_teacher(at, conditioning, sgmd.guidance_scale))
+        real, _ = yield Questions(self.ask_teacher(at.x, at.tau, conditioning, sgmd.guidance_scale))
         x = at.x.requires_grad_()
         for_fake = self.for_fake(conditioning, anchor.sigma)
         x0_fake = velocity_to_x0(x, self.networks.velocity("fake", x, at.tau, for_fake), at.tau)
@@ -331,8 +331,7 @@ class Distiller:
         """Consistency at the anchor, along the teacher's flow from there."""
         settings, x, sigma = self.distill.losses.consistency, anchor.x, anchor.sigma
         assert anchor.velocity is not None
-        here = Query(x, sigma, anchor.conditioning)
-        real, _ = yield Questions(self.ask_teacher(here, anchor.conditioning, settings.guidance_scale))
+        real, _ = yield Questions(self.ask_teacher(x, sigma, anchor.conditioning, settings.guidance_scale))
         flow = x0_to_velocity(x, guide(real, settings.guidance_scale), sigma)
         step = sigma.clamp(max=settings.step)
         velocity = anchor.velocity.detach()
@@ -350,17 +349,17 @@ class Distiller:
         x0 = velocity_to_x0(noise, self.networks.velocity("student", noise, sigma, conditioning), sigma)
         return {"regression": direction_loss(x0, latents - x0.detach())}
 
-    def ask_teacher(self, at: Renoised | Query, conditioning: Conditioning, scale: float) -> list[Query]:
+    def ask_teacher(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, scale: float) -> list[Query]:
         """The questions to a teacher that is guided by `scale`; `guide` puts the answers together."""
-        prompts = [conditioning] if scale == 1 else [conditioning, self.no_prompt(at.x)]
-        return [Query(at.x, at[1], prompt) for prompt in prompts]
+        prompts = [conditioning] if scale == 1 else [conditioning, self.no_prompt(x)]
+        return [Query(x, sigma, prompt) for prompt in prompts]
 
     def ask_both(
         self, settings: MatchingLoss, at: Renoised, conditioning: Conditioning, sigma: Tensor
     ) -> Questions:
         """The questions of `matching`, on data that the student made at level `sigma`."""
         return Questions(
-            self.ask_teacher(at, conditioning, settings.guidance_scale),
+            self.ask_teacher(at.x, at.tau, conditioning, settings.guidance_scale),
             [at.query(self.for_fake(conditioning, sigma))],
         )
 
@@ -397,10 +396,11 @@ class Distiller:
         if not dm.weight:
             shares = torch.zeros_like(shares)
         at_own = self.renoise(x0, bound, draws, "ca")
+        here = shares.reshape(-1, *[1] * (x0.ndim - 1))
         at_ca = Renoised(
-            torch.where(shares.reshape(-1, *[1] * (x0.ndim - 1)), at_dm.x, at_own.x),
+            torch.where(here, at_dm.x, at_own.x),
             torch.where(shares, at_dm.tau, at_own.tau),
-            at_own.noise,
+            torch.where(here, at_dm.noise, at_own.noise),
         )
         return at_dm, at_ca, torch.nonzero(~shares)[:, 0]
 

@@ -121,9 +121,11 @@ class Schedule(Section):
     max_len: Positive
     """Longest rollout, in steps (dynamic)."""
     sigma_min: Level
-    """Lowest inner level before the teacher's shift (dynamic), and of the off-trajectory points."""
+    """Lowest inner level before the teacher's shift (dynamic), and of the off-trajectory points (not shifted)."""
     sigma_max: Level
-    """Highest inner level before the teacher's shift (dynamic), and of the off-trajectory points."""
+    """Highest inner level before the teacher's shift (dynamic), and of the off-trajectory points (not shifted)."""
+    off_range: tuple[Level, Level] | None = None
+    """Levels of the off-trajectory points (CDM); null is from `sigma_min` to `sigma_max`."""
     spacing: Literal["stratified", "independent"] = "stratified"
     """Inner levels: one in each of equal bins, or drawn independently (dynamic)."""
     sigmas: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.75, 0.5, 0.25]
@@ -137,6 +139,8 @@ class Schedule(Section):
             raise ValueError(f"max_len {self.max_len} is below min_len {self.min_len}")
         if self.sigma_max <= self.sigma_min:
             raise ValueError(f"sigma_max {self.sigma_max} is not above sigma_min {self.sigma_min}")
+        if self.off_range is not None and self.off_range[1] < self.off_range[0]:
+            raise ValueError(f"off_range falls from {self.off_range[0]} to {self.off_range[1]}")
         falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
         if not self.sigmas or self.sigmas[0] != 1.0 or not falling:
             raise ValueError(f"sigmas must fall from 1.0, not {self.sigmas}")

@@ -87,5 +87,6 @@ def draw_rollouts(schedule: Schedule, shift: float, draws: Draws) -> Rollouts:
 
 
 def off_trajectory_levels(schedule: Schedule, uniform: Tensor) -> Tensor:
-    """Levels of the off-trajectory points, U[sigma_min, sigma_max], not shifted (paper, section 3.3)."""
-    return schedule.sigma_min + (schedule.sigma_max - schedule.sigma_min) * uniform
+    """Levels of the off-trajectory points, U[sigma_min, sigma_max] unless set, not shifted (paper, section 3.3)."""
+    low, high = schedule.off_range or (schedule.sigma_min, schedule.sigma_max)
+    return low + (high - low) * uniform

@@ -6,6 +6,8 @@ mean at w * m. `GaussianFlowMap` makes exactly such a distribution in any number
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from cdm.losses import (
     state_data_loss,
     state_score_loss,
 )
-from cdm.params import Losses, Schedule
+from cdm.params import Losses, Schedule, load
 from tests.engine import DIMENSIONS, build, distill_settings
 from tests.gaussian import GaussianFlowMap, GaussianModel, optimal_velocity, optimal_x0
 
@@ -56,6 +58,12 @@ def terms_of(distiller: Distiller, iteration: int = 0) -> tuple[Anchor, Terms]:
     distiller.predict(anchor, with_graph=True)
     terms, _ = distiller.student_terms(anchor, distiller.draws(iteration, samples))
     return anchor, terms
+
+
+def loss_of(distiller: Distiller) -> float:
+    """That of its only term."""
+    (term,) = terms_of(distiller)[1].values()
+    return float(term.detach())
 
 
 def in_x0(anchor: Anchor, loss: Tensor) -> Tensor:
@@ -92,10 +100,8 @@ def test_dmd2_and_decoupled_dmd_have_one_gradient_where_norms_and_points_are_the
 @pytest.mark.parametrize("schedule", [FIXED, PHASES], ids=["data", "phases"])
 def test_matching_rests_where_the_student_has_the_guided_teachers_distribution(schedule: Schedule) -> None:
     terms = losses(dm={"weight": 1, "guidance_scale": 3.0})
-    _, found = terms_of(matched(scale=3.0, losses=terms, schedule=schedule))
-    assert float(found["dm"]) < 1e-6
-    _, elsewhere = terms_of(matched(scale=2.0, losses=terms, schedule=schedule))
-    assert float(elsewhere["dm"]) > 1e-2
+    assert loss_of(matched(scale=3.0, losses=terms, schedule=schedule)) < 1e-6
+    assert loss_of(matched(scale=2.0, losses=terms, schedule=schedule)) > 1e-2
 
 
 def test_matching_pulls_the_student_to_the_guided_teacher() -> None:
@@ -120,7 +126,7 @@ def test_regression_is_the_squared_distance_of_one_step_to_the_teachers_sample()
         student.offset.fill_(0.8)
         student.log_deviation.fill_(torch.tensor(0.7).log())
     _, found = terms_of(distiller)
-    assert float(found["regression"]) == pytest.approx(0.3**2, rel=1e-4)
+    assert float(found["regression"].detach()) == pytest.approx(0.3**2, rel=1e-4)
     found["regression"].backward()
     torch.testing.assert_close(student.offset.grad, torch.full((DIMENSIONS,), 2 * 0.3 / DIMENSIONS))
 
@@ -199,42 +205,46 @@ def test_on_data_the_losses_of_states_are_flow_matching() -> None:
 @pytest.mark.parametrize("bounded", [False, True])
 def test_levels_of_a_phase_lie_above_its_end(bounded: bool) -> None:
     terms = losses(dm={"weight": 1, "bounded": bounded})
-    distiller = matched(batch=3000, losses=terms, schedule=PHASES, renoise_max=1.0)
-    anchor = distiller.roll_out(0, range(3000), True)
+    distiller = matched(batch=1500, losses=terms, schedule=PHASES, renoise_max=1.0)
+    anchor = distiller.roll_out(0, range(1500), True)
     distiller.predict(anchor, with_graph=False)
     assert anchor.end is not None
     following = dict(zip((1.0, 6 / 7, 2 / 3, 0.4), (6 / 7, 2 / 3, 0.4, 0.0), strict=True))  # the shift is 2
     torch.testing.assert_close(
         anchor.end, torch.tensor([following[min(following, key=lambda s: abs(s - a))] for a in anchor.sigma])
     )
-    at, _, _ = distiller.renoise_at_anchor(anchor, anchor.output, distiller.draws(0, range(3000)))
-    top = anchor.sigma if bounded else torch.ones(3000)
+    at, _, _ = distiller.renoise_at_anchor(anchor, anchor.output, distiller.draws(0, range(1500)))
+    top = anchor.sigma if bounded else torch.ones(1500)
     share = (at.tau - anchor.end) / (top - anchor.end)
     assert ((at.tau >= anchor.end + 0.0199) & (share <= 1)).all()
     quantiles = torch.linspace(0.2, 0.9, 8)
-    assert (share.quantile(quantiles) - quantiles).abs().max() < 0.03
+    assert (share.quantile(quantiles) - quantiles).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("settings", [{"fake_target": "score"}, {"fake_target": "data", "fake_bounded": True}])
 def test_a_fake_score_of_states_learns_the_distribution_that_they_come_from(settings: dict[str, Any]) -> None:
-    """States of a student that makes the teacher's distribution: the fake score becomes the teacher."""
+    """Of states of N(0.5, 0.7^2) at the list's levels, never of its data before the last step."""
     distill = distill_settings(
         batch_size=64,
         losses=losses(dm={"weight": 1}),
-        iterations=160,
-        fake={"lr": 5e-2, "warmup": 0, "decay_from": 0.4, "clip": 10.0},
+        iterations=120,
+        fake={"lr": 6e-2, "warmup": 0, "decay_from": 0.4, "clip": 10.0},
         merge=0.0,
         **settings,
     )
     fake = GaussianModel(DIMENSIONS, offset=0.1, deviation=1.2)
-    student = GaussianFlowMap(DIMENSIONS, **TEACHER)
-    distiller, _ = build(distill=distill, schedule=PHASES, student=student, fake=fake)
-    for iteration in range(160):
-        anchor = distiller.roll_out(iteration, distiller.parts[0], serves_student=False)
+    distiller, _ = build(distill=distill, schedule=PHASES, fake=fake)
+    samples = range(64)
+    levels = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+    at = torch.arange(64) % 4
+    for iteration in range(120):
+        draws = distiller.draws(iteration, samples)
+        x0, noise = 0.5 + 0.7 * draws.normal("x0", (DIMENSIONS,)), draws.normal("noise", (DIMENSIONS,))
+        x, mean = add_noise(x0, noise, levels[at]), torch.zeros(64, DIMENSIONS)
+        anchor = Anchor(x, levels[at], {"mean": mean}, samples, False, noise - x0, end=levels[at + 1])
         distiller.update_fake(iteration, [anchor])
-    learnt = distiller.networks.parameters("fake")
-    torch.testing.assert_close(learnt["offset"].mean().detach(), torch.tensor(0.5), atol=0.05, rtol=0)
-    torch.testing.assert_close(learnt["log_deviation"].exp().detach(), torch.tensor(0.7), atol=0.05, rtol=0)
+    torch.testing.assert_close(fake.offset.mean().detach(), torch.tensor(0.5), atol=0.05, rtol=0)
+    torch.testing.assert_close(fake.log_deviation.exp().detach(), torch.tensor(0.7), atol=0.05, rtol=0)
 
 
 # SGMD
@@ -271,7 +281,7 @@ def test_sgmd_rests_at_the_teachers_distribution_on_average() -> None:
     _, plain = sgmd_setup(matched(scale=2.0, losses=losses(sgmd={**terms, "regulariser": 0.0})))
     assert plain.abs().max() < 1e-4
     limits = {"renoise_min": 0.1}  # the variance grows without bound towards 0
-    _, regularised = sgmd_setup(matched(batch=4000, scale=2.0, losses=losses(sgmd=terms), **limits))
+    _, regularised = sgmd_setup(matched(batch=2000, scale=2.0, losses=losses(sgmd=terms), **limits))
     error = regularised.std(0) / len(regularised) ** 0.5
     assert (regularised.std(0) > 0.01).all()
     assert (regularised.mean(0).abs() < 4 * error).all()
@@ -290,19 +300,18 @@ def test_the_gradient_of_sgmd_by_hand() -> None:
 def test_the_tangent_of_the_true_consistency_function_is_zero(scale: float) -> None:
     terms = losses(consistency={"weight": 1, "guidance_scale": scale, "warmup": 0})
     schedule = Schedule(kind="dynamic", min_len=1, max_len=5, sigma_min=0.1, sigma_max=0.9)
-    _, found = terms_of(matched(scale=scale, losses=terms, schedule=schedule))
-    assert float(found["consistency"]) < 1e-6
-    _, elsewhere = terms_of(matched(scale=scale + 1, losses=terms, schedule=schedule))
-    assert float(elsewhere["consistency"]) > 0.1
+    assert loss_of(matched(scale=scale, losses=terms, schedule=schedule)) < 1e-6
+    assert loss_of(matched(scale=scale + 1, losses=terms, schedule=schedule)) > 0.1
 
 
 def test_the_step_of_the_discrete_form_tends_to_the_tangent() -> None:
-    found = []
+    sizes = []
     for step in (0.2, 0.1, 0.05):
         terms = losses(consistency={"weight": 1, "warmup": 0, "step": step})
-        found.append(float(terms_of(matched(losses=terms))[1]["consistency"]) ** 0.5)
-    assert found[1] < 0.7 * found[0]
-    assert found[2] < 0.7 * found[1]
+        length = loss_of(matched(losses=terms)) ** 0.5
+        sizes.append(length / (1 - length))  # of a tangent, over 0.1, before it is normalised
+    assert sizes[1] < 0.7 * sizes[0]
+    assert sizes[2] < 0.7 * sizes[1]
 
 
 def test_the_tangent_is_the_derivative_along_the_flow() -> None:
@@ -342,7 +351,7 @@ def test_warm_up_begins_with_the_flow_itself() -> None:
     shares = []
     for done in (0, 1, 3, 9):
         distiller.student.updates_done = done
-        shares.append(float(terms_of(distiller)[1]["consistency"]))
+        shares.append(loss_of(distiller))
     assert shares[0] > shares[1] > shares[2]
     assert shares[2] < 1e-6
     assert shares[3] < 1e-6
@@ -388,7 +397,7 @@ def test_directions_are_divided_by_min_norm_at_least() -> None:
     def loss(min_norm: float) -> float:
         terms = losses(dm={"weight": 1}, cdm={"weight": 1}, ca={"weight": 1, "scale": 2}, min_norm=min_norm)
         _, found = terms_of(build(distill=distill_settings(losses=terms))[0])
-        return float(torch.stack(list(found.values())).sum())
+        return float(torch.stack(list(found.values())).sum().detach())
 
     assert loss(100.0) == pytest.approx(4 * loss(200.0), rel=1e-4)
 
@@ -397,3 +406,55 @@ def test_direction_loss_has_the_gradient_of_minus_twice_the_direction() -> None:
     x0 = torch.zeros(2, 2, requires_grad=True)
     direction_loss(x0, torch.ones(2, 2)).backward()
     torch.testing.assert_close(x0.grad, torch.full((2, 2), -0.5))
+
+
+# Recipes
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ("cdm", "consistency", "decoupled-dmd", "dmd", "dmd2", "phased-dmd", "sgmd", "tdm")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_of_the_miniature_differs_in_its_method_alone(name: str) -> None:
+    """Everything else is params.yaml's; all have as many student updates, at the same rates."""
+    recipe, default = load(ROOT / "recipes" / f"{name}.yaml"), load(ROOT / "params.yaml")
+    outside = {"schedule", "distill"}
+    expected, found = default.model_dump(exclude=outside), recipe.model_dump(exclude=outside)
+    assert (found["latents"].pop("train_pairs") > 0) == (name == "dmd")
+    expected["latents"].pop("train_pairs")
+    assert found == expected
+    distill = recipe.distill
+    assert (distill.iterations - distill.fake_only) / distill.student_every == 600
+    same = {"batch_size", "student", "fake", "merge", "ema", "precision", "lora", "probe", "keep"}
+    assert distill.model_dump(include=same) == default.distill.model_dump(include=same)
+    comment = (ROOT / "recipes" / f"{name}.yaml").read_text().splitlines()[0]
+    assert re.match(r"# .*arXiv \d{4}\.\d{5}", comment)
+
+
+def test_the_recipes_are_guided_alike() -> None:
+    """A teacher guided by 1 + a moves a student as CA of scale a does, which a CDM term without guidance dilutes."""
+    for name in RECIPES:
+        terms = load(ROOT / "recipes" / f"{name}.yaml").distill.losses
+        if name == "consistency":
+            assert terms.consistency.guidance_scale == load(ROOT / "params.yaml").teacher.guidance_scale
+        elif terms.ca.weight:
+            assert terms.ca.scale / (terms.dm.weight + terms.cdm.weight) == pytest.approx(0.72)
+        else:
+            guided_term = terms.sgmd if terms.sgmd.weight else terms.dm
+            assert guided_term.guidance_scale == pytest.approx(1.72)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_method_of_a_recipe_runs(name: str) -> None:
+    """A round on the Gaussian world with the recipe's own schedule and terms: finite, and the student moves."""
+    recipe = load(ROOT / "recipes" / f"{name}.yaml")
+    distill = recipe.distill.model_copy(update={"batch_size": 8, "fake_only": 0})
+    student = GaussianFlowMap(DIMENSIONS, offset=-0.3, deviation=1.2)
+    distiller, networks = build(distill=distill, schedule=recipe.schedule, student=student)
+    before = {key: value.detach().clone() for key, value in networks.parameters("student").items()}
+    metrics = distiller.round(0)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert {key.removeprefix("loss_") for key in metrics if key.startswith("loss_")} - {"fake"} == set(
+        distill.losses.weights
+    )
+    assert all((value != before[key]).any() for key, value in networks.parameters("student").items())

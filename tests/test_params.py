@@ -125,6 +125,7 @@ def test_a_bad_value_is_refused_and_named(key: str, value: Any, says: str) -> No
         ),
         ({"schedule.sigmas": [1.0, 0.5, 0.5]}, "schedule: sigmas must fall from 1.0"),
         ({"schedule.sigmas": [0.9, 0.5]}, "schedule: sigmas must fall from 1.0"),
+        ({"schedule.off_range": [0.9, 0.2]}, "schedule: off_range falls from 0.9 to 0.2"),
         ({"schedule.sigmas": []}, "schedule: sigmas must fall from 1.0"),
         ({"distill.renoise_min": 0.7, "distill.renoise_max": 0.6}, "distill: renoise_max 0.6 is not above"),
         ({"distill.iterations": 12, "distill.fake_only": 12}, "distill: iterations 12 leave no student update"),

@@ -117,6 +117,33 @@ def test_an_unguided_teacher_costs_one_evaluation_a_step(
     torch.testing.assert_close(rows["latents"], expected, atol=1e-4, rtol=1e-3)
 
 
+def test_training_pairs_are_of_training_prompts_and_of_noise_of_their_own(
+    tiny_params: Params, tiny_teacher: TeacherManifest, data: Path
+) -> None:
+    wanted = tiny_params.model_copy(
+        update={"latents": tiny_params.latents.model_copy(update={"train_pairs": 7})}
+    )
+    sampling.cache_training_pairs(wanted, tiny_teacher, data / "prompts", data / "pairs")
+    store, train = Store(data / "pairs"), PromptSet(data / "prompts" / "train")
+    rows = store.all()
+    assert store.metadata["prompts_sha256"] == train.sha256
+    assert sorted(rows["prompt"][:5].tolist()) == list(range(5)), "every prompt before one comes again"
+    evaluation = Store(data / "latents").all()["noise"].flatten(1)
+    assert torch.cdist(rows["noise"].flatten(1), evaluation).min() > 1
+    texts = [train.texts[k] for k in rows["prompt"].tolist()]
+    expected = by_diffusers(load(tiny_teacher.folder()), texts[:2], rows["noise"][:2], 4, 3.0)
+    torch.testing.assert_close(rows["latents"][:2], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_without_training_pairs_there_is_an_empty_folder(
+    tiny_params: Params, tiny_teacher: TeacherManifest, data: Path
+) -> None:
+    (data / "pairs").mkdir()
+    (data / "pairs" / "old").touch()
+    sampling.cache_training_pairs(tiny_params, tiny_teacher, data / "prompts", data / "pairs")
+    assert list((data / "pairs").iterdir()) == []
+
+
 class Interrupting:
     """Stands in for the family's `sample` and is interrupted once, at call number `at`."""
 

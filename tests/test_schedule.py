@@ -87,3 +87,14 @@ def test_fixed_schedule():
 def test_off_trajectory_levels_span_the_range():
     levels = off_trajectory_levels(DYNAMIC, torch.tensor([0.0, 0.5, 1.0]))
     torch.testing.assert_close(levels, torch.tensor([0.1, 0.5, 0.9]))
+    narrow = DYNAMIC.model_copy(update={"off_range": (0.2, 0.4)})
+    torch.testing.assert_close(
+        off_trajectory_levels(narrow, torch.tensor([0.0, 1.0])), torch.tensor([0.2, 0.4])
+    )
+
+
+def test_the_next_level_is_where_a_sample_steps_to():
+    rollouts = draw_rollouts(DYNAMIC, 2.0, Draws(0, 0, range(50)))
+    for row, depth in enumerate(rollouts.depth):
+        levels = [level for level in rollouts.sigmas[row].tolist() if level > 0] + [0.0]
+        assert float(rollouts.next_sigma[row]) == levels[depth + 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from cdm import hub, prompts
+from cdm import hub, prompts, sampling
 from cdm.errors import CdmError
 from cdm.hub import TeacherManifest
 from cdm.params import Params, load
@@ -247,3 +248,30 @@ def test_batch_that_does_not_divide_is_refused_before_anything_loads(world: Path
     monkeypatch.setattr(Accelerator, "num_processes", 3)
     with pytest.raises(CdmError, match="batch_size 4 does not divide over 3 processes"):
         run(world, tmp_path)
+
+
+def test_a_regression_learns_from_pairs_of_these_prompts_and_this_teacher(
+    world: Path, tiny_sd3: Path, tmp_path: Path
+):
+    """A student without a fake score: its regression falls, its checkpoints are whole, others' pairs are refused."""
+    (tmp_path / "world").mkdir()
+    pairs = tmp_path / "pairs"
+    terms = {name: {"weight": 0.0} for name in ("dm", "cdm")} | {"ca": {"weight": 0.0, "scale": 0.0}}
+    terms |= {"regression": {"weight": 1.0, "track": str(pairs)}}
+    values = YAML(typ="safe").load((world / "params.yaml").read_text())
+    values["latents"]["train_pairs"] = 6
+    values["distill"] |= {"losses": terms, "student_every": 1, "fake_only": 0, "iterations": 24}
+    values["schedule"] |= {"kind": "fixed", "sigmas": [1.0]}
+    YAML().dump(values, tmp_path / "world" / "params.yaml")
+    params = load(tmp_path / "world" / "params.yaml")
+    teacher = TeacherManifest.read(world / "teacher.json")
+    sampling.cache_training_pairs(params, teacher, world / "prompts", pairs)
+    run(world, tmp_path, params)
+    losses = [float(row["loss_regression"]) for row in read_log(tmp_path)]
+    assert len(losses) == 24
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+    manifest = json.loads((pairs / "manifest.json").read_text())
+    manifest["metadata"]["teacher"] = "another"
+    (pairs / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CdmError, match="drawn for another teacher or other prompts"):
+        gather(world, params)

@@ -248,8 +248,7 @@ def _listed(numbers: list[int]) -> str:
 
 def _lead(params: Params, teacher: Teacher) -> str:
     revision = f" at revision {teacher.revision}" if teacher.revision else ""
-    weights = {name: getattr(params.distill.losses, name).weight for name in ("ca", "dm", "cdm")}
-    terms = " + ".join(name.upper() for name, weight in weights.items() if weight)
+    terms = " + ".join(name.upper() if len(name) < 5 else name for name in params.distill.losses.weights)
     schedule = params.schedule
     if schedule.kind == "dynamic":
         levels = f"random schedules of {schedule.min_len} to {schedule.max_len} steps"
