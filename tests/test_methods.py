@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cdm import plan
 from cdm.consistency import consistency_direction, velocity_change
 from cdm.distiller import Anchor, Distiller, Terms
 from cdm.families import get_family
@@ -406,6 +407,42 @@ def test_direction_loss_has_the_gradient_of_minus_twice_the_direction() -> None:
     x0 = torch.zeros(2, 2, requires_grad=True)
     direction_loss(x0, torch.ones(2, 2)).backward()
     torch.testing.assert_close(x0.grad, torch.full((2, 2), -0.5))
+
+
+# What they cost
+
+GUIDED = {"weight": 1, "guidance_scale": 3.0}
+PAIRS = {"weight": 1, "track": "pairs"}
+STEP = {"weight": 1, "step": 0.1}
+
+
+@pytest.mark.parametrize("rollouts", ["shared", "fresh"])
+@pytest.mark.parametrize(
+    ("schedule", "parts", "terms"),
+    [
+        (FIXED, 1, {"dm": GUIDED, "cdm": GUIDED}),
+        (FIXED, 2, {"cdm": {"weight": 1}}),
+        (FIXED, 1, {"ca": {"weight": 1, "scale": 2}}),
+        (PHASES, 1, {"dm": GUIDED}),
+        (FIXED, 2, {"dm": GUIDED, "regression": PAIRS}),
+        (FIXED, 1, {"regression": PAIRS}),
+        (FIXED, 1, {"sgmd": GUIDED}),
+        (FIXED, 2, {"sgmd": {"weight": 1}}),
+        (FIXED, 1, {"consistency": GUIDED}),
+        (FIXED, 2, {"consistency": STEP}),
+    ],
+)
+def test_the_plan_counts_the_forwards_of_every_method(
+    schedule: Schedule, parts: int, terms: dict[str, Any], rollouts: str
+) -> None:
+    distill = distill_settings(rollouts=rollouts, batch_size=24, losses=losses(**terms))
+    distiller, networks = build(distill=distill, schedule=schedule, micro_batch=24 // parts)
+    distiller.round(0)
+    planned = plan.forwards_of_round(distill, schedule, 2.0, parts=parts)
+    with_graph = sum(count for key, count in networks.samples.items() if key.endswith("+graph")) / 24
+    assert with_graph == planned.with_graph
+    plain = networks.samples.total() / 24 - with_graph
+    assert plain == pytest.approx(planned.plain, abs=0.7)  # three standard errors of the anchors' depth
 
 
 # Recipes

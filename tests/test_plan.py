@@ -175,17 +175,6 @@ def terms(ca_bounded: bool, dm_bounded: bool) -> dict[str, Any]:
     }
 
 
-def method(**weighted: dict[str, Any]) -> dict[str, Any]:
-    """Only these terms, of weight 1."""
-    off = {"ca": {"weight": 0.0, "scale": 1.0}, "dm": {"weight": 0.0}, "cdm": {"weight": 0.0}}
-    return {"losses": off | {name: {"weight": 1.0, **settings} for name, settings in weighted.items()}}
-
-
-GUIDED = {"guidance_scale": 3.0}
-STATES = FIXED.model_copy(update={"ends": "next"})
-PAIRS = {"track": "pairs"}
-
-
 @pytest.mark.parametrize("rollouts", ["shared", "fresh"])
 @pytest.mark.parametrize(
     ("schedule", "micro_batch", "changes"),
@@ -202,14 +191,6 @@ PAIRS = {"track": "pairs"}
         (DYNAMIC, None, {"losses": terms(ca_bounded=True, dm_bounded=True)}),
         (DYNAMIC, None, {"losses": terms(ca_bounded=False, dm_bounded=True)}),
         (DYNAMIC, None, {"losses": terms(ca_bounded=False, dm_bounded=False)}),
-        (FIXED, None, method(dm=GUIDED, cdm=GUIDED)),
-        (FIXED, 12, method(dm=GUIDED, regression=PAIRS)),
-        (FIXED, None, method(regression=PAIRS)),
-        (STATES, None, method(dm=GUIDED) | {"fake_target": "data", "student_every": 1}),
-        (FIXED, None, method(sgmd=GUIDED)),
-        (FIXED, 12, method(sgmd={})),
-        (DYNAMIC, None, method(consistency=GUIDED)),
-        (DYNAMIC, 12, method(consistency={"step": 0.1})),
     ],
 )
 def test_forwards_are_those_of_the_engine(
