@@ -133,3 +133,36 @@ def test_lora_is_sharded_too(tiny_sd3: Path, tmp_path: Path, gradient_checkpoint
 def test_weights_are_gathered_in_bf16_and_held_in_float32() -> None:
     for code, errors in in_two_processes("tests.run_bf16"):
         assert code == 0, errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, ADAPTER])
+def test_bf16_travels_in_bf16_and_learns_in_float32(
+    tiny_sd3: Path, tmp_path: Path, lora: dict[str, int] | None
+) -> None:
+    """As with autocast in one process, to the rounding of bfloat16. `tests.run_sharded` looks at the types."""
+    world = World(tmp_path / "world", tiny_sd3, iterations=8, precision="bf16", lora=lora)
+    world.alone(tmp_path / "one")
+    world.sharded(tmp_path / "two")
+    assert_alike(tmp_path / "two", tmp_path / "one", FULL if lora is None else LORA, rel=0.05, atol=6e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, ADAPTER])
+def test_sharded_ones_are_probed_and_shown_as_one_process_is(
+    tiny_sd3: Path, tmp_path: Path, lora: dict[str, int] | None
+) -> None:
+    """Both exchange the parameters of the sharded student with its average, and back."""
+    world = World(tmp_path / "world", tiny_sd3, watched=True, iterations=8, lora=lora)
+    world.alone(tmp_path / "one")
+    world.sharded(tmp_path / "two")
+    assert_alike(tmp_path / "two", tmp_path / "one", FULL if lora is None else LORA)
+    one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
+    assert [row["iteration"] for row in two if row["probe"]] == ["4", "8"]
+    for mine, theirs in zip(two, one, strict=True):
+        if theirs["probe"]:
+            for name in ("probe_steps1", "probe_steps2", "probe"):
+                assert float(mine[name]) == pytest.approx(float(theirs[name]), rel=2e-3)
+    pictures = [sorted(path.name for path in (tmp_path / out / "pictures").iterdir()) for out in ("one", "two")]
+    assert pictures[0] == pictures[1]
+    assert "iteration-000008.png" in pictures[0]
