@@ -157,6 +157,30 @@ def test_sample_needs_neither_text_encoders_nor_autoencoder(case: Case) -> None:
     )
 
 
+def test_samples_in_bfloat16_are_nearly_those_in_float32(case: Case) -> None:
+    half = case.family.load_pipeline(case.folder, dtype=torch.bfloat16)
+    assert half.transformer.dtype == half.vae.dtype == torch.bfloat16
+    conditioning = case.family.encode(half, PROMPTS, TEXT_TOKENS[case.name])
+    empty = case.family.encode(half, [""], TEXT_TOKENS[case.name])
+    noise = case.noise.bfloat16()
+    latents = case.family.sample(half, noise, conditioning, empty, UNSHIFTED, 2.0)
+    assert (latents.float() - case.drawn(2.0)).abs().mean() < 0.05
+    assert case.family.decode(half, latents).dtype == torch.float32
+
+
+def test_networks_in_bfloat16_say_nearly_what_they_say_in_float32(case: Case) -> None:
+    """The teacher's weights are bfloat16, the student's float32; embeddings and latents come as float32."""
+    transformer = case.family.load_transformer(case.folder)
+    point = (case.noise, torch.tensor([0.9, 0.4]), case.encode(PROMPTS))
+    with torch.no_grad():
+        expected = case.family.velocity(transformer, *point)
+        networks = FullNetworks(case.family, transformer, autocast=torch.bfloat16)
+        for role in ("teacher", "student", "fake"):
+            velocity = networks.velocity(role, *point)
+            assert velocity.dtype == torch.float32
+            assert (velocity - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
 def test_encoding_needs_neither_transformer_nor_autoencoder(case: Case) -> None:
     bare = case.family.load_pipeline(case.folder, image=False, transformer=False)
     assert bare.vae is None

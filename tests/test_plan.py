@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from cdm.randomness import Draws
 from cdm.schedule import draw_rollouts
 from cdm.training import Run
 from tests.engine import build, distill_settings
+from tests.tiny_pipelines import PROMPTS, RESOLUTION, TEXT_TOKENS
 
 DYNAMIC = Schedule(kind="dynamic", min_len=2, max_len=6, sigma_min=0.1, sigma_max=0.9)
 FIXED = Schedule(kind="fixed", min_len=1, max_len=1, sigma_min=0.02, sigma_max=0.98)
@@ -64,6 +67,56 @@ def test_sd3_medium_is_known_without_its_files(tiny_params: Params) -> None:
     known = architectures.find(teacher, 256)
     assert known.parameters() == 2_028_328_000
     assert known.conditioning_bytes() == 4 * ((77 + 256) * 4096 + 2048)
+
+
+@pytest.mark.parametrize("name", ["sd3_t5", "longcat", "flux"])
+def test_a_family_is_planned_as_its_pipeline_is(
+    name: str, tiny_params: Params, tiny_pipeline: Callable[[str], Path]
+) -> None:
+    folder, tokens = tiny_pipeline(name), TEXT_TOKENS[name]
+    family = get_family(name.removesuffix("_t5"))
+    teacher = tiny_params.teacher.model_copy(
+        update={"family": family.name, "source": str(folder), "resolution": RESOLUTION}
+    )
+    planned = architectures.find(teacher, tokens)
+    assert plan.sizes(planned).stored == hub.count_parameters(folder / "transformer")
+    assert planned.encoder_parameters == sum(map(hub.count_parameters, folder.glob("text_encoder*")))
+    assert planned.shift == family.shift(folder, RESOLUTION)
+    pipeline = family.load_pipeline(folder, image=False)
+    conditioning = family.encode(pipeline, PROMPTS, tokens)
+    with torch.device("meta"):
+        inputs, model = planned.inputs(2), planned.build()
+    assert {name: value.shape for name, value in inputs.items() if name in planned.conditioning} == {
+        name: value.shape for name, value in conditioning.items()
+    }
+    pixels = torch.Size(family.latent_shape(folder, RESOLUTION)).numel()
+    assert planned.velocity(model, inputs).numel() == 2 * pixels
+
+
+def test_published_models_are_known_without_their_files(tiny_params: Params) -> None:
+    def known(family: str, source: str, **update: Any) -> Architecture:
+        named = {"family": family, "source": source, **update}
+        return architectures.find(tiny_params.teacher.model_copy(update=named), 512)
+
+    flux = known("flux", "black-forest-labs/FLUX.1-dev")
+    assert flux.parameters() == 11_901_408_320
+    assert flux.shift == pytest.approx(math.exp(1.15))
+    assert flux.inputs(1)["hidden_states"].shape == (1, 4096, 64)
+    smaller = known("flux", "black-forest-labs/FLUX.1-dev", resolution=512)
+    assert smaller.shift == pytest.approx(math.exp(0.5 + 0.65 * 768 / 3840))
+    assert smaller.inputs(1)["hidden_states"].shape == (1, 1024, 64)
+    longcat = known("longcat", "meituan-longcat/LongCat-Image")
+    assert longcat.conditioning_bytes() == 4 * 512 * 3584
+
+
+def test_a_family_that_cannot_be_planned_is_a_line(
+    tiny_params: Params, tiny_pipeline: Callable[[str], Path]
+) -> None:
+    update = {"family": "z_image", "source": str(tiny_pipeline("z_image"))}
+    with pytest.raises(
+        CdmError, match=r"^teacher.family: z_image cannot be planned \(only sd3, longcat, flux can\)$"
+    ):
+        architectures.find(tiny_params.teacher.model_copy(update=update), 32)
 
 
 def test_a_hub_model_is_found_in_the_cache_and_else_refused(
