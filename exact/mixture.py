@@ -30,7 +30,7 @@ class _Marginal(NamedTuple):
     whitened: Tensor  # S^-1 (x - (1 - sigma) m), S the covariance at the level, in the component's eigenbasis
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mixture:
     """weights (k,), summing to 1; means (k, d); covariances (k, d, d), positive definite; classes (k,): the class
     of each component, from 0. Made by `of`, which checks them."""
@@ -128,7 +128,8 @@ class Mixture:
         return (self.means[component] + offset[:, :, 0]).float()
 
     def _level(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        return torch.as_tensor(sigma, dtype=torch.float64).expand(len(x))
+        level = sigma.double() if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=torch.float64)
+        return level.expand(len(x))
 
     def _at(self, x: Tensor, sigma: Tensor | float, classes: Tensor | int) -> _Marginal:
         level = self._level(x, sigma)[:, None, None]
