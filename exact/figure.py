@@ -338,13 +338,15 @@ class Subjects:
     def train(cls) -> Subjects:
         """Two trainings that stop early, and the plane's student."""
         method = METHODS[METHOD]
-        worlds = (World(line()), World(two_spirals()))
-        early = []
-        for world in worlds:
+        on_line, on_plane = World(line()), World(two_spirals())
+
+        def early(world: World) -> Distiller:
             distiller, run = world.prepare(method.schedule, method.distill, SEED)
             advance(distiller, run, EARLY)
-            early.append(distiller)
-        return cls(*worlds, *early, worlds[1].distil(method.schedule, method.distill, SEED))
+            return distiller
+
+        student = on_plane.distil(method.schedule, method.distill, SEED)
+        return cls(on_line, on_plane, early(on_line), early(on_plane), student)
 
 
 TITLES = (
