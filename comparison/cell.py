@@ -39,7 +39,7 @@ def main(
         torch=torch.__version__,
         student_updates=design.student_updates(params),
         forward_equivalents=design.forward_equivalents(params, manifest.shift),
-        guidance=design.guidance_strength(params.distill.losses),
+        guidance=design.guidance_strength(params, manifest.shift),
         rows=evaluation.quality["student"],
     ).write(result_path(RESULTS, table, method, seed))
 

@@ -6,8 +6,9 @@ parameters and the recipes. `cells` puts it together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -15,8 +16,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from cdm.errors import CdmError
-from cdm.params import Count, Losses, Params, Positive, Rate, Section, load, parse
-from cdm.plan import forwards_of_round
+from cdm.params import Count, Params, Positive, Rate, Section, load, parse
+from cdm.plan import first_share, forwards_of_round
+from cdm.sampling import evaluations
 
 PARAMS = Path("comparison/params.yaml")
 CELLS = Path("comparison/cells")
@@ -26,6 +28,8 @@ Table = Literal["updates", "cost", "ablations"]
 TABLES: tuple[Table, ...] = ("updates", "cost", "ablations")
 FROM_RECIPE = ("schedule", "distill")
 """Sections that a method takes from its recipe; the others are the repository's, whose data all cells share."""
+PULLS = ("dm", "cdm", "sgmd", "consistency")
+"""Terms that draw the student towards the teacher, at a guidance of their own; CA pulls away from no guidance."""
 
 
 class Method(Section):
@@ -39,6 +43,8 @@ class Method(Section):
     """Changes to that, by dotted key, as in `dvc exp run -S`."""
     guidance: Literal["matched", "own"] = "matched"
     """matched: the strength of guidance is the reference's (see `guidance_strength`); own: as the settings have it."""
+    steps: list[Positive] | None = None
+    """Numbers of steps that it is measured at, of those of the comparison; null is all."""
     updates: Rate = 1.0
     """Student updates in multiples of the reference's (not in the table of equal cost)."""
 
@@ -124,33 +130,54 @@ def own_settings(method: Method, base: Params, recipes: Path = RECIPES) -> Param
     if method.recipe is not None:
         recipe = load(recipes / f"{method.recipe}.yaml").model_dump(mode="json")
         values |= {section: recipe[section] for section in FROM_RECIPE}
+        values["latents"]["train_pairs"] = recipe["latents"]["train_pairs"]
     return parse(changed(values, method.set))
 
 
 # Guidance.
 
 
-def guidance_strength(losses: Losses) -> float | None:
-    """How strongly a student is guided: CA's scale times CA's share of the pull towards the teacher's distribution.
+def guidance_strength(params: Params, shift: float) -> float | None:
+    """How strongly a student is guided: it behaves like the teacher at guidance 1 + strength.
 
-    At the fixed point the weighted directions cancel: DM's and CDM's, each of unit strength in x0, draw towards the
-    teacher without guidance, CA's away from the unconditional prediction with `scale`. So the student behaves like
-    the teacher at guidance 1 + strength, strength = w_ca * scale / (w_dm + w_cdm); the CDM term, which has no CA of
-    its own, dilutes it. None where there is nothing to match: no CA, or nothing that it is weighed against.
+    That is where the weighted directions of the terms cancel. A term of `PULLS` draws with unit strength in x0 towards
+    the teacher at its own guidance_scale, CA away from the unconditional prediction with its `scale` (where it fades,
+    on average over the anchors), so strength = (w_ca scale + sum of w (guidance_scale - 1)) / sum of w. A term
+    without guidance, such as CDM's, dilutes it. DMD's regression is left out: its pairs have the guidance of `teacher`.
+    None where there is nothing to match: no guidance, or nothing that CA is weighed against.
     """
-    matching = losses.dm.weight + losses.cdm.weight
-    guided = losses.ca.weight * losses.ca.scale
-    return guided / matching if guided and matching else None
-
-
-def with_guidance(params: Params, strength: float) -> Params:
-    """`params` with the scale of CA at which its guidance has this strength. CdmError where it has no CA."""
     losses = params.distill.losses
-    present = guidance_strength(losses)
+    pulls = {name: weight for name, weight in losses.weights.items() if name in PULLS}
+    guided = losses.ca.weight * losses.ca.scale * mean_fade(params, shift)
+    guided += sum(weight * (getattr(losses, name).guidance_scale - 1) for name, weight in pulls.items())
+    return guided / sum(pulls.values()) if guided and pulls else None
+
+
+def mean_fade(params: Params, shift: float, points: int = 1000) -> float:
+    """Mean over the anchors of what CA's scale is multiplied with: the anchor's level to the power `fade`."""
+    schedule, power = params.schedule, params.distill.losses.ca.fade
+
+    def mean(levels: Sequence[float]) -> float:
+        return fmean((shift * level / (1 + (shift - 1) * level)) ** power for level in levels)
+
+    if schedule.kind == "fixed":
+        return mean(schedule.sigmas)
+    span = schedule.sigma_max - schedule.sigma_min
+    inner = mean([schedule.sigma_min + span * (i + 0.5) / points for i in range(points)])
+    return first_share(schedule) + (1 - first_share(schedule)) * inner
+
+
+def with_guidance(params: Params, strength: float, shift: float) -> Params:
+    """`params` with all their guidance in proportion, so that it has this strength. CdmError where there is none."""
+    present = guidance_strength(params, shift)
     if present is None:
-        raise CdmError("its guidance cannot be matched, because it has no CA term: set guidance to own")
-    scale = float(f"{losses.ca.scale * strength / present:.6g}")
-    return parse(changed(params.model_dump(mode="json"), {"distill.losses.ca.scale": scale}))
+        raise CdmError("its guidance cannot be matched, because it has none: set guidance to own")
+    losses, factor = params.distill.losses, strength / present
+    scales = {"ca.scale": losses.ca.scale * factor}
+    for name in PULLS:
+        scales[f"{name}.guidance_scale"] = 1 + (getattr(losses, name).guidance_scale - 1) * factor
+    changes = {f"distill.losses.{key}": float(f"{scale:.6g}") for key, scale in scales.items()}
+    return parse(changed(params.model_dump(mode="json"), changes))
 
 
 # Length.
@@ -168,7 +195,7 @@ def with_updates(params: Params, updates: int) -> Params:
 
 
 def forward_equivalents(params: Params, shift: float) -> float:
-    """Cost of a training: forwards of one sample, a forward with its backward counting 3."""
+    """Cost of a training: forwards of one sample, a forward with its backward counting 3; with a regression's pairs."""
     before, a_round = _costs(params, shift)
     return before + student_updates(params) * a_round
 
@@ -185,13 +212,16 @@ def with_cost(params: Params, cost: float, shift: float) -> Params:
 
 
 def _costs(params: Params, shift: float) -> tuple[float, float]:
-    """Cost of the fake score's updates before the student's first, and of a round that updates both."""
+    """Cost of what comes before the student's first update, and of a round that updates it."""
     distill, schedule = params.distill, params.schedule
     alone, both = (
         distill.batch_size * forwards_of_round(distill, schedule, shift, learns=learns).equivalents
         for learns in (False, True)
     )
-    return distill.fake_only // distill.student_every * alone, both
+    pairs = 0
+    if distill.losses.regression.weight:
+        pairs = params.latents.train_pairs * evaluations(params.latents.steps, params.teacher.guidance_scale)
+    return pairs + distill.fake_only // distill.student_every * alone, both
 
 
 # All of it.
@@ -205,20 +235,21 @@ def cells(
     `shift` is the teacher's. Raises CdmError, naming the method.
     """
     reference = own_settings(comparison.methods[comparison.reference], base, recipes)
-    strength = guidance_strength(reference.distill.losses)
+    strength = guidance_strength(reference, shift)
     updates, cost = student_updates(reference), forward_equivalents(reference, shift)
     for table in TABLES:
         for name in getattr(comparison, table):
             method = comparison.methods[name]
             try:
                 params = own_settings(method, base, recipes)
-                if method.guidance == "matched" and strength is not None:
-                    params = with_guidance(params, strength)
+                if name != comparison.reference and method.guidance == "matched" and strength is not None:
+                    params = with_guidance(params, strength, shift)
                 if table == "cost":
                     params = with_cost(params, cost, shift)
                 else:
                     params = with_updates(params, max(round(updates * method.updates), 1))
-                params = measured_at(params, comparison.steps)
+                wanted = comparison.steps if method.steps is None else method.steps
+                params = measured_at(params, [steps for steps in comparison.steps if steps in wanted])
             except CdmError as error:
                 raise CdmError(
                     "\n".join(f"methods.{name}: {line}" for line in str(error).splitlines())
@@ -230,3 +261,8 @@ def measured_at(params: Params, steps: list[int], teacher_steps: list[int] | Non
     """`params` that draw a student at `steps`, the guided teacher at `teacher_steps`, and no pictures to look at."""
     sample = {"sample.steps": steps, "sample.teacher_steps": teacher_steps or [], "sample.pictures": 1}
     return parse(changed(params.model_dump(mode="json"), sample))
+
+
+def with_pairs(params: Params, count: int) -> Params:
+    """`params` that draw so many pairs for a regression."""
+    return parse(changed(params.model_dump(mode="json"), {"latents.train_pairs": count}))

@@ -23,20 +23,22 @@ def main(
     """Work out the parameters of every method: matched guidance, and equal updates or equal cost."""
     comparison, base = design.load_comparison(), load(PARAMS)
     shift = TeacherManifest.read(teacher).shift
-    texts = {"teacher.yaml": text(design.measured_at(base, comparison.steps, comparison.steps))}
+    texts, pairs = {"teacher.yaml": text(design.measured_at(base, comparison.steps, comparison.steps))}, 0
     for table, name, params in design.cells(comparison, base, shift):
         texts[f"{table}/{name}.yaml"] = text(params)
+        pairs = max(pairs, params.latents.train_pairs)
         print(f"{table}/{name}: {summary(params, shift)}")
+    texts["pairs.yaml"] = text(design.with_pairs(base, pairs))
     shutil.rmtree(out, ignore_errors=True)
     for name, content in texts.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(content, encoding="utf-8")
-    print(f"{len(texts) - 1} cells of {len(comparison.seeds)} seeds each")
+    print(f"{len(texts) - 2} cells of {len(comparison.seeds)} seeds each")
 
 
 def summary(params: Params, shift: float) -> str:
     """What has been worked out, for people."""
-    strength = design.guidance_strength(params.distill.losses)
+    strength = design.guidance_strength(params, shift)
     return (
         f"{design.student_updates(params):,} student updates,"
         f" {design.forward_equivalents(params, shift) / 1e6:.3f} million forward-equivalents,"

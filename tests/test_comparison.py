@@ -21,7 +21,7 @@ from scipy import stats
 
 from cdm.errors import CdmError
 from cdm.params import Params, load, parse
-from cdm.plan import forwards_of_round
+from cdm.plan import forwards_of_round, mean_anchor_sigma
 from cdm.store import sha256
 from comparison import design, figure, results, table
 from comparison.collect import METRICS, Collected, collect
@@ -111,14 +111,15 @@ def test_a_recipe_gives_schedule_and_training_and_the_repository_the_data(base: 
     recipe = base.model_dump(mode="json", exclude={"runtime"})
     recipe["schedule"]["max_len"] = 5
     recipe["distill"]["ema"] = 0.9
-    recipe["latents"]["steps"] = 7
+    recipe["latents"] |= {"steps": 7, "train_pairs": 9}
     recipe["seed"] = 11
     (tmp_path / "short.yaml").write_text(json.dumps(recipe))
     method = design.Method(title="Short", recipe="short", set={"schedule.min_len": 2})
     found = design.own_settings(method, base, tmp_path)
     assert found.schedule == base.schedule.model_copy(update={"max_len": 5, "min_len": 2})
     assert found.distill == base.distill.model_copy(update={"ema": 0.9})
-    assert (found.seed, found.latents) == (base.seed, base.latents)
+    assert found.seed == base.seed
+    assert found.latents == base.latents.model_copy(update={"train_pairs": 9}), "its pairs are its own"
     with pytest.raises(CdmError, match=r"missing\.yaml: cannot be read"):
         design.own_settings(design.Method(title="", recipe="missing"), base, tmp_path)
 
@@ -147,29 +148,62 @@ def test_an_inconsistent_comparison_is_refused_in_one_line(
 # Guidance.
 
 
-def test_guidance_is_where_the_directions_cancel(base: Params) -> None:
-    """A student at x0 = cond + strength * (cond - uncond) feels no force from the weighted terms."""
-    losses = base.distill.losses
-    strength = design.guidance_strength(losses)
+def force(params: Params, fake: float, cond: float, uncond: float) -> float:
+    """What the weighted terms do to a student whose distribution has x0 = `fake`."""
+    losses = params.distill.losses
+    total = losses.ca.weight * losses.ca.scale * (cond - uncond)
+    for term in (losses.dm, losses.cdm, losses.sgmd, losses.consistency):
+        total += term.weight * (uncond + term.guidance_scale * (cond - uncond) - fake)
+    return total
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ca.weight": 0.5, "dm.weight": 2.0},
+        {"ca.weight": 0.0, "cdm.weight": 0.0, "dm.guidance_scale": 1.7},
+        {"dm.guidance_scale": 2.0, "cdm.guidance_scale": 1.2},
+        {"ca.weight": 0.0, "dm.weight": 0.0, "cdm.weight": 0.0, "sgmd.weight": 3.0, "sgmd.guidance_scale": 2.5},
+    ],
+)
+def test_guidance_is_where_the_directions_cancel(base: Params, changes: dict[str, float]) -> None:
+    changes = {f"distill.losses.{key}": value for key, value in changes.items()}
+    params = parse(design.changed(base.model_dump(mode="json"), changes))
+    strength = design.guidance_strength(params, SHIFT)
     assert strength is not None
     cond, uncond = 0.3, -0.5
-    fake = cond + strength * (cond - uncond)
-    matching = (losses.dm.weight + losses.cdm.weight) * (cond - fake)
-    assert matching + losses.ca.weight * losses.ca.scale * (cond - uncond) == pytest.approx(0)
+    assert force(params, cond + strength * (cond - uncond), cond, uncond) == pytest.approx(0)
+    matched = design.with_guidance(params, 0.6, SHIFT)
+    assert design.guidance_strength(matched, SHIFT) == pytest.approx(0.6, rel=1e-5)
+    assert force(matched, cond + 0.6 * (cond - uncond), cond, uncond) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_scale_that_fades_counts_as_on_average(base: Params) -> None:
+    assert design.mean_fade(base, SHIFT) == 1
+    fading = parse(design.changed(base.model_dump(mode="json"), {"distill.losses.ca.fade": 1.0}))
+    assert design.mean_fade(fading, SHIFT) == pytest.approx(mean_anchor_sigma(base.schedule, SHIFT), rel=1e-4)
+    fixed = parse(design.changed(fading.model_dump(mode="json"), {"schedule.kind": "fixed"}))
+    assert design.mean_fade(fixed, 1.0) == pytest.approx((1 + 0.75 + 0.5 + 0.25) / 4)
 
 
 def test_methods_are_compared_at_the_references_guidance(base: Params) -> None:
-    found = cells(base)
-    assert design.guidance_strength(found["updates", "ours"].distill.losses) == pytest.approx(0.9 / 1.25)
-    assert found["updates", "ours"].distill.losses == base.distill.losses
+    guided = {
+        "title": "Guided",
+        "set": {"distill.losses.ca.weight": 0, "distill.losses.dm.guidance_scale": 3.0},
+    }
+    found = cells(base, updates=["ours", "fixed", "guided"], methods=METHODS | {"guided": guided})
+    assert design.guidance_strength(found["updates", "ours"], SHIFT) == pytest.approx(0.9 / 1.25)
+    assert found["updates", "ours"].distill == base.distill, "the reference is as it is"
     fixed = found["updates", "fixed"].distill.losses
     assert fixed.ca.scale == pytest.approx(0.72), "without the CDM term nothing dilutes CA"
+    assert found["updates", "guided"].distill.losses.dm.guidance_scale == pytest.approx(1 + 0.72 * 1.25)
     assert found["ablations", "unguided"].distill.losses.ca.weight == 0
 
 
 def test_guidance_that_cannot_be_matched_is_said(base: Params) -> None:
     methods = METHODS | {"unguided": METHODS["unguided"] | {"guidance": "matched"}}
-    with pytest.raises(CdmError, match=r"methods\.unguided: .*no CA term: set guidance to own"):
+    with pytest.raises(CdmError, match=r"methods\.unguided: .*because it has none: set guidance to own"):
         cells(base, methods=methods)
 
 
@@ -217,11 +251,25 @@ def test_a_round_dearer_than_the_whole_reference_is_refused(base: Params) -> Non
         cells(base, cost=["dear"], methods=METHODS | {"dear": dear})
 
 
+def test_pairs_of_a_regression_count_as_cost(base: Params) -> None:
+    changes = {
+        "latents": {"steps": 50, "per_prompt": 16, "train_pairs": 10},
+        "distill.losses.regression": {"weight": 0.25, "track": "pairs"},
+    }
+    params = parse(design.changed(base.model_dump(mode="json"), changes))
+    a_round = 48 * forwards_of_round(params.distill, params.schedule, SHIFT).equivalents
+    alone = 48 * forwards_of_round(params.distill, params.schedule, SHIFT, learns=False).equivalents
+    expected = 10 * 50 * 2 + 8 * alone + 100 * a_round
+    assert design.forward_equivalents(params, SHIFT) == pytest.approx(expected)
+
+
 def test_cells_draw_the_student_alone(base: Params) -> None:
-    for params in cells(base).values():
-        assert params.sample.steps == [1, 2, 4]
+    short = {"title": "Short", "steps": [1, 3, 4], "set": {"distill.ema": 0.5}}
+    found = cells(base, updates=["ours", "fixed", "short"], methods=METHODS | {"short": short})
+    for (_, name), params in found.items():
+        assert params.sample.steps == ([1, 4] if name == "short" else [1, 2, 4])
         assert params.sample.teacher_steps == []
-        assert {"teacher": params.teacher, "seed": params.seed} == {"teacher": base.teacher, "seed": base.seed}
+        assert (params.teacher, params.seed) == (base.teacher, base.seed)
 
 
 def test_the_repositorys_comparison_can_be_resolved() -> None:
@@ -230,11 +278,13 @@ def test_the_repositorys_comparison_can_be_resolved() -> None:
     base = load(ROOT / "params.yaml")
     resolved = list(design.cells(found, base, SHIFT, ROOT / "recipes"))
     assert {name for _, name, _ in resolved} == set(found.methods)
-    (reference,) = (params for _, name, params in resolved if name == found.reference)
-    strength = design.guidance_strength(reference.distill.losses)
+    reference = next(params for _, name, params in resolved if name == found.reference)
+    assert reference.distill == base.distill
+    assert reference.schedule == base.schedule
+    strength = design.guidance_strength(reference, SHIFT)
     for _, name, params in resolved:
         if found.methods[name].guidance == "matched":
-            assert design.guidance_strength(params.distill.losses) == pytest.approx(strength, rel=1e-4), name
+            assert design.guidance_strength(params, SHIFT) == pytest.approx(strength, rel=1e-4), name
     assert len({params.model_dump_json() for _, _, params in resolved}) == len(resolved), (
         "two cells are the same"
     )
@@ -427,33 +477,50 @@ def test_quick_stages_depend_on_the_modules_of_the_comparison_that_they_import(n
 
 
 def test_tables_of_the_code_are_those_of_the_pipeline() -> None:
-    assert set(design.TABLES) | {"resolve", "teacher", "table"} == set(STAGES)
+    assert set(design.TABLES) | {"resolve", "pairs", "teacher", "table"} == set(STAGES)
     assert all(stage["wdir"] == ".." for stage in STAGES.values())
 
 
-def tiny(folder: Path, **changes: Any) -> None:
-    yaml = YAML(typ="safe")
-    path = folder / "comparison/params.yaml"
-    values = yaml.load(path) | {"seeds": [0], "steps": [1, 2], "cost": [], "ablations": []}
-    with path.open("w") as file:
-        yaml.dump(values | {"updates": ["cdm", "decoupled-dmd"]} | changes, file)
+TINY = {
+    "seeds": [0],
+    "steps": [1, 2],
+    "reference": "cdm",
+    "updates": ["cdm", "paired"],
+    "cost": [],
+    "ablations": [],
+    "methods": {
+        "cdm": {"title": "CDM"},
+        "paired": {
+            "title": "With a regression",
+            "set": {
+                "latents.train_pairs": 4,
+                "distill.losses.regression": {"weight": 0.25, "track": "comparison/pairs"},
+            },
+        },
+    },
+}
+
+
+def write_params(folder: Path, values: dict[str, Any]) -> None:
+    with (folder / "comparison/params.yaml").open("w") as file:
+        YAML(typ="safe").dump(values, file)
 
 
 @pytest.fixture(scope="module")
 def repository(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """Two cells and the tables, after their first `dvc repro`."""
-    folders = (tmp_path_factory.mktemp(name) for name in ("comparison", "home"))
-    repository = make_repository(*folders, tiny_sd3, "comparison")
-    for name in ("cells", "results", "figures"):
-        repository.run("rm", "-rf", f"comparison/{name}")
-    repository.run("rm", "-f", "comparison/dvc.lock", "comparison/table.md", "comparison/table.csv")
-    tiny(repository.folder)
+    """A comparison of two methods, not yet run."""
+    folder, home = (tmp_path_factory.mktemp(name) for name in ("comparison", "home"))
+    repository = make_repository(folder, home, tiny_sd3, "comparison", "recipes")
+    made = ["cells", "results", "figures", "pairs", "runs", "dvc.lock", "table.md", "table.csv"]
+    repository.run("rm", "-rf", *(f"comparison/{name}" for name in made))
+    write_params(folder, TINY)
     repository.run("git", "add", "--all")
     repository.run("git", "commit", "--quiet", "--message", "comparison")
     return repository
 
 
-CELL = "comparison/dvc.yaml:updates@{}".format
+STAGE = "comparison/dvc.yaml:{}".format
+CELL = ("-m", "comparison.cell", "updates", "cdm", "0")
 
 
 @pytest.mark.slow
@@ -461,39 +528,41 @@ class TestPipeline:
     """In this order: each goes on where the one before it stopped."""
 
     def test_a_cell_alone_gives_a_table(self, repository: Repository) -> None:
-        ran = repository.stages_run("repro", CELL("cdm-0"))
-        assert ran == ["teacher", "prompts", "latents", "comparison/dvc.yaml:resolve", CELL("cdm-0")]
-        assert repository.stages_run("repro", "--single-item", "comparison/dvc.yaml:table") == [
-            "comparison/dvc.yaml:table"
-        ]
+        ran = repository.stages_run("repro", STAGE("updates@cdm-0"))
+        assert ran[-1] == STAGE("updates@cdm-0")
+        assert set(ran[:-1]) == {"teacher", "prompts", "latents", STAGE("resolve"), STAGE("pairs")}
+        assert repository.stages_run("repro", "--single-item", STAGE("table")) == [STAGE("table")]
         page = (repository.folder / "comparison/table.md").read_text()
         assert "| CDM | 1 |" in page
-        assert "Decoupled" not in page
+        assert "With a regression" not in page
 
     def test_the_rest_follows_and_the_repositorys_own_training_does_not(self, repository: Repository) -> None:
         ran = repository.stages_run("repro", "comparison/dvc.yaml")
-        assert sorted(ran) == sorted(
-            ["comparison/dvc.yaml:teacher", CELL("decoupled-dmd-0"), "comparison/dvc.yaml:table"]
-        )
+        assert ran[-1] == STAGE("table")
+        assert set(ran[:-1]) == {STAGE("teacher"), STAGE("updates@paired-0")}
         folder = repository.folder
         assert not (folder / "models").exists()
         assert not (folder / "data/samples").exists()
         assert repository.stages_run("repro", "comparison/dvc.yaml") == []
-        assert set(repository.run("git", "status", "--porcelain", "--untracked-files=all").split()) >= {
-            "comparison/dvc.lock",
-            "comparison/results/updates/cdm-0.json",
-            "comparison/figures/updates.png",
-        }
-        assert "runs" not in repository.run("git", "status", "--porcelain", "--untracked-files=all")
+
+    def test_results_are_small_files_in_git(self, repository: Repository) -> None:
+        folder = repository.folder
+        changes = repository.run("git", "status", "--porcelain", "--untracked-files=all")
+        for name in (
+            "dvc.lock",
+            "results/updates/cdm-0.json",
+            "figures/updates.png",
+            "cells/updates/paired.yaml",
+        ):
+            assert f"comparison/{name}" in changes
+        assert "comparison/runs" not in changes
+        assert "comparison/pairs" not in changes
         assert not list((folder / "comparison/runs").glob("*/*/samples"))
-        result = Result.read(folder / "comparison/results/updates/decoupled-dmd-0.json")
+        result = Result.read(folder / "comparison/results/updates/paired-0.json")
         assert {steps: row["evaluations"] for steps, row in result.rows.items()} == {"steps1": 1, "steps2": 2}
         teacher = TeacherResult.read(folder / "comparison/results/teacher.json")
-        assert {steps: row["evaluations"] for steps, row in teacher.guided.items()} == {
-            "steps1": 2,
-            "steps2": 4,
-            "steps3": 6,
-        }
+        guided = {steps: row["evaluations"] for steps, row in teacher.guided.items()}
+        assert guided == {"steps1": 2, "steps2": 4, "steps3": 6}, "its full length is 3 steps here"
         assert {steps: row["evaluations"] for steps, row in teacher.unguided.items()} == {
             "steps1": 1,
             "steps2": 2,
@@ -511,39 +580,34 @@ class TestPipeline:
         assert cell.rows == quality["student"]
 
     def test_a_change_of_one_method_reruns_its_cells(self, repository: Repository) -> None:
-        path = repository.folder / "comparison/params.yaml"
-        values = YAML(typ="safe").load(path)
-        values["methods"]["decoupled-dmd"]["set"]["distill.ema"] = 0.5
-        with path.open("w") as file:
-            YAML(typ="safe").dump(values, file)
+        values = YAML(typ="safe").load(repository.folder / "comparison/params.yaml")
+        values["methods"]["paired"]["set"]["distill.ema"] = 0.5
+        write_params(repository.folder, values)
         assert repository.stages_run("repro", "comparison/dvc.yaml") == [
-            "comparison/dvc.yaml:resolve",
-            CELL("decoupled-dmd-0"),
-            "comparison/dvc.yaml:table",
+            STAGE("resolve"),
+            STAGE("updates@paired-0"),
+            STAGE("table"),
         ]
 
     def test_a_forced_cell_keeps_a_student_that_would_be_the_same(self, repository: Repository) -> None:
         path = repository.folder / "comparison/results/updates/cdm-0.json"
         before = path.read_bytes()
-        out = repository.dvc("repro", "--force", "--single-item", CELL("cdm-0"))
-        assert "trained already" in out
+        path.unlink()
+        assert "trained already" in repository.run(sys.executable, *CELL)
         assert path.read_bytes() == before
 
     def test_an_interrupted_cell_is_taken_up_again(self, repository: Repository) -> None:
-        """Stopped in its training: the next run resumes from the checkpoint, and the result is as if uninterrupted."""
-        folder = repository.folder
-        expected = (folder / "comparison/results/updates/cdm-0.json").read_bytes()
+        """Stopped in its training: the next run has the result of one that was not stopped."""
+        folder = repository.folder / "comparison"
+        expected = (folder / "results/updates/cdm-0.json").read_bytes()
         repository.run("rm", "-rf", "comparison/runs/updates/cdm-0", "comparison/results/updates/cdm-0.json")
-        command = [sys.executable, "-m", "comparison.cell", "updates", "cdm", "0"]
-        process = subprocess.Popen(
-            command, cwd=folder, env=repository.environment, stdout=subprocess.PIPE, text=True
-        )
-        wait_for(lambda: bool(list((folder / "comparison/runs/updates/cdm-0").glob("checkpoints/*"))))
+        command = [sys.executable, *CELL]
+        process = subprocess.Popen(command, cwd=repository.folder, env=repository.environment)
+        wait_for(lambda: bool(list((folder / "runs/updates/cdm-0").glob("checkpoints/*"))))
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode in (0, 128 + signal.SIGINT), output
-        repository.dvc("repro", "--single-item", CELL("cdm-0"))
-        assert (folder / "comparison/results/updates/cdm-0.json").read_bytes() == expected
+        process.wait(timeout=600)
+        repository.run(*command)
+        assert (folder / "results/updates/cdm-0.json").read_bytes() == expected
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
