@@ -104,7 +104,7 @@ class LevelAwareFake:
     the embedding of a prompt. Not in the paper.
     """
 
-    frequencies = 8
+    frequencies = 2  # few, smooth in the level: with many, what is learnt at one level helps no other
 
     def __init__(self, networks: Networks, family: Family, like: Conditioning, device: torch.device) -> None:
         self.networks, self.family = networks, family

@@ -58,7 +58,7 @@ def _panel(axes: Axes, summaries: Sequence[Summary], reference: str, metric: Met
         (line for line in cycle(LINES) for _ in theme.series),
         strict=False,
     )
-    values = []
+    values: list[float] = []
     for summary, (index, colour, marker, line) in zip(summaries, looks, strict=True):
         shift = SPREAD * ((index + 0.5) / len(summaries) - 0.5)
         points = [

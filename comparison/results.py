@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from statistics import fmean, stdev
 
 from cdm.errors import CdmError
@@ -73,7 +74,7 @@ class TeacherResult:
         return cls(**_read(path, cls))
 
 
-def _read(path: Path, kind: type[Result | TeacherResult]) -> dict[str, object]:
+def _read(path: Path, kind: type[Result | TeacherResult]) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if set(values) != set(kind.__dataclass_fields__):
