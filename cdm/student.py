@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -17,16 +17,18 @@ from cdm.hub import TeacherManifest, pipeline_class, resolve
 from cdm.params import Params
 from cdm.store import write_json
 
-if TYPE_CHECKING:
-    from pydantic.main import IncEx
-
 LORA = "lora.json"
 """The record in the folder of a LoRA; that it is there says that the folder is one."""
 FULL = "student.json"
 """The record in the diffusers folder of a student of its own weights."""
 METADATA = "cdm"
 """The record in the header of a single file."""
-SHAPING: IncEx = {"seed": True, "prompts": {"max_sequence_length"}, "schedule": True, "distill": True}
+SHAPING: dict[str, bool | set[str]] = {
+    "seed": True,
+    "prompts": {"max_sequence_length"},
+    "schedule": True,
+    "distill": True,
+}
 """Parameters that shape a student, and that mean something on another machine."""
 
 

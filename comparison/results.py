@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from statistics import fmean, stdev
+from typing import Any
 
 from cdm.errors import CdmError
 from cdm.store import write_json

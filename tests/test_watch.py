@@ -568,6 +568,21 @@ def test_a_tracker_is_ended_when_training_fails(
     assert (tmp_path / "timing.json").exists()
 
 
+@pytest.mark.slow
+def test_tensorboard_itself_reads_what_was_logged(world: Path, tmp_path: Path) -> None:
+    """By its own reader: a point for each row of the log that has the figure."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(world, tmp_path, with_changes(world, runtime={"tracker": "tensorboard", "pictures_every": 0}))
+    (folder,) = {path.parent for path in (tmp_path / "trackers").rglob("events.out.tfevents.*")}
+    events = reader.EventAccumulator(str(folder)).Reload()
+    rows = read_log(tmp_path)
+    for name in ("loss_fake", "loss_cdm", "grad_norm_student", "probe_steps2"):
+        logged = {event.step: event.value for event in events.Scalars(name)}
+        expected = {int(row["iteration"]): float(row[name]) for row in rows if row[name]}
+        assert logged == pytest.approx(expected, rel=1e-6)
+    assert {"samples_per_second", "seconds_teacher"} <= set(events.Tags()["scalars"])
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_is_named_before_the_first_stage(
     world: Path, name: str, monkeypatch: pytest.MonkeyPatch
