@@ -279,8 +279,8 @@ def test_the_repositorys_comparison_can_be_resolved() -> None:
     resolved = list(design.cells(found, base, SHIFT, ROOT / "recipes"))
     assert {name for _, name, _ in resolved} == set(found.methods)
     reference = next(params for _, name, params in resolved if name == found.reference)
-    assert reference.distill == base.distill
-    assert reference.schedule == base.schedule
+    own = design.own_settings(found.methods[found.reference], base, ROOT / "recipes")
+    assert (reference.schedule, reference.distill) == (own.schedule, own.distill), "the reference is as it is"
     strength = design.guidance_strength(reference, SHIFT)
     for _, name, params in resolved:
         if found.methods[name].guidance == "matched":
