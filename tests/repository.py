@@ -20,7 +20,13 @@ TINY: dict[str, Any] = {
     "prompts": {"train": ["world/train.txt"], "eval": ["world/eval.txt"], "track": "world", "eval_count": 4},
     "latents": {"steps": 3, "per_prompt": 4},
     "schedule": {"min_len": 1, "max_len": 2},
-    "distill": {"iterations": 6, "batch_size": 4, "student_every": 2, "fake_only": 2},
+    "distill": {
+        "iterations": 6,
+        "batch_size": 4,
+        "student_every": 2,
+        "fake_only": 2,
+        "fake_knows_level": False,
+    },
     "sample": {"steps": [1, 2], "teacher_steps": [1], "pictures": 2},
     "evaluate": {"judge": "world/judge", "real": "world/real.safetensors"},
 }

@@ -208,6 +208,7 @@ def test_stages_run_one_after_the_other(command: Command, workspace: Path, tiny_
     assert command.stage(sample).code == 0
     assert sorted(path.name for path in (workspace / "data").iterdir()) == [
         "latents",
+        "pairs",
         "prompts",
         "samples",
         "teacher.json",
