@@ -233,7 +233,7 @@ class Painter:
         occupied = mixture.log_density(points, sigma.reshape(-1)).exp()
         pull = (pull * (occupied / (occupied + 0.02))).reshape(count, count)
         axes.imshow(
-            pull,
+            pull.numpy(),
             extent=(1, 0.03, -REACH, REACH),
             origin="lower",
             aspect="auto",
