@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ruamel.yaml import YAML
 
+from cdm.families.common import SCHEDULER, read_config
 from cdm.flow import inference_sigmas
 from cdm.paths import is_hub_id
 from cdm.student import Model
@@ -164,6 +165,7 @@ def _loading(export: Export, teacher: str) -> str:
         return (
             f'from diffusers import {kind}\n\npipeline = {kind}.from_pretrained("{teacher}"{without})\n'
             f'{load}.{method}("{export.name}", weight_name="pytorch_lora_weights.safetensors")'
+            f"{_unstretched(export)}"
         )
     transformer = index["transformer"][1]
     return (
@@ -171,7 +173,15 @@ def _loading(export: Export, teacher: str) -> str:
         f"transformer = {transformer}.from_single_file(\n"
         f'    "{export.name}", config="{teacher}", subfolder="transformer"\n)\n'
         f'pipeline = {kind}.from_pretrained("{teacher}", transformer=transformer{without})'
+        f"{_unstretched(export)}"
     )
+
+
+def _unstretched(export: Export) -> str:
+    """A line for a teacher whose scheduler stretches the levels, as Qwen-Image's does: a student has learnt without."""
+    if read_config(export.model.base, SCHEDULER).get("shift_terminal") is None:
+        return ""
+    return "\npipeline.scheduler.register_to_config(shift_terminal=None)"
 
 
 def _has_lora_loader(pipeline_class_name: str) -> bool:

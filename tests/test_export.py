@@ -109,7 +109,11 @@ def test_the_cards_own_code_draws_what_cdm_sample_draws(
 
 
 @pytest.mark.parametrize(
-    "name", ["longcat", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd3_t5", "flux", "z_image"))]
+    "name",
+    [
+        "longcat",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd3_t5", "flux", "qwen_image", "z_image")),
+    ],
 )
 @pytest.mark.parametrize("layout", ["diffusers", "lora"])
 def test_it_does_so_whatever_the_architecture(
