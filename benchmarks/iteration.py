@@ -29,6 +29,7 @@ from cdm.params import Distill, Params, Schedule, load
 from cdm.plan import flops
 
 BATCH = 48
+EVERY = 2  # fake-score updates a student update, as the authors have it
 AUTHORS = Schedule(kind="dynamic", min_len=1, max_len=28, sigma_min=0.02, sigma_max=0.98)
 
 
@@ -48,7 +49,13 @@ class World:
     def distiller(
         self, kind: type[Distiller], schedule: Schedule, rollouts: str
     ) -> tuple[Distiller, CountingNetworks]:
-        changes = {"batch_size": BATCH, "rollouts": rollouts, "fake_only": 0}
+        changes = {
+            "batch_size": BATCH,
+            "rollouts": rollouts,
+            "fake_only": 0,
+            "student_every": EVERY,
+            "fake_knows_level": False,
+        }
         distill = Distill.model_validate(self.params.distill.model_dump() | changes)
         networks = CountingNetworks(self.family, copy.deepcopy(self.teacher))
         distiller = kind(
@@ -123,7 +130,7 @@ def count(
 
 def measure(world: World, schedule: Schedule, seconds: float) -> tuple[Cost, Cost]:
     """Counted FLOPs and time of an iteration on the miniature, (ours, plain), in alternation on the same rounds."""
-    every = world.params.distill.student_every
+    every = EVERY
     contenders = [
         world.distiller(Distiller, schedule, "shared"),
         world.distiller(PlainDistiller, schedule, "fresh"),
