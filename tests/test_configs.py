@@ -110,6 +110,7 @@ def test_a_problem_is_said_once_and_ends_with_its_code(project: Project) -> None
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_stage_makes_its_processes_save(project: Project) -> None:
     project.values["distill"]["iterations"] = 100_000
     project.values["runtime"]["checkpoint_every"] = 2

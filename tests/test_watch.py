@@ -486,6 +486,7 @@ def test_a_sharded_network_works_with_exchanged_parameters_and_then_with_its_own
     in_two_processes("tests.run_exchange")
 
 
+@pytest.mark.slow
 def test_two_processes_probe_as_one(world: Path, watched: Path, tmp_path: Path) -> None:
     in_two_processes("tests.run_distill", str(world), str(tmp_path), str(tmp_path / "ck"))
     first = {row["iteration"]: row for row in read_log(watched)}["4"]
