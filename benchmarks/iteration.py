@@ -130,7 +130,6 @@ def count(
 
 def measure(world: World, schedule: Schedule, seconds: float) -> tuple[Cost, Cost]:
     """Counted FLOPs and time of an iteration on the miniature, (ours, plain), in alternation on the same rounds."""
-    every = EVERY
     contenders = [
         world.distiller(Distiller, schedule, "shared"),
         world.distiller(PlainDistiller, schedule, "fresh"),
@@ -143,15 +142,15 @@ def measure(world: World, schedule: Schedule, seconds: float) -> tuple[Cost, Cos
         rounds += 1
         for (distiller, _), cost in zip(contenders, costs, strict=True):
             before = time.perf_counter()
-            distiller.round(every * rounds)
+            distiller.round(EVERY * rounds)
             cost.seconds += time.perf_counter() - before
     for (distiller, _), cost in zip(contenders, costs, strict=True):
-        cost.seconds /= rounds * every
+        cost.seconds /= rounds * EVERY
         counted = min(rounds, 6)
         with FlopCounterMode(display=False) as counter:
             for number in range(1, counted + 1):
-                distiller.round(every * number)
-        cost.flops = counter.get_total_flops() / counted / every / BATCH
+                distiller.round(EVERY * number)
+        cost.flops = counter.get_total_flops() / counted / EVERY / BATCH
     return costs[0], costs[1]
 
 

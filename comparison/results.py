@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Self
 
 from cdm.errors import CdmError
 from cdm.store import write_json
@@ -23,7 +23,27 @@ T_975 = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.306, 2
 
 
 @dataclass(frozen=True)
-class Result:
+class Record:
+    """A result as a JSON file of its fields."""
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """CdmError if it is not such a file."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if set(values) != set(cls.__dataclass_fields__):
+                raise ValueError(f"its keys are {', '.join(values)}")
+        except (OSError, ValueError, TypeError) as error:
+            raise CdmError(f"{path}: not a result of a cell ({error}): run the cell again") from None
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Result(Record):
     """What one student of one method scored."""
 
     method: str
@@ -42,18 +62,9 @@ class Result:
     rows: dict[str, Row]
     """As in metrics/quality.json, by steps1, steps2, ..."""
 
-    def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(self))
-
-    @classmethod
-    def read(cls, path: Path) -> Result:
-        """CdmError if it is not such a file."""
-        return cls(**_read(path, cls))
-
 
 @dataclass(frozen=True)
-class TeacherResult:
+class TeacherResult(Record):
     """What the teacher scored, and what perfect samples would."""
 
     settings: str
@@ -63,25 +74,6 @@ class TeacherResult:
     """Without guidance: one evaluation a step, as for a student."""
     floor: Row
     """Distances of as many perfect samples; empty where the teacher is the reference."""
-
-    def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(self))
-
-    @classmethod
-    def read(cls, path: Path) -> TeacherResult:
-        """CdmError if it is not such a file."""
-        return cls(**_read(path, cls))
-
-
-def _read(path: Path, kind: type[Result | TeacherResult]) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if set(values) != set(kind.__dataclass_fields__):
-            raise ValueError(f"its keys are {', '.join(values)}")
-    except (OSError, ValueError, TypeError) as error:
-        raise CdmError(f"{path}: not a result of a cell ({error}): run the cell again") from None
-    return dict(values)
 
 
 def result_path(folder: Path, table: Table, method: str, seed: int) -> Path:

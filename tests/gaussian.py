@@ -41,17 +41,9 @@ class GaussianModel(nn.Module):
         return optimal_velocity(x, sigma, self.offset + self.scale * mean, self.log_deviation.exp())
 
 
-class GaussianFlowMap(nn.Module):
+class GaussianFlowMap(GaussianModel):
     """The consistency function of N(offset + scale * mean, deviation^2) as a velocity: `x - sigma * velocity` is where
     the flow through x at level sigma ends, so that it makes exactly this distribution in any number of steps."""
-
-    def __init__(
-        self, dimensions: int, offset: float = 0.0, deviation: float = 1.0, scale: float = 1.0
-    ) -> None:
-        super().__init__()
-        self.offset = nn.Parameter(torch.full((dimensions,), offset))
-        self.log_deviation = nn.Parameter(torch.tensor(deviation).log())
-        self.scale = scale
 
     def forward(self, x: Tensor, sigma: Tensor, mean: Tensor) -> Tensor:
         s, mean, deviation = expand(sigma, x), self.offset + self.scale * mean, self.log_deviation.exp()
