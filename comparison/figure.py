@@ -1,10 +1,11 @@
-"""Figures of a table: every metric against evaluations, with intervals over seeds."""
+"""Figures of a table: every metric against evaluations, or what each variant changes in it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from itertools import cycle
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from cdm.evaluation.plots import as_png, log_scale, style
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 COLUMNS = 3
 MARKERS = "osD^vP"
 LINES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)))
+CHANGES_AT = (2, 4, 8)
+"""Evaluations at which changes are shown, where they were measured."""
 SPREAD = 0.34
 """Of an evaluation: over so much the methods' points are spread, so that their intervals do not hide each other."""
 
@@ -118,3 +121,67 @@ def _teacher(axes: Axes, teacher: TeacherResult, most: int, metric: Metric, them
         low, high = min(low, full[metric.name]), max(high, full[metric.name])
     margin = 1.06 if metric.better < 0 else 1.0
     axes.set_ylim(low / margin, high * margin)
+
+
+def draw_changes(found: Collected, table: Table, theme: Theme = LIGHT) -> bytes:
+    """A PNG of how each method differs from the reference: a dot a seed, a mark for their mean, a panel a metric.
+
+    Seeds are compared with the same seed of the reference. Distances are shown as multiples of its, others as
+    differences.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    reference = found.reference(table)
+    others = [each for each in found.tables[table] if each is not reference]
+    assert reference is not None, "compared with the reference"
+    metrics = [metric for metric in METRICS if metric.name in next(iter(reference.first.rows.values()))]
+    keys = [f"steps{steps}" for steps in CHANGES_AT if f"steps{steps}" in reference.first.rows]
+    columns = min(COLUMNS, len(metrics))
+    lines = math.ceil(len(metrics) / columns)
+    with mpl.rc_context(style(theme)):
+        size = (3.9 * columns + 2.2, lines * (1.1 + 0.42 * len(others)) + 0.4)
+        figure = Figure(figsize=size, layout="constrained")
+        every = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
+        for axes, metric in zip(every, metrics, strict=False):
+            _changes(axes, others, reference, keys, metric, theme)
+        for axes in every[len(metrics) :]:
+            axes.set_axis_off()
+        every[0].set_yticks(range(len(others)), [each.title for each in others])
+        every[0].set_ylim(len(others) - 0.5, -0.5)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(keys), borderaxespad=0.4)
+        return as_png(figure)
+
+
+def _changes(
+    axes: Axes, others: Sequence[Summary], reference: Summary, keys: Sequence[str], metric: Metric, theme: Theme
+) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    ratio = metric.better < 0
+    axes.axvline(1 if ratio else 0, color=theme.muted, linewidth=1.2, zorder=1)
+    for place, (key, colour, marker) in enumerate(zip(keys, theme.series, MARKERS, strict=False)):
+        means, rows = [], []
+        for row, other in enumerate(others):
+            changes = other.changes(reference, key, metric.name, ratio)
+            if not changes:
+                continue
+            height = row + 0.5 * ((place + 0.5) / len(keys) - 0.5)
+            axes.plot(changes, [height] * len(changes), ".", color=colour, markersize=4, alpha=0.6, zorder=2)
+            means.append(math.exp(fmean(map(math.log, changes))) if ratio else fmean(changes))
+            rows.append(height)
+        evaluations = reference.evaluations(key)
+        label = f"{evaluations} evaluation" + "s" * (evaluations > 1)
+        axes.plot(means, rows, marker, color=colour, markersize=6.5, markeredgecolor=theme.ground, label=label)
+    for row in range(1, len(others), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color=theme.line, alpha=0.35, linewidth=0, zorder=0)
+    axes.grid(visible=False, axis="y")
+    if ratio:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}\N{MULTIPLICATION SIGN}")
+    arrow = {1: "  more is better", -1: "  less is better", 0: ""}[metric.better]
+    axes.set_title(metric.title, loc="left")
+    axes.set_xlabel(f"{'times' if ratio else 'more than'} {reference.title}'s{arrow and ';' + arrow[1:]}")

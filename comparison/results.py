@@ -128,11 +128,16 @@ class Summary:
 
     def against(self, other: Summary, steps: str, metric: str) -> Estimate | None:
         """The difference to another method, seed by seed: what the students of a seed share cancels."""
-        differences = []
+        return _estimate_of(self.changes(other, steps, metric))
+
+    def changes(self, other: Summary, steps: str, metric: str, ratio: bool = False) -> list[float]:
+        """How the metric of each seed that both have differs from the other method's: by difference or as a ratio."""
+        changes = []
         for seed in sorted(self.results.keys() & other.results.keys()):
             ours, theirs = (_value(each.results[seed], steps, metric) for each in (self, other))
-            differences.append(None if ours is None or theirs is None else ours - theirs)
-        return _estimate_of(differences)
+            if ours is not None and theirs is not None:
+                changes.append(ours / theirs if ratio else ours - theirs)
+        return changes
 
 
 def _value(result: Result, steps: str, metric: str) -> float | None:

@@ -188,7 +188,7 @@ def main(
     figures: Annotated[Path, typer.Option(help="Folder of figures to write.")] = Path("comparison/figures"),
 ) -> None:
     """Write the tables and figures of the results that are there, and say which are not."""
-    from comparison.figure import draw
+    from comparison.figure import draw, draw_changes
 
     found = collect(load_comparison())
     if not found.summaries:
@@ -199,7 +199,8 @@ def main(
     figures.mkdir(parents=True)
     for table, summaries in found.tables.items():
         if summaries:
-            (figures / f"{table}.png").write_bytes(draw(found, table))
+            variants = table == "ablations" and found.reference(table) and len(summaries) > 1
+            (figures / f"{table}.png").write_bytes((draw_changes if variants else draw)(found, table))
     print("\n".join([*state(found), f"{page}: the tables"]))
 
 

@@ -17,11 +17,9 @@ from cdm.rollout import Conditioning, Velocity, integrate
 from exact.distances import energy_distance, sliced_wasserstein
 from exact.methods import METHODS
 from exact.mixture import Mixture
-from exact.world import SHIFT, PlaneModel, World
+from exact.world import FULL, SHIFT, PlaneModel, World
 
 STEPS = (1, 2, 4, 8)
-FULL = 200
-"""Euler steps of the guided teacher that stand for its exact solution."""
 TRUTH = "truth"
 TEACHER = "teacher"
 

@@ -7,60 +7,124 @@ from typing import Any
 
 from cdm.params import Distill, Schedule
 
+UPDATES, FAKE_ONLY = 380, 20
+"""Updates of the student, and rounds before them in which the fake score learns alone."""
+
 DISTILL: dict[str, Any] = {
-    "iterations": 1200,
     "batch_size": 256,
-    "student_every": 3,
-    "fake_only": 60,
     "student": {"lr": 5e-4, "warmup": 20, "decay_from": 0.4},
     "fake": {"lr": 1e-3, "warmup": 20},
     "ema": 0.99,
 }
-"""What all methods share: 380 updates of the student, of 256 samples each."""
+"""What all methods share, beside the number of the student's updates."""
 
 SCHEDULE: dict[str, Any] = {"kind": "dynamic", "min_len": 1, "max_len": 8, "sigma_min": 0.02, "sigma_max": 0.98}
 FIXED: dict[str, Any] = {"kind": "fixed"}
+PHASES: dict[str, Any] = {"kind": "fixed", "ends": "next"}
+ONE_STEP: dict[str, Any] = {"kind": "fixed", "sigmas": [1.0]}
 
 
-def losses(ca: float = 0.0, dm: float = 0.0, cdm: float = 0.0) -> dict[str, Any]:
-    """Weights of the matching terms, and the scale of guidance: 0 leaves a term out."""
+def losses(
+    ca: float = 0.0, dm: float = 0.0, cdm: float = 0.0, scale: float = 1.0, bounded: bool = True, **others: Any
+) -> dict[str, Any]:
+    """Weights of the matching terms, where 0 leaves one out; `ca` is the scale of its guidance, `scale` that of the
+    teacher which DM matches."""
     return {
         "ca": {"weight": float(ca > 0), "scale": ca},
-        "dm": {"weight": dm, "bounded": True},
-        "cdm": {"weight": cdm, "bounded": True},
+        "dm": {"weight": dm, "bounded": bounded, "guidance_scale": scale},
+        "cdm": {"weight": cdm, "bounded": bounded},
+        **others,
     }
 
 
 @dataclass(frozen=True)
 class Method:
     """What differs from the shared settings, and what the student is to match: the teacher's distribution with
-    `guidance` (1: the mixture itself)."""
+    `guidance` (1: the mixture itself). `fakes` is the number of fake-score updates to one of the student."""
 
     title: str
     distill_changes: dict[str, Any]
     schedule_changes: dict[str, Any] = field(default_factory=dict)
     guidance: float = 1.0
+    fakes: int = 3
 
     @property
     def distill(self) -> Distill:
-        return Distill.model_validate(DISTILL | self.distill_changes)
+        rounds = {
+            "student_every": self.fakes,
+            "fake_only": FAKE_ONLY * self.fakes,
+            "iterations": (FAKE_ONLY + UPDATES) * self.fakes,
+        }
+        return Distill.model_validate(DISTILL | rounds | self.distill_changes)
 
     @property
     def schedule(self) -> Schedule:
         return Schedule.model_validate(SCHEDULE | self.schedule_changes)
 
 
+LEVEL_AWARE: dict[str, Any] = {"fake_knows_level": True}
+GUIDANCE = 1.5
+"""Of the guided rows."""
+
 METHODS: dict[str, Method] = {
     "dm-fixed": Method("DM, four fixed levels", {"losses": losses(dm=1)}, FIXED),
     "cdm": Method("DM + CDM, random levels", {"losses": losses(dm=1, cdm=1)}),
     "dm-fixed-level": Method(
-        "DM, four fixed levels; level-aware fake score",
-        {"losses": losses(dm=1), "fake_knows_level": True},
-        FIXED,
+        "DM, four fixed levels; level-aware fake score", {"losses": losses(dm=1)} | LEVEL_AWARE, FIXED
     ),
+    "dm-level": Method("DM, random levels; level-aware fake score", {"losses": losses(dm=1)} | LEVEL_AWARE),
     "cdm-level": Method(
-        "DM + CDM, random levels; level-aware fake score",
-        {"losses": losses(dm=1, cdm=1), "fake_knows_level": True},
+        "DM + CDM, random levels; level-aware fake score", {"losses": losses(dm=1, cdm=1)} | LEVEL_AWARE
+    ),
+    "dmd": Method(
+        "DMD: one level, regression onto pairs",
+        {"losses": losses(dm=1, bounded=False, regression={"weight": 0.25, "track": "exact"})},
+        ONE_STEP,
+    ),
+    "phased-dmd": Method(
+        "Phased DMD (one network)",
+        {"losses": losses(dm=1, bounded=False), "fake_target": "score"} | LEVEL_AWARE,
+        PHASES,
+    ),
+    "tdm": Method(
+        "TDM", {"losses": losses(dm=1), "fake_target": "data", "fake_bounded": True}, PHASES, fakes=1
+    ),
+    "sgmd": Method("SGMD, four fixed levels", {"losses": losses(sgmd={"weight": 1.0})}, FIXED, fakes=1),
+    "consistency": Method(
+        "Consistency (sCM)",
+        {"losses": losses(consistency={"weight": 1.0, "warmup": UPDATES, "step": 0.05})},
+        fakes=1,
+    ),
+    "dmd2-guided": Method(
+        "DMD2 (no GAN): guided teacher, four fixed levels",
+        {"losses": losses(dm=1, scale=GUIDANCE)},
+        FIXED,
+        GUIDANCE,
+    ),
+    "decoupled-dmd-guided": Method(
+        "CA + DM, four fixed levels", {"losses": losses(ca=GUIDANCE - 1, dm=1)}, FIXED, GUIDANCE
+    ),
+    "cdm-guided": Method(
+        "CA + DM + CDM, random levels",
+        {"losses": losses(ca=2 * (GUIDANCE - 1), dm=1, cdm=1)},
+        guidance=GUIDANCE,
+    ),
+    "dmd2-guided-level": Method(
+        "DMD2 (no GAN): guided teacher, four fixed levels; level-aware fake score",
+        {"losses": losses(dm=1, scale=GUIDANCE)} | LEVEL_AWARE,
+        FIXED,
+        GUIDANCE,
+    ),
+    "decoupled-dmd-guided-level": Method(
+        "CA + DM, four fixed levels; level-aware fake score",
+        {"losses": losses(ca=GUIDANCE - 1, dm=1)} | LEVEL_AWARE,
+        FIXED,
+        GUIDANCE,
+    ),
+    "cdm-guided-level": Method(
+        "CA + DM + CDM, random levels; level-aware fake score",
+        {"losses": losses(ca=2 * (GUIDANCE - 1), dm=1, cdm=1)} | LEVEL_AWARE,
+        guidance=GUIDANCE,
     ),
 }
-"""By the name that the command takes."""
+"""By the name that the command takes. CA's scale is doubled where a CDM term as heavy as DM dilutes it."""

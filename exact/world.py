@@ -19,19 +19,21 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cdm.distiller import Distiller
+from cdm.distiller import Distiller, Pairs
 from cdm.families import Family
-from cdm.flow import add_noise
+from cdm.flow import add_noise, inference_sigmas
 from cdm.networks import LevelAwareFake, Networks, Role, Trained
 from cdm.optim import Learner
 from cdm.params import Distill, Optimiser, Schedule
 from cdm.randomness import Draws, philox
-from cdm.rollout import Conditioning
+from cdm.rollout import Conditioning, integrate, take
 from cdm.training import Run
 from exact.mixture import ALL, Mixture
 
 SHIFT = 1.0
 """No timestep shift: the data are as large as the noise."""
+FULL = 200
+"""Euler steps of the teacher that stand for its exact solution."""
 
 
 @functools.cache
@@ -193,6 +195,21 @@ class World:
         """The classes in turn."""
         return {"class": torch.tensor(samples) % self.mixture.class_count}
 
+    @functools.cache  # noqa: B019 - as above
+    def drawn(self, seed: int, count: int = 4096) -> Pairs:
+        """Noise of the classes in turn, and where the exact velocity leads it: what a regression learns from."""
+        labels = torch.arange(count) % self.mixture.class_count
+        noise = torch.randn(count, self.mixture.dimensions, generator=torch.Generator().manual_seed(seed))
+        conditioning = {"class": labels}
+        x0 = integrate(self.mixture.guided_velocity(1), noise, conditioning, inference_sigmas(FULL, SHIFT))
+        return Pairs(noise, x0, conditioning)
+
+    def pairs(self, draws: Draws) -> Pairs:
+        """Pairs for an iteration's samples, each drawn anew from all that there are."""
+        noise, x0, conditioning = self.drawn(draws.seed)
+        rows = torch.tensor(draws.integers("pair", len(noise)))
+        return Pairs(noise[rows], x0[rows], take(conditioning, rows))
+
     def networks(self, distill: Distill, seed: int) -> Networks:
         """The three roles at the start of a training."""
         networks = ExactNetworks(self.mixture, self.load(self.start(seed)), self.load(self.start(seed)))
@@ -220,6 +237,7 @@ class World:
             prompts=self.prompts,
             empty={"class": torch.tensor([ALL])},
             latent_shape=(self.mixture.dimensions,),
+            pairs=self.pairs,
             samples=range(distill.batch_size),
         )
         return distiller, Run(networks, student, fake, average, [])

@@ -335,6 +335,10 @@ def test_a_difference_is_taken_seed_by_seed() -> None:
     assert difference.mean == pytest.approx(0.31 / 3)
     assert table.verdict(difference, METRICS[0]) == " ▼", "a larger distance is worse"
     assert ours.against(other, "steps1", "recall") is None
+    assert other.changes(ours, "steps1", "frechet_distance") == pytest.approx([0.1, 0.12, 0.09])
+    assert other.changes(ours, "steps2", "frechet_distance", ratio=True) == pytest.approx([1.1, 1.024, 1.01])
+    lonely = Summary("y", "Y", {3: made("y", 3, 1.0)})
+    assert lonely.changes(ours, "steps1", "frechet_distance") == [], "no seed in common"
 
 
 # Tables.
@@ -448,10 +452,11 @@ def test_the_csv_has_a_row_a_method_and_number_of_steps(found: Collected, tmp_pa
     )
 
 
-def test_figures_are_drawn_the_same_every_time(found: Collected) -> None:
-    drawn = figure.draw(found, "updates")
+@pytest.mark.parametrize("draw", [figure.draw, figure.draw_changes])
+def test_figures_are_drawn_the_same_every_time(found: Collected, draw: Callable[..., bytes]) -> None:
+    drawn = draw(found, "updates")
     assert drawn.startswith(b"\x89PNG")
-    assert drawn == figure.draw(found, "updates")
+    assert drawn == draw(found, "updates")
 
 
 # The pipeline.
