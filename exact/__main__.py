@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +16,7 @@ def main(
         list[str] | None, typer.Argument(help="Methods, as exact/methods.py names them; default: all.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.", min=1)] = 3,
-    out: Annotated[Path, typer.Option(help="Folder to write exact.json and the figures to.")] = Path("docs"),
+    out: Annotated[Path, typer.Option(help="Folder to write exact.csv and the figures to.")] = Path("docs"),
     explain: Annotated[bool, typer.Option(help="Also draw the figure that explains CDM.")] = True,
 ) -> None:
     """Distil an exact Gaussian mixture with several methods, and print how far each student is from the truth."""
@@ -30,7 +28,7 @@ def main(
         raise CdmError(f"no method {unknown[0]!r}: name some of {', '.join(METHODS)}")
     import torch
 
-    from exact.experiment import run, table
+    from exact.experiment import run, table, write
     from exact.figure import Subjects, paint
     from exact.plots import compare
     from exact.world import World, two_spirals
@@ -38,7 +36,7 @@ def main(
     torch.set_num_threads(1)  # the networks are small: more threads would only wait for each other
     out.mkdir(parents=True, exist_ok=True)
     rows = run(World(two_spirals()), chosen, range(seeds), lambda line: print(line, file=sys.stderr))
-    (out / "exact.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    write(rows, out / "exact.csv")
     print(f"Energy distance x 100 at 1, 2, 4 and 8 evaluations, {seeds} seeds\n")
     print(table(rows, "energy_distance", scale=100))
     print("\nSliced Wasserstein distance x 100\n")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -134,6 +136,19 @@ def run(
             rows += measure(judge, velocity_of(student), name, STEPS, seconds)
             report(f"seed {seed}: {name}, {seconds:.0f} s")
     return rows
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """The rows as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [each.name for each in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            values = asdict(row)
+            rounded = {
+                name: float(f"{value:.5g}") for name, value in values.items() if isinstance(value, float)
+            }
+            writer.writerow(values | rounded)
 
 
 def table(rows: Sequence[Row], figure: str, scale: float = 1.0) -> str:

@@ -42,6 +42,8 @@ class Method:
     """What differs from the shared settings, and what the student is to match: the teacher's distribution with
     `guidance` (1: the mixture itself). `fakes` is the number of fake-score updates to one of the student."""
 
+    group: str
+    """The methods that it is drawn with."""
     title: str
     distill_changes: dict[str, Any]
     schedule_changes: dict[str, Any] = field(default_factory=dict)
@@ -62,68 +64,76 @@ class Method:
         return Schedule.model_validate(SCHEDULE | self.schedule_changes)
 
 
-LEVEL_AWARE: dict[str, Any] = {"fake_knows_level": True}
+TOLD: dict[str, Any] = {"fake_knows_level": True}
 GUIDANCE = 1.5
 """Of the guided rows."""
 
+DM, OTHERS, GUIDED = "Distribution matching", "Other methods", f"With guidance {GUIDANCE:g}"
+
 METHODS: dict[str, Method] = {
-    "dm-fixed": Method("DM, four fixed levels", {"losses": losses(dm=1)}, FIXED),
-    "cdm": Method("DM + CDM, random levels", {"losses": losses(dm=1, cdm=1)}),
+    "dm-fixed": Method(DM, "DM, four fixed levels", {"losses": losses(dm=1)}, FIXED),
+    "cdm": Method(DM, "DM + CDM, random levels", {"losses": losses(dm=1, cdm=1)}),
     "dm-fixed-level": Method(
-        "DM, four fixed levels; level-aware fake score", {"losses": losses(dm=1)} | LEVEL_AWARE, FIXED
+        DM, "DM, four fixed levels; told the level", {"losses": losses(dm=1)} | TOLD, FIXED
     ),
-    "dm-level": Method("DM, random levels; level-aware fake score", {"losses": losses(dm=1)} | LEVEL_AWARE),
-    "cdm-level": Method(
-        "DM + CDM, random levels; level-aware fake score", {"losses": losses(dm=1, cdm=1)} | LEVEL_AWARE
-    ),
+    "dm-level": Method(DM, "DM, random levels; told the level", {"losses": losses(dm=1)} | TOLD),
+    "cdm-level": Method(DM, "DM + CDM, random levels; told the level", {"losses": losses(dm=1, cdm=1)} | TOLD),
     "dmd": Method(
+        OTHERS,
         "DMD: one level, regression onto pairs",
         {"losses": losses(dm=1, bounded=False, regression={"weight": 0.25, "track": "exact"})},
         ONE_STEP,
     ),
     "phased-dmd": Method(
+        OTHERS,
         "Phased DMD (one network)",
-        {"losses": losses(dm=1, bounded=False), "fake_target": "score"} | LEVEL_AWARE,
+        {"losses": losses(dm=1, bounded=False), "fake_target": "score"} | TOLD,
         PHASES,
     ),
     "tdm": Method(
-        "TDM", {"losses": losses(dm=1), "fake_target": "data", "fake_bounded": True}, PHASES, fakes=1
+        OTHERS, "TDM", {"losses": losses(dm=1), "fake_target": "data", "fake_bounded": True}, PHASES, fakes=1
     ),
-    "sgmd": Method("SGMD, four fixed levels", {"losses": losses(sgmd={"weight": 1.0})}, FIXED, fakes=1),
+    "sgmd": Method(OTHERS, "SGMD, four fixed levels", {"losses": losses(sgmd={"weight": 1.0})}, FIXED, fakes=1),
     "consistency": Method(
+        OTHERS,
         "Consistency (sCM)",
         {"losses": losses(consistency={"weight": 1.0, "warmup": UPDATES, "step": 0.05})},
         fakes=1,
     ),
     "dmd2-guided": Method(
-        "DMD2 (no GAN): guided teacher, four fixed levels",
+        GUIDED,
+        "DMD2 (no GAN), four fixed levels",
         {"losses": losses(dm=1, scale=GUIDANCE)},
         FIXED,
         GUIDANCE,
     ),
     "decoupled-dmd-guided": Method(
-        "CA + DM, four fixed levels", {"losses": losses(ca=GUIDANCE - 1, dm=1)}, FIXED, GUIDANCE
+        GUIDED, "CA + DM, four fixed levels", {"losses": losses(ca=GUIDANCE - 1, dm=1)}, FIXED, GUIDANCE
     ),
     "cdm-guided": Method(
+        GUIDED,
         "CA + DM + CDM, random levels",
         {"losses": losses(ca=2 * (GUIDANCE - 1), dm=1, cdm=1)},
         guidance=GUIDANCE,
     ),
     "dmd2-guided-level": Method(
-        "DMD2 (no GAN): guided teacher, four fixed levels; level-aware fake score",
-        {"losses": losses(dm=1, scale=GUIDANCE)} | LEVEL_AWARE,
+        GUIDED,
+        "DMD2 (no GAN), four fixed levels; told the level",
+        {"losses": losses(dm=1, scale=GUIDANCE)} | TOLD,
         FIXED,
         GUIDANCE,
     ),
     "decoupled-dmd-guided-level": Method(
-        "CA + DM, four fixed levels; level-aware fake score",
-        {"losses": losses(ca=GUIDANCE - 1, dm=1)} | LEVEL_AWARE,
+        GUIDED,
+        "CA + DM, four fixed levels; told the level",
+        {"losses": losses(ca=GUIDANCE - 1, dm=1)} | TOLD,
         FIXED,
         GUIDANCE,
     ),
     "cdm-guided-level": Method(
-        "CA + DM + CDM, random levels; level-aware fake score",
-        {"losses": losses(ca=2 * (GUIDANCE - 1), dm=1, cdm=1)} | LEVEL_AWARE,
+        GUIDED,
+        "CA + DM + CDM, random levels; told the level",
+        {"losses": losses(ca=2 * (GUIDANCE - 1), dm=1, cdm=1)} | TOLD,
         guidance=GUIDANCE,
     ),
 }

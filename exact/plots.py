@@ -9,32 +9,35 @@ from typing import TYPE_CHECKING
 
 from cdm.evaluation.plots import style
 from cdm.evaluation.theme import LIGHT, Theme
-from exact.experiment import STEPS, TEACHER, TRUTH, Row, title_of
+from exact.experiment import STEPS, TEACHER, TRUTH, Row
+from exact.methods import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LEVEL = "; told the level"
 LEAST = 1e-4
 """Energy distances below this are drawn there: estimates around 0 may be negative."""
 
 
 def compare(rows: Sequence[Row], path: Path, theme: Theme = LIGHT) -> None:
-    """A panel for each guidance, a curve for each method, with its range over seeds, as a PNG."""
+    """A panel for each group of methods, a curve for each method, with its range over seeds, as a PNG."""
     import matplotlib as mpl
 
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    guidances = sorted({row.guidance for row in rows})
+    groups = list(dict.fromkeys(METHODS[row.method].group for row in rows if row.method in METHODS))
     with mpl.rc_context(style(theme)):
-        size = (6.4 * len(guidances), 6.2)
+        size = (4.9 * len(groups), 6.4)
         figure, panels = plt.subplots(
-            1, len(guidances), figsize=size, squeeze=False, sharey=True, layout="constrained"
+            1, len(groups), figsize=size, squeeze=False, sharey=True, layout="constrained"
         )
-        for axes, guidance in zip(panels[0], guidances, strict=True):
-            block = [row for row in rows if row.guidance == guidance]
-            _panel(axes, block, theme)
-            axes.set(title="Without guidance" if guidance == 1 else f"Guidance {guidance:g}")
+        for axes, group in zip(panels[0], groups, strict=True):
+            own = [row for row in rows if row.method in METHODS and METHODS[row.method].group == group]
+            beside = [row for row in rows if row.method in (TEACHER, TRUTH) and row.guidance == own[0].guidance]
+            _panel(axes, beside + own, theme)
+            axes.set_title(group, loc="left")
         panels[0, 0].set_ylabel("Energy distance to the truth")
         figure.savefig(path, dpi=130, metadata={"Software": None})
         plt.close(figure)
@@ -43,9 +46,19 @@ def compare(rows: Sequence[Row], path: Path, theme: Theme = LIGHT) -> None:
 def _panel(axes: Axes, block: Sequence[Row], theme: Theme) -> None:
     floor = [abs(row.energy_distance) for row in block if row.method == TRUTH]
     axes.axhline(max(LEAST, statistics.fmean(floor)), color=theme.line, linewidth=6, zorder=0)
-    styles = [(colour, dash) for dash in ("-", "--") for colour in theme.series if colour != theme.teacher]
+    colours = [colour for colour in theme.series if colour != theme.teacher]
     methods = [name for name in dict.fromkeys(row.method for row in block) if name not in (TEACHER, TRUTH)]
-    looks = {TEACHER: (theme.teacher, "-"), **dict(zip(methods, styles, strict=False))}
+    # One colour for what is trained in the same way, dashed where the fake score is not told the level.
+    of_title = {METHODS[name].title.removesuffix(LEVEL): None for name in methods}
+    colour_of = dict(zip(of_title, colours, strict=False))
+    both = len(of_title) < len(methods)
+    looks = {TEACHER: (theme.teacher, "-")}
+    for name in methods:
+        title = METHODS[name].title
+        looks[name] = (
+            colour_of[title.removesuffix(LEVEL)],
+            "--" if both and not title.endswith(LEVEL) else "-",
+        )
     for method, (colour, dash) in looks.items():
         means, lows, highs = [], [], []
         for steps in STEPS:
@@ -55,9 +68,13 @@ def _panel(axes: Axes, block: Sequence[Row], theme: Theme) -> None:
             highs.append(max(LEAST, *found))
         axes.fill_between(STEPS, lows, highs, color=colour, alpha=0.12, linewidth=0)
         marker = "s" if method == TEACHER else "o"
-        axes.plot(STEPS, means, marker=marker, linestyle=dash, color=colour, label=title_of(method, 1))
+        axes.plot(STEPS, means, marker=marker, linestyle=dash, color=colour, label=_label(method))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(STEPS, [str(steps) for steps in STEPS])
     axes.set_xlabel("Evaluations of the network" + ("" if block[0].guidance == 1 else " (teacher: twice)"))
-    axes.legend(fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    axes.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(0.0, -0.14), ncols=1)
+
+
+def _label(method: str) -> str:
+    return "teacher" if method == TEACHER else METHODS[method].title

@@ -18,8 +18,8 @@ from cdm.errors import CdmError
 from cdm.params import Distill
 from cdm.randomness import Draws
 from exact.distances import energy_distance, sliced_wasserstein
-from exact.experiment import STEPS, Judge, Row, measure, table, velocity_of
-from exact.methods import METHODS
+from exact.experiment import STEPS, Judge, Row, measure, table, velocity_of, write
+from exact.methods import GUIDANCE, METHODS
 from exact.mixture import ALL
 from exact.world import BatchDraws, ExactNetworks, World, line, two_spirals
 
@@ -117,6 +117,21 @@ def row(method: str, seed: int, steps: int, distance: float) -> Row:
     return Row(method, 1.0, seed, steps, distance, 0.0, 0.0, 1.0)
 
 
+def test_rows_are_written_as_csv(tmp_path: Path) -> None:
+    write([row("cdm", 0, 2, 0.123456789)], tmp_path / "rows.csv")
+    header, line = (tmp_path / "rows.csv").read_text().splitlines()
+    assert dict(zip(header.split(","), line.split(","), strict=True)) == {
+        "method": "cdm",
+        "guidance": "1.0",
+        "seed": "0",
+        "steps": "2",
+        "energy_distance": "0.12346",
+        "sliced_wasserstein": "0.0",
+        "negative_log_likelihood": "0.0",
+        "seconds": "1.0",
+    }
+
+
 def test_the_table_has_means_and_deviations() -> None:
     rows = [row("cdm", seed, steps, 0.1 * steps + 0.02 * seed) for seed in (0, 1) for steps in (1, 2, 4, 8)]
     rows += [row("truth", seed, 0, 0.5) for seed in (0, 1)]
@@ -130,22 +145,39 @@ def test_the_table_has_means_and_deviations() -> None:
 BOUNDS: dict[str, dict[int, float]] = {
     "dm-fixed": {1: 0.13, 2: 0.05, 4: 0.12, 8: 0.16},
     "cdm": {1: 0.08, 2: 0.05, 4: 0.13, 8: 0.17},
-    "dm-fixed-level": {1: 0.03, 2: 0.03, 4: 0.03, 8: 0.04},
+    "dm-fixed-level": {1: 0.03, 2: 0.03, 4: 0.03, 8: 0.05},
+    "dm-level": {1: 0.03, 2: 0.05, 4: 0.03, 8: 0.05},
     "cdm-level": {1: 0.03, 2: 0.03, 4: 0.03, 8: 0.04},
+    "dmd": {1: 0.015},
+    "phased-dmd": {2: 0.09, 4: 0.03, 8: 0.05},
+    "tdm": {2: 0.05, 4: 0.03, 8: 0.05},
+    "sgmd": {1: 0.3, 2: 0.05},
+    "consistency": {1: 0.05, 2: 0.04, 4: 0.05, 8: 0.06},
+    "dmd2-guided-level": {1: 0.05, 2: 0.05, 4: 0.08, 8: 0.12},
+    "decoupled-dmd-guided-level": {1: 0.05, 2: 0.05, 4: 0.08, 8: 0.12},
+    "cdm-guided-level": {1: 0.16, 2: 0.1, 4: 0.05, 8: 0.1},
 }
-"""Energy distance after the whole training, by method and number of steps."""
+"""Energy distance after the whole training, by method and number of steps that it is good for."""
+
+DRIFTING = ["dmd2-guided", "decoupled-dmd-guided", "cdm-guided"]
+"""These do not come near the guided distribution, because their fake score is not told the level."""
 
 
-def test_every_method_has_bounds() -> None:
-    assert set(BOUNDS) == set(METHODS)
+def test_every_method_is_held_to_something() -> None:
+    assert sorted([*BOUNDS, *DRIFTING]) == sorted(METHODS)
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_the_teachers_few_steps_pass_no_bound(steps: int) -> None:
+@pytest.mark.parametrize("guidance", [1.0, GUIDANCE])
+def test_the_teachers_few_steps_pass_no_bound(guidance: float) -> None:
     """The control: where student and fake score start."""
-    judge = Judge(WORLD.mixture, 1.0, seed=0)
-    (teacher,) = measure(judge, WORLD.mixture.guided_velocity(1), "teacher", [steps])
-    assert teacher.energy_distance > 2 * max(bounds[steps] for bounds in BOUNDS.values())
+    judge = Judge(WORLD.mixture, guidance, seed=0)
+    for each in measure(judge, WORLD.mixture.guided_velocity(guidance), "teacher", [1, 2]):
+        bounds = [
+            bound[each.steps]
+            for name, bound in BOUNDS.items()
+            if METHODS[name].guidance == guidance and each.steps in bound
+        ]
+        assert each.energy_distance > 1.5 * max(bounds)
 
 
 def test_true_samples_are_at_no_distance() -> None:
@@ -167,7 +199,7 @@ def test_the_guided_teacher_leaves_the_other_class_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BOUNDS)
 def test_students_come_near_the_truth(name: str) -> None:
     found = distances(name)
     assert all(found[steps] < bound for steps, bound in BOUNDS[name].items()), found
@@ -186,6 +218,13 @@ def test_a_short_training_halves_the_distance_of_one_step() -> None:
 @pytest.mark.slow
 def test_a_fake_score_that_knows_levels_keeps_more_steps_from_drifting() -> None:
     assert 2 * distances("cdm-level")[8] < distances("cdm")[8]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DRIFTING)
+def test_guidance_needs_a_fake_score_that_knows_levels(name: str) -> None:
+    told = distances(f"{name}-level")
+    assert all(4 * told[steps] < distances(name)[steps] for steps in (1, 4, 8))
 
 
 def test_an_unknown_method_is_named() -> None:
