@@ -21,6 +21,12 @@ HEADINGS = {
     "cost": "Equal cost",
     "ablations": "Ablations",
 }
+GLANCE = [
+    *((METRICS[0], steps) for steps in (1, 2, 3, 4, 6, 8)),
+    *((METRICS[1], steps) for steps in (4, 8)),
+    *((metric, 4) for metric in METRICS if metric.better >= 0 and metric.name != "precision"),
+]
+"""Columns of the short table: a metric and a number of steps."""
 ARROWS = {1: "▲", -1: "▼"}
 
 
@@ -87,7 +93,7 @@ def markdown(found: Collected) -> str:
     ]
     for table, summaries in found.tables.items():
         if summaries:
-            lines += [f"## {HEADINGS[table]}", "", *_costs(summaries), ""]
+            lines += [f"## {HEADINGS[table]}", "", *glance(found, table), "", *_costs(summaries), ""]
             for metric in METRICS:
                 lines += _metric_table(found, table, metric)
     if found.teacher is not None:
@@ -99,6 +105,27 @@ def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table whose first column is text."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
+
+
+def glance(found: Collected, table: Table) -> list[str]:
+    """What fits on a page: means alone, of the columns `GLANCE`, and the cost as a multiple of the reference's."""
+    reference = found.reference(table)
+    columns = [(metric, steps) for metric, steps in GLANCE if steps in found.comparison.steps]
+    rows = []
+    for summary in found.tables[table]:
+        cells = [summary.at(f"steps{steps}", metric.name) for metric, steps in columns]
+        means = [_number(cell.mean if cell else None, metric) for cell, (metric, _) in zip(cells, columns, strict=True)]
+        cost = summary.first.forward_equivalents / reference.first.forward_equivalents if reference else None
+        seeds = len(summary.results)
+        rows.append([summary.title, str(seeds), "" if cost is None else f"{cost:.2f}", *means])
+    if found.teacher is not None:
+        full = max(found.teacher.guided.values(), key=lambda row: row["evaluations"])
+        means = [_number(full.get(metric.name), metric) for metric, _ in columns]
+        rows.append([f"teacher, guided, {full['evaluations']:.0f} evaluations", "", "", *means])
+    heads = [
+        f"{metric.title.split()[0] if metric.better < 0 else metric.title} at {n}" for metric, n in columns
+    ]
+    return _grid(["method", "seeds", "cost", *heads], rows)
 
 
 def _costs(summaries: Sequence[Summary]) -> list[str]:

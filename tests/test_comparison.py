@@ -429,11 +429,23 @@ def test_the_table_for_people(found: Collected) -> None:
     assert "| teacher, guided |  | 30.00 | 15.00 |" in lines, "by evaluations, not by steps"
     assert "| teacher, no guidance | 50.00 | 25.00 | 12.50 |" in lines
     assert "| Ours | 3 | 100 | 1.50 | 0.72 |" in lines
+    assert "| Fixed list | 2 | 1.00 | 2.05 | 1.02 | 0.51 |  | 0.900 |  | 5.20 |" in table.glance(
+        found, "updates"
+    )
     assert not any("Recall (" in line for line in lines), "what nobody measured has no table"
     assert not any(line.startswith("| Longer") for line in lines)
     for before, line in pairwise(lines):
         if before.startswith("|") and line.startswith("|"):
             assert before.count("|") == line.count("|")
+
+
+def test_the_readme_has_the_committed_results() -> None:
+    comparison = ROOT / "comparison"
+    committed = collect(
+        design.load_comparison(ROOT / design.PARAMS), comparison / "cells", comparison / "results"
+    )
+    readme = (ROOT / "README.md").read_text().splitlines()
+    assert all(line in readme for line in table.glance(committed, "updates"))
 
 
 def test_the_csv_has_a_row_a_method_and_number_of_steps(found: Collected, tmp_path: Path) -> None:
