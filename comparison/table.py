@@ -114,7 +114,10 @@ def glance(found: Collected, table: Table) -> list[str]:
     rows = []
     for summary in found.tables[table]:
         cells = [summary.at(f"steps{steps}", metric.name) for metric, steps in columns]
-        means = [_number(cell.mean if cell else None, metric) for cell, (metric, _) in zip(cells, columns, strict=True)]
+        means = [
+            _number(cell.mean if cell else None, metric)
+            for cell, (metric, _) in zip(cells, columns, strict=True)
+        ]
         cost = summary.first.forward_equivalents / reference.first.forward_equivalents if reference else None
         seeds = len(summary.results)
         rows.append([summary.title, str(seeds), "" if cost is None else f"{cost:.2f}", *means])
