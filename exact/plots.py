@@ -45,7 +45,9 @@ def compare(rows: Sequence[Row], path: Path, theme: Theme = LIGHT) -> None:
 
 def _panel(axes: Axes, block: Sequence[Row], theme: Theme) -> None:
     floor = [abs(row.energy_distance) for row in block if row.method == TRUTH]
-    axes.axhline(max(LEAST, statistics.fmean(floor)), color=theme.line, linewidth=6, zorder=0)
+    axes.axhline(
+        max(LEAST, statistics.fmean(floor)), color=theme.line, linewidth=6, zorder=0, label="true samples"
+    )
     colours = [colour for colour in theme.series if colour != theme.teacher]
     methods = [name for name in dict.fromkeys(row.method for row in block) if name not in (TEACHER, TRUTH)]
     # One colour for what is trained in the same way, dashed where the fake score is not told the level.
@@ -73,7 +75,7 @@ def _panel(axes: Axes, block: Sequence[Row], theme: Theme) -> None:
     axes.set_yscale("log")
     axes.set_xticks(STEPS, [str(steps) for steps in STEPS])
     axes.set_xlabel("Evaluations of the network" + ("" if block[0].guidance == 1 else " (teacher: twice)"))
-    axes.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(0.0, -0.14), ncols=1)
+    axes.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(0.0, -0.14), handlelength=5, markerscale=0.6)
 
 
 def _label(method: str) -> str:
