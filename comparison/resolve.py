@@ -23,12 +23,15 @@ def main(
     """Work out the parameters of every method: matched guidance, and equal updates or equal cost."""
     comparison, base = design.load_comparison(), load(PARAMS)
     shift = TeacherManifest.read(teacher).shift
-    texts, pairs = {"teacher.yaml": text(design.measured_at(base, comparison.steps, comparison.steps))}, 0
+    # Whatever params.yaml distils with, which the teacher's rows and pairs do not depend on, is not to outdate them.
+    reference = design.own_settings(comparison.methods[comparison.reference], base)
+    texts = {"teacher.yaml": text(design.measured_at(reference, comparison.steps, comparison.steps))}
+    pairs = 0
     for table, name, params in design.cells(comparison, base, shift):
         texts[f"{table}/{name}.yaml"] = text(params)
         pairs = max(pairs, params.latents.train_pairs)
         print(f"{table}/{name}: {summary(params, shift)}")
-    texts["pairs.yaml"] = text(design.with_pairs(base, pairs))
+    texts["pairs.yaml"] = text(design.with_pairs(reference, pairs))
     shutil.rmtree(out, ignore_errors=True)
     for name, content in texts.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
