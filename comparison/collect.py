@@ -20,14 +20,13 @@ class Metric:
     decimals: int
 
 
-METRICS = (
-    Metric("frechet_distance", "Fréchet distance", -1, 2),
-    Metric("style_distance", "Style distance", -1, 2),
-    Metric("attribute_accuracy", "All attributes right", 1, 3),
-    Metric("precision", "Precision", 1, 3),
-    Metric("recall", "Recall", 1, 3),
-    Metric("diversity", "Diversity", 0, 2),
-)
+FRECHET = Metric("frechet_distance", "Fréchet distance", -1, 2)
+STYLE = Metric("style_distance", "Style distance", -1, 2)
+ACCURACY = Metric("attribute_accuracy", "All attributes right", 1, 3)
+PRECISION = Metric("precision", "Precision", 1, 3)
+RECALL = Metric("recall", "Recall", 1, 3)
+DIVERSITY = Metric("diversity", "Diversity", 0, 2)
+METRICS = (FRECHET, STYLE, ACCURACY, PRECISION, RECALL, DIVERSITY)
 
 
 @dataclass

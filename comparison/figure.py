@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cdm.evaluation.plots import as_png, log_scale, style
 from cdm.evaluation.theme import LIGHT, Theme
@@ -28,28 +28,46 @@ SPREAD = 0.34
 
 def draw(found: Collected, table: Table, theme: Theme = LIGHT) -> bytes:
     """A PNG with a panel for each metric that was measured; the same input gives the same bytes."""
+    summaries = found.tables[table]
+
+    def panel(axes: Axes, metric: Metric) -> None:
+        _panel(axes, summaries, found.comparison.reference, metric, theme)
+        if found.teacher is not None:
+            _teacher(axes, found.teacher, max(found.comparison.steps), metric, theme)
+        axes.set_xticks(sorted(found.comparison.steps))
+        axes.set_xlabel("network evaluations a picture")
+
+    legend = math.ceil((len(summaries) + 2) / COLUMNS)
+    return _paint(summaries, panel, (4.9, 3.9), (0.0, 0.27 * legend), COLUMNS, theme)
+
+
+def _paint(
+    summaries: Sequence[Summary],
+    panel: Callable[[Axes, Metric], None],
+    size: tuple[float, float],
+    margin: tuple[float, float],
+    legend_columns: int,
+    theme: Theme,
+    **options: Any,
+) -> bytes:
+    """A PNG with a panel for each metric of `summaries`, of this `size`, in inches as the `margin` around all is."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    summaries = found.tables[table]
     measured = {name for each in summaries for row in each.first.rows.values() for name in row}
     metrics = [metric for metric in METRICS if metric.name in measured]
     columns = min(COLUMNS, len(metrics))
     lines = math.ceil(len(metrics) / columns)
     with mpl.rc_context(style(theme)):
-        legend = math.ceil((len(summaries) + 2) / COLUMNS)
-        figure = Figure(figsize=(4.9 * columns, 3.9 * lines + 0.27 * legend), layout="constrained")
-        every = figure.subplots(lines, columns, squeeze=False).flatten()
+        whole = (size[0] * columns + margin[0], size[1] * lines + margin[1])
+        figure = Figure(figsize=whole, layout="constrained")
+        every = figure.subplots(lines, columns, squeeze=False, **options).flatten()
         for axes, metric in zip(every, metrics, strict=False):
-            _panel(axes, summaries, found.comparison.reference, metric, theme)
-            if found.teacher is not None:
-                _teacher(axes, found.teacher, max(found.comparison.steps), metric, theme)
-            axes.set_xticks(sorted(found.comparison.steps))
-            axes.set_xlabel("network evaluations a picture")
+            panel(axes, metric)
         for axes in every[len(metrics) :]:
             axes.set_axis_off()
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=COLUMNS, borderaxespad=0.4)
+        figure.legend(handles, labels, loc="outside upper left", ncols=legend_columns, borderaxespad=0.4)
         return as_png(figure)
 
 
@@ -108,8 +126,8 @@ def _teacher(axes: Axes, teacher: TeacherResult, most: int, metric: Metric, them
         linewidth=1.4,
         label="Teacher, guided",
     )
-    if rows:
-        full = max(rows, key=lambda row: row["evaluations"])
+    full = teacher.full
+    if metric.name in full:
         axes.axhline(
             full[metric.name],
             color=theme.muted,
@@ -129,29 +147,18 @@ def draw_changes(found: Collected, table: Table, theme: Theme = LIGHT) -> bytes:
     Seeds are compared with the same seed of the reference. Distances are shown as multiples of its, others as
     differences.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     reference = found.reference(table)
     others = [each for each in found.tables[table] if each is not reference]
     assert reference is not None, "compared with the reference"
-    metrics = [metric for metric in METRICS if metric.name in next(iter(reference.first.rows.values()))]
     keys = [f"steps{steps}" for steps in CHANGES_AT if f"steps{steps}" in reference.first.rows]
-    columns = min(COLUMNS, len(metrics))
-    lines = math.ceil(len(metrics) / columns)
-    with mpl.rc_context(style(theme)):
-        size = (3.9 * columns + 2.2, lines * (1.1 + 0.42 * len(others)) + 0.4)
-        figure = Figure(figsize=size, layout="constrained")
-        every = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
-        for axes, metric in zip(every, metrics, strict=False):
-            _changes(axes, others, reference, keys, metric, theme)
-        for axes in every[len(metrics) :]:
-            axes.set_axis_off()
-        every[0].set_yticks(range(len(others)), [each.title for each in others])
-        every[0].set_ylim(len(others) - 0.5, -0.5)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(keys), borderaxespad=0.4)
-        return as_png(figure)
+
+    def panel(axes: Axes, metric: Metric) -> None:
+        _changes(axes, others, reference, keys, metric, theme)
+        axes.set_yticks(range(len(others)), [each.title for each in others])
+        axes.set_ylim(len(others) - 0.5, -0.5)
+
+    size = (3.9, 1.1 + 0.42 * len(others))
+    return _paint([reference], panel, size, (2.2, 0.4), len(keys), theme, sharey=True)
 
 
 def _changes(
@@ -182,6 +189,6 @@ def _changes(
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}\N{MULTIPLICATION SIGN}")
-    arrow = {1: "  more is better", -1: "  less is better", 0: ""}[metric.better]
+    goal = {1: "; more is better", -1: "; less is better", 0: ""}[metric.better]
     axes.set_title(metric.title, loc="left")
-    axes.set_xlabel(f"{'times' if ratio else 'more than'} {reference.title}'s{arrow and ';' + arrow[1:]}")
+    axes.set_xlabel(f"{'times' if ratio else 'more than'} {reference.title}'s{goal}")

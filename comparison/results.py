@@ -75,6 +75,11 @@ class TeacherResult(Record):
     floor: Row
     """Distances of as many perfect samples; empty where the teacher is the reference."""
 
+    @property
+    def full(self) -> Row:
+        """The guided teacher at its full length."""
+        return max(self.guided.values(), key=lambda row: row["evaluations"])
+
 
 def result_path(folder: Path, table: Table, method: str, seed: int) -> Path:
     return folder / table / f"{method}-{seed}.json"

@@ -11,7 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from cdm.errors import CdmError
-from comparison.collect import METRICS, Collected, Metric, collect
+from comparison.collect import (
+    ACCURACY,
+    DIVERSITY,
+    FRECHET,
+    METRICS,
+    RECALL,
+    STYLE,
+    Collected,
+    Metric,
+    collect,
+)
 from comparison.design import Table, load_comparison
 from comparison.results import RESULTS, Estimate, Row, Summary, TeacherResult
 from stages.common import run
@@ -22,9 +32,9 @@ HEADINGS = {
     "ablations": "Ablations",
 }
 GLANCE = [
-    *((METRICS[0], steps) for steps in (1, 2, 3, 4, 6, 8)),
-    *((METRICS[1], steps) for steps in (4, 8)),
-    *((metric, 4) for metric in METRICS if metric.better >= 0 and metric.name != "precision"),
+    *((FRECHET, steps) for steps in (1, 2, 3, 4, 6, 8)),
+    *((STYLE, steps) for steps in (4, 8)),
+    *((metric, 4) for metric in (ACCURACY, RECALL, DIVERSITY)),
 ]
 """Columns of the short table: a metric and a number of steps."""
 ARROWS = {1: "▲", -1: "▼"}
@@ -122,7 +132,7 @@ def glance(found: Collected, table: Table) -> list[str]:
         seeds = len(summary.results)
         rows.append([summary.title, str(seeds), "" if cost is None else f"{cost:.2f}", *means])
     if found.teacher is not None:
-        full = max(found.teacher.guided.values(), key=lambda row: row["evaluations"])
+        full = found.teacher.full
         means = [_number(full.get(metric.name), metric) for metric, _ in columns]
         rows.append([f"teacher, guided, {full['evaluations']:.0f} evaluations", "", "", *means])
     heads = [

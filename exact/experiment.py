@@ -13,13 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdm.flow import inference_sigmas
 from cdm.randomness import sample_noise
-from cdm.rollout import Conditioning, Velocity, integrate
+from cdm.rollout import Conditioning, Velocity
 from exact.distances import energy_distance, sliced_wasserstein
 from exact.methods import METHODS
 from exact.mixture import Mixture
-from exact.world import FULL, SHIFT, PlaneModel, World
+from exact.world import FULL, PlaneModel, World, draw
 
 STEPS = (1, 2, 4, 8)
 TRUTH = "truth"
@@ -88,12 +87,6 @@ def _by_class(samples: Tensor, judge: Judge) -> Sequence[Tensor]:
 @cache
 def _truth(judge: Judge) -> Tensor:
     return judge.truth(0)
-
-
-@torch.no_grad()
-def draw(velocity: Velocity, noise: Tensor, labels: Tensor, steps: int) -> Tensor:
-    """Samples (n, d) of `labels` in `steps` Euler steps from `noise`."""
-    return integrate(velocity, noise, {"class": labels}, inference_sigmas(steps, SHIFT))
 
 
 def velocity_of(model: PlaneModel) -> Velocity:
@@ -174,7 +167,7 @@ def title_of(method: str, guidance: float) -> str:
         return f"*true samples{guided}*"
     if method == TEACHER:
         return f"*teacher{guided}*"
-    return METHODS[method].title
+    return METHODS[method].label
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -23,10 +23,10 @@ from cdm.flow import add_noise, euler_step, velocity_to_x0
 from cdm.randomness import philox
 from cdm.rollout import Velocity
 from cdm.schedule import draw_rollouts, off_trajectory_levels
-from exact.experiment import draw, velocity_of
+from exact.experiment import velocity_of
 from exact.methods import METHODS
 from exact.mixture import Mixture
-from exact.world import PlaneModel, World, advance, line, two_spirals
+from exact.world import PlaneModel, World, advance, draw, line, two_spirals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

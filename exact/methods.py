@@ -51,6 +51,11 @@ class Method:
     fakes: int = 3
 
     @property
+    def label(self) -> str:
+        """The title, and whether the fake score is told the level."""
+        return self.title + ("; told the level" if self.distill.fake_knows_level else "")
+
+    @property
     def distill(self) -> Distill:
         rounds = {
             "student_every": self.fakes,
@@ -73,11 +78,9 @@ DM, OTHERS, GUIDED = "Distribution matching", "Other methods", f"With guidance {
 METHODS: dict[str, Method] = {
     "dm-fixed": Method(DM, "DM, four fixed levels", {"losses": losses(dm=1)}, FIXED),
     "cdm": Method(DM, "DM + CDM, random levels", {"losses": losses(dm=1, cdm=1)}),
-    "dm-fixed-level": Method(
-        DM, "DM, four fixed levels; told the level", {"losses": losses(dm=1)} | TOLD, FIXED
-    ),
-    "dm-level": Method(DM, "DM, random levels; told the level", {"losses": losses(dm=1)} | TOLD),
-    "cdm-level": Method(DM, "DM + CDM, random levels; told the level", {"losses": losses(dm=1, cdm=1)} | TOLD),
+    "dm-fixed-level": Method(DM, "DM, four fixed levels", {"losses": losses(dm=1)} | TOLD, FIXED),
+    "dm-level": Method(DM, "DM, random levels", {"losses": losses(dm=1)} | TOLD),
+    "cdm-level": Method(DM, "DM + CDM, random levels", {"losses": losses(dm=1, cdm=1)} | TOLD),
     "dmd": Method(
         OTHERS,
         "DMD: one level, regression onto pairs",
@@ -118,21 +121,21 @@ METHODS: dict[str, Method] = {
     ),
     "dmd2-guided-level": Method(
         GUIDED,
-        "DMD2 (no GAN), four fixed levels; told the level",
+        "DMD2 (no GAN), four fixed levels",
         {"losses": losses(dm=1, scale=GUIDANCE)} | TOLD,
         FIXED,
         GUIDANCE,
     ),
     "decoupled-dmd-guided-level": Method(
         GUIDED,
-        "CA + DM, four fixed levels; told the level",
+        "CA + DM, four fixed levels",
         {"losses": losses(ca=GUIDANCE - 1, dm=1)} | TOLD,
         FIXED,
         GUIDANCE,
     ),
     "cdm-guided-level": Method(
         GUIDED,
-        "CA + DM + CDM, random levels; told the level",
+        "CA + DM + CDM, random levels",
         {"losses": losses(ca=2 * (GUIDANCE - 1), dm=1, cdm=1)} | TOLD,
         guidance=GUIDANCE,
     ),

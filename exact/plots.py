@@ -15,7 +15,6 @@ from exact.methods import METHODS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LEVEL = "; told the level"
 LEAST = 1e-4
 """Energy distances below this are drawn there: estimates around 0 may be negative."""
 
@@ -51,16 +50,12 @@ def _panel(axes: Axes, block: Sequence[Row], theme: Theme) -> None:
     colours = [colour for colour in theme.series if colour != theme.teacher]
     methods = [name for name in dict.fromkeys(row.method for row in block) if name not in (TEACHER, TRUTH)]
     # One colour for what is trained in the same way, dashed where the fake score is not told the level.
-    of_title = {METHODS[name].title.removesuffix(LEVEL): None for name in methods}
-    colour_of = dict(zip(of_title, colours, strict=False))
-    both = len(of_title) < len(methods)
+    colour_of = dict(zip(dict.fromkeys(METHODS[name].title for name in methods), colours, strict=False))
+    both = len(colour_of) < len(methods)
     looks = {TEACHER: (theme.teacher, "-")}
     for name in methods:
-        title = METHODS[name].title
-        looks[name] = (
-            colour_of[title.removesuffix(LEVEL)],
-            "--" if both and not title.endswith(LEVEL) else "-",
-        )
+        dashed = both and not METHODS[name].distill.fake_knows_level
+        looks[name] = (colour_of[METHODS[name].title], "--" if dashed else "-")
     for method, (colour, dash) in looks.items():
         means, lows, highs = [], [], []
         for steps in STEPS:
@@ -79,4 +74,4 @@ def _panel(axes: Axes, block: Sequence[Row], theme: Theme) -> None:
 
 
 def _label(method: str) -> str:
-    return "teacher" if method == TEACHER else METHODS[method].title
+    return "teacher" if method == TEACHER else METHODS[method].label

@@ -26,7 +26,7 @@ from cdm.networks import LevelAwareFake, Networks, Role, Trained
 from cdm.optim import Learner
 from cdm.params import Distill, Optimiser, Schedule
 from cdm.randomness import Draws, philox
-from cdm.rollout import Conditioning, integrate, take
+from cdm.rollout import Conditioning, Velocity, integrate, take
 from cdm.training import Run
 from exact.mixture import ALL, Mixture
 
@@ -56,6 +56,12 @@ def two_spirals() -> Mixture:
             covariances.append(0.20**2 * torch.outer(along, along) + 0.09**2 * torch.outer(across, across))
             classes.append(label)
     return Mixture.of(means, torch.stack(covariances), classes)
+
+
+@torch.no_grad()
+def draw(velocity: Velocity, noise: Tensor, labels: Tensor, steps: int) -> Tensor:
+    """Samples (n, d) of `labels` in `steps` Euler steps from `noise`."""
+    return integrate(velocity, noise, {"class": labels}, inference_sigmas(steps, SHIFT))
 
 
 class PlaneModel(nn.Module):
@@ -200,9 +206,7 @@ class World:
         """Noise of the classes in turn, and where the exact velocity leads it: what a regression learns from."""
         labels = torch.arange(count) % self.mixture.class_count
         noise = torch.randn(count, self.mixture.dimensions, generator=torch.Generator().manual_seed(seed))
-        conditioning = {"class": labels}
-        x0 = integrate(self.mixture.guided_velocity(1), noise, conditioning, inference_sigmas(FULL, SHIFT))
-        return Pairs(noise, x0, conditioning)
+        return Pairs(noise, draw(self.mixture.guided_velocity(1), noise, labels, FULL), {"class": labels})
 
     def pairs(self, draws: Draws) -> Pairs:
         """Pairs for an iteration's samples, each drawn anew from all that there are."""
