@@ -37,7 +37,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     rows = run(World(two_spirals()), chosen, range(seeds), lambda line: print(line, file=sys.stderr))
     write(rows, out / "exact.csv")
-    print(f"Energy distance x 100 at 1, 2, 4 and 8 evaluations, {seeds} seeds\n")
+    print(f"Energy distance x 100, {seeds} seeds, by number of evaluations\n")
     print(table(rows, "energy_distance", scale=100))
     print("\nSliced Wasserstein distance x 100\n")
     print(table(rows, "sliced_wasserstein", scale=100))

@@ -20,7 +20,8 @@ from exact.methods import METHODS
 from exact.mixture import Mixture
 from exact.world import FULL, PlaneModel, World, draw
 
-STEPS = (1, 2, 4, 8)
+STEPS = (1, 2, 3, 4, 6, 8)
+"""At 1, 2 and 4 all levels are of the fixed list; at the others some are on none."""
 TRUTH = "truth"
 TEACHER = "teacher"
 

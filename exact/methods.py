@@ -25,12 +25,18 @@ ONE_STEP: dict[str, Any] = {"kind": "fixed", "sigmas": [1.0]}
 
 
 def losses(
-    ca: float = 0.0, dm: float = 0.0, cdm: float = 0.0, scale: float = 1.0, bounded: bool = True, **others: Any
+    ca: float = 0.0,
+    dm: float = 0.0,
+    cdm: float = 0.0,
+    scale: float = 1.0,
+    bounded: bool = True,
+    ca_bounded: bool = True,
+    **others: Any,
 ) -> dict[str, Any]:
     """Weights of the matching terms, where 0 leaves one out; `ca` is the scale of its guidance, `scale` that of the
-    teacher which DM matches."""
+    teacher which DM matches. `bounded` is DM's and CDM's."""
     return {
-        "ca": {"weight": float(ca > 0), "scale": ca},
+        "ca": {"weight": float(ca > 0), "scale": ca, "bounded": ca_bounded},
         "dm": {"weight": dm, "bounded": bounded, "guidance_scale": scale},
         "cdm": {"weight": cdm, "bounded": bounded},
         **others,
@@ -49,6 +55,8 @@ class Method:
     schedule_changes: dict[str, Any] = field(default_factory=dict)
     guidance: float = 1.0
     fakes: int = 3
+    rate: float = 1.0
+    """Of both networks, in units of that in DISTILL."""
 
     @property
     def label(self) -> str:
@@ -62,7 +70,8 @@ class Method:
             "fake_only": FAKE_ONLY * self.fakes,
             "iterations": (FAKE_ONLY + UPDATES) * self.fakes,
         }
-        return Distill.model_validate(DISTILL | rounds | self.distill_changes)
+        rates = {name: DISTILL[name] | {"lr": self.rate * DISTILL[name]["lr"]} for name in ("student", "fake")}
+        return Distill.model_validate(DISTILL | rates | rounds | self.distill_changes)
 
     @property
     def schedule(self) -> Schedule:
@@ -73,7 +82,8 @@ TOLD: dict[str, Any] = {"fake_knows_level": True}
 GUIDANCE = 1.5
 """Of the guided rows."""
 
-DM, OTHERS, GUIDED = "Distribution matching", "Other methods", f"With guidance {GUIDANCE:g}"
+DM, FAST, OTHERS = "Distribution matching", "Three times the rate, any tau", "Other methods"
+GUIDED, LEVELS = f"With guidance {GUIDANCE:g}", f"Guidance {GUIDANCE:g}: where tau lies"
 
 METHODS: dict[str, Method] = {
     "dm-fixed": Method(DM, "DM, four fixed levels", {"losses": losses(dm=1)}, FIXED),
@@ -81,6 +91,25 @@ METHODS: dict[str, Method] = {
     "dm-fixed-level": Method(DM, "DM, four fixed levels", {"losses": losses(dm=1)} | TOLD, FIXED),
     "dm-level": Method(DM, "DM, random levels", {"losses": losses(dm=1)} | TOLD),
     "cdm-level": Method(DM, "DM + CDM, random levels", {"losses": losses(dm=1, cdm=1)} | TOLD),
+    "dm-fixed-fast": Method(
+        FAST,
+        "DM, four fixed levels, 3 x rate",
+        {"losses": losses(dm=1, bounded=False)} | TOLD,
+        FIXED,
+        rate=3,
+    ),
+    "cdm-fast": Method(
+        FAST,
+        "DM + CDM, random levels, 3 x rate",
+        {"losses": losses(dm=1, cdm=1, bounded=False)} | TOLD,
+        rate=3,
+    ),
+    "dm-fast": Method(
+        FAST,
+        "DM, random levels, 3 x rate",
+        {"losses": losses(dm=1, bounded=False)} | TOLD,
+        rate=3,
+    ),
     "dmd": Method(
         OTHERS,
         "DMD: one level, regression onto pairs",
@@ -137,6 +166,32 @@ METHODS: dict[str, Method] = {
         GUIDED,
         "CA + DM + CDM, random levels",
         {"losses": losses(ca=2 * (GUIDANCE - 1), dm=1, cdm=1)} | TOLD,
+        guidance=GUIDANCE,
+    ),
+    "decoupled-dmd-apart": Method(
+        LEVELS,
+        "CA + DM, fixed, CA alone bounded",
+        {"losses": losses(ca=GUIDANCE - 1, dm=1, bounded=False)} | TOLD,
+        FIXED,
+        GUIDANCE,
+    ),
+    "decoupled-dmd-unbounded": Method(
+        LEVELS,
+        "CA + DM, fixed, none bounded",
+        {"losses": losses(ca=GUIDANCE - 1, dm=1, bounded=False, ca_bounded=False)} | TOLD,
+        FIXED,
+        GUIDANCE,
+    ),
+    "cdm-apart": Method(
+        LEVELS,
+        "CA + DM + CDM, CA alone bounded",
+        {"losses": losses(ca=2 * (GUIDANCE - 1), dm=1, cdm=1, bounded=False)} | TOLD,
+        guidance=GUIDANCE,
+    ),
+    "cdm-unbounded": Method(
+        LEVELS,
+        "CA + DM + CDM, none bounded",
+        {"losses": losses(ca=2 * (GUIDANCE - 1), dm=1, cdm=1, bounded=False, ca_bounded=False)} | TOLD,
         guidance=GUIDANCE,
     ),
 }

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 LEAST = 1e-4
 """Energy distances below this are drawn there: estimates around 0 may be negative."""
 
+COLUMNS = 3
+"""Panels beside each other."""
+
 
 def compare(rows: Sequence[Row], path: Path, theme: Theme = LIGHT) -> None:
     """A panel for each group of methods, a curve for each method, with its range over seeds, as a PNG."""
@@ -28,16 +31,21 @@ def compare(rows: Sequence[Row], path: Path, theme: Theme = LIGHT) -> None:
 
     groups = list(dict.fromkeys(METHODS[row.method].group for row in rows if row.method in METHODS))
     with mpl.rc_context(style(theme)):
-        size = (4.9 * len(groups), 6.4)
+        columns = min(COLUMNS, len(groups))
+        lines = -(-len(groups) // columns)
+        size = (5.1 * columns, 6.4 * lines)
         figure, panels = plt.subplots(
-            1, len(groups), figsize=size, squeeze=False, sharey=True, layout="constrained"
+            lines, columns, figsize=size, squeeze=False, sharey=True, layout="constrained"
         )
-        for axes, group in zip(panels[0], groups, strict=True):
+        for axes in panels.flat[len(groups) :]:
+            axes.remove()
+        for axes, group in zip(panels.flat, groups, strict=False):
             own = [row for row in rows if row.method in METHODS and METHODS[row.method].group == group]
             beside = [row for row in rows if row.method in (TEACHER, TRUTH) and row.guidance == own[0].guidance]
             _panel(axes, beside + own, theme)
             axes.set_title(group, loc="left")
-        panels[0, 0].set_ylabel("Energy distance to the truth")
+        for axes in panels[:, 0]:
+            axes.set_ylabel("Energy distance to the truth")
         figure.savefig(path, dpi=130, metadata={"Software": None})
         plt.close(figure)
 
@@ -70,7 +78,7 @@ def _panel(axes: Axes, block: Sequence[Row], theme: Theme) -> None:
     axes.set_yscale("log")
     axes.set_xticks(STEPS, [str(steps) for steps in STEPS])
     axes.set_xlabel("Evaluations of the network" + ("" if block[0].guidance == 1 else " (teacher: twice)"))
-    axes.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(0.0, -0.14), handlelength=5, markerscale=0.6)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, -0.14), handlelength=5, markerscale=0.6)
 
 
 def _label(method: str) -> str:
