@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = 3
-MARKERS = "osD^vP"
+MARKERS = "osD^vp"
 LINES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)))
 CHANGES_AT = (2, 4, 8)
 """Evaluations at which changes are shown, where they were measured."""
+REACH = 2.0
+"""Changes are shown up to so many times what four of five of them keep within; the rest are arrows at the edge."""
 SPREAD = 0.34
 """Of an evaluation: over so much the methods' points are spread, so that their intervals do not hide each other."""
 
@@ -145,7 +147,7 @@ def draw_changes(found: Collected, table: Table, theme: Theme = LIGHT) -> bytes:
     """A PNG of how each method differs from the reference: a dot a seed, a mark for their mean, a panel a metric.
 
     Seeds are compared with the same seed of the reference. Distances are shown as multiples of its, others as
-    differences.
+    differences; what is far from all others is an arrow at the edge.
     """
     reference = found.reference(table)
     others = [each for each in found.tables[table] if each is not reference]
@@ -167,20 +169,37 @@ def _changes(
     from matplotlib.ticker import LogLocator, NullLocator
 
     ratio = metric.better < 0
-    axes.axvline(1 if ratio else 0, color=theme.muted, linewidth=1.2, zorder=1)
+    # In the logarithm of a multiple as in a difference, 0 is no change.
+    into, back = (math.log, math.exp) if ratio else (float, float)
+    found = {
+        (key, row): [into(change) for change in other.changes(reference, key, metric.name, ratio)]
+        for key in keys
+        for row, other in enumerate(others)
+    }
+    means = {place: fmean(changes) for place, changes in found.items() if changes}
+    reach = _reach([abs(change) for changes in found.values() for change in changes])
+    axes.axvline(back(0), color=theme.muted, linewidth=1.2, zorder=1)
     for place, (key, colour, marker) in enumerate(zip(keys, theme.series, MARKERS, strict=False)):
-        means, rows = [], []
-        for row, other in enumerate(others):
-            changes = other.changes(reference, key, metric.name, ratio)
-            if not changes:
-                continue
-            height = row + 0.5 * ((place + 0.5) / len(keys) - 0.5)
-            axes.plot(changes, [height] * len(changes), ".", color=colour, markersize=4, alpha=0.6, zorder=2)
-            means.append(math.exp(fmean(map(math.log, changes))) if ratio else fmean(changes))
-            rows.append(height)
+        inside: dict[str, Any] = {
+            "color": colour,
+            "markersize": 6.5,
+            "markeredgecolor": theme.ground,
+            "clip_on": False,
+        }
+        shift = 0.5 * ((place + 0.5) / len(keys) - 0.5)
+        rows = [row for row in range(len(others)) if (key, row) in means]
+        for row in rows:
+            near = [back(change) for change in found[key, row] if abs(change) <= reach]
+            axes.plot(near, [row + shift] * len(near), ".", color=colour, markersize=4, alpha=0.6, zorder=2)
+            mean = means[key, row]
+            if abs(mean) > reach:
+                arrow = "<" if mean < 0 else ">"
+                axes.plot(back(math.copysign(reach, mean)), row + shift, arrow, **inside)
+        shown = [row for row in rows if abs(means[key, row]) <= reach]
         evaluations = reference.evaluations(key)
         label = f"{evaluations} evaluation" + "s" * (evaluations > 1)
-        axes.plot(means, rows, marker, color=colour, markersize=6.5, markeredgecolor=theme.ground, label=label)
+        x, y = [back(means[key, row]) for row in shown], [row + shift for row in shown]
+        axes.plot(x, y, marker, linestyle="none", label=label, **inside)
     for row in range(1, len(others), 2):
         axes.axhspan(row - 0.5, row + 0.5, color=theme.line, alpha=0.35, linewidth=0, zorder=0)
     axes.grid(visible=False, axis="y")
@@ -190,5 +209,12 @@ def _changes(
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}\N{MULTIPLICATION SIGN}")
     goal = {1: "; more is better", -1: "; less is better", 0: ""}[metric.better]
+    axes.set_xlim(back(-1.05 * reach), back(1.05 * reach))
     axes.set_title(metric.title, loc="left")
     axes.set_xlabel(f"{'times' if ratio else 'more than'} {reference.title}'s{goal}")
+
+
+def _reach(changes: Sequence[float]) -> float:
+    """How far from no change an axis goes, in both directions, for changes of these sizes."""
+    usual = sorted(changes)[int(0.8 * (len(changes) - 1))] if changes else 0.0
+    return min(REACH * usual, max(changes, default=0.0)) or 1.0

@@ -471,6 +471,15 @@ def test_figures_are_drawn_the_same_every_time(found: Collected, draw: Callable[
     assert drawn == draw(found, "updates")
 
 
+@pytest.mark.parametrize(
+    ("changes", "reach"),
+    [([0.1] * 8 + [0.2, 50.0], 0.2), ([0.3, 0.1, 0.2], 0.3), ([0.0, 0.0], 1.0), ([], 1.0)],
+    ids=["one far", "none far", "no change", "none"],
+)
+def test_one_far_change_does_not_hide_the_others(changes: list[float], reach: float) -> None:
+    assert figure._reach(changes) == pytest.approx(reach)
+
+
 # The pipeline.
 
 
