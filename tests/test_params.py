@@ -129,7 +129,7 @@ def test_a_bad_value_is_refused_and_named(key: str, value: Any, says: str) -> No
         ({"schedule.sigmas": []}, "schedule: sigmas must fall from 1.0"),
         ({"distill.renoise_min": 0.7, "distill.renoise_max": 0.6}, "distill: renoise_max 0.6 is not above"),
         ({"distill.iterations": 12, "distill.fake_only": 12}, "distill: iterations 12 leave no student update"),
-        ({"distill.fake_only": 61}, "distill: fake_only 61 is not a multiple of student_every 4: use 60"),
+        ({"distill.fake_only": 61}, "distill: fake_only 61 is not a multiple of student_every 3: use 60"),
         (
             {f"distill.losses.{term}.weight": 0 for term in ("ca", "dm", "cdm")},
             "distill.losses: all terms have weight 0",
