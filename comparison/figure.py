@@ -180,7 +180,7 @@ def _changes(
     reach = _reach([abs(change) for changes in found.values() for change in changes])
     axes.axvline(back(0), color=theme.muted, linewidth=1.2, zorder=1)
     for place, (key, colour, marker) in enumerate(zip(keys, theme.series, MARKERS, strict=False)):
-        inside: dict[str, Any] = {
+        mark: dict[str, Any] = {
             "color": colour,
             "markersize": 6.5,
             "markeredgecolor": theme.ground,
@@ -189,17 +189,17 @@ def _changes(
         shift = 0.5 * ((place + 0.5) / len(keys) - 0.5)
         rows = [row for row in range(len(others)) if (key, row) in means]
         for row in rows:
-            near = [back(change) for change in found[key, row] if abs(change) <= reach]
-            axes.plot(near, [row + shift] * len(near), ".", color=colour, markersize=4, alpha=0.6, zorder=2)
+            seeds = [back(change) for change in found[key, row]]
+            axes.plot(seeds, [row + shift] * len(seeds), ".", color=colour, markersize=4, alpha=0.6, zorder=2)
             mean = means[key, row]
             if abs(mean) > reach:
                 arrow = "<" if mean < 0 else ">"
-                axes.plot(back(math.copysign(reach, mean)), row + shift, arrow, **inside)
+                axes.plot(back(math.copysign(reach, mean)), row + shift, arrow, **mark)
         shown = [row for row in rows if abs(means[key, row]) <= reach]
         evaluations = reference.evaluations(key)
         label = f"{evaluations} evaluation" + "s" * (evaluations > 1)
         x, y = [back(means[key, row]) for row in shown], [row + shift for row in shown]
-        axes.plot(x, y, marker, linestyle="none", label=label, **inside)
+        axes.plot(x, y, marker, linestyle="none", label=label, **mark)
     for row in range(1, len(others), 2):
         axes.axhspan(row - 0.5, row + 0.5, color=theme.line, alpha=0.35, linewidth=0, zorder=0)
     axes.grid(visible=False, axis="y")
