@@ -166,7 +166,7 @@ def draw_changes(found: Collected, table: Table, theme: Theme = LIGHT) -> bytes:
 def _changes(
     axes: Axes, others: Sequence[Summary], reference: Summary, keys: Sequence[str], metric: Metric, theme: Theme
 ) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     ratio = metric.better < 0
     # In the logarithm of a multiple as in a difference, 0 is no change.
@@ -205,9 +205,11 @@ def _changes(
     axes.grid(visible=False, axis="y")
     if ratio:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}\N{MULTIPLICATION SIGN}")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     goal = {1: "; more is better", -1: "; less is better", 0: ""}[metric.better]
     axes.set_xlim(back(-1.05 * reach), back(1.05 * reach))
     axes.set_title(metric.title, loc="left")
