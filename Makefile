@@ -6,7 +6,8 @@ TORCH_INDEX ?=
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Python compiles what it imports, once. pip would compile all of it, which takes half of the installation's time.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile --constraint constraints.txt
 # Columns of `dvc exp show` that the main table does without: hashes of files, and figures behind the main ones.
 MINOR := Created|.*(/|kernel|precision|recall|density|coverage|diversity|_to_teacher|count|evaluations|models)
 INPUTS := pyproject.toml constraints.txt
@@ -76,17 +77,17 @@ $(VENV)/bin/python:
 $(VENV)/installed: $(INPUTS) | $(VENV)/bin/python
 	@echo 'Installing into $(VENV): a few minutes, once'
 ifneq ($(TORCH_INDEX),)
-	@$(PIP) install --index-url $(TORCH_INDEX) --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@$(INSTALL) --index-url $(TORCH_INDEX) "$$(grep '^torch==' constraints.txt)"
 endif
-	@$(PIP) install --constraint constraints.txt --editable .
+	@$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo 'Installing what tests and checks need: once'
-	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@$(INSTALL) --editable '.[dev]'
 	@touch $@
 
 $(VENV)/installed-slow: $(VENV)/installed-dev
 	@echo 'Installing what slow tests need too: once'
-	@$(PIP) install --constraint constraints.txt --editable '.[slow]'
+	@$(INSTALL) --editable '.[slow]'
 	@touch $@

@@ -361,8 +361,8 @@ TITLES = (
 )
 
 
-def paint(subjects: Subjects, out: Path, theme: Theme = LIGHT) -> list[Path]:
-    """Draws the figure as `out`.png and `out`.svg."""
+def paint(subjects: Subjects, out: Path, theme: Theme = LIGHT) -> None:
+    """Draws the figure into the file `out`."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -372,7 +372,7 @@ def paint(subjects: Subjects, out: Path, theme: Theme = LIGHT) -> list[Path]:
     found = rollouts(subjects.early_line, on_line, 40, iteration=0)
     x0 = torch.tensor([[rollout.off_x0] for rollout in found])
     painter = Painter(theme)
-    settings = style(theme) | {"axes.titlesize": 10.5, "axes.titlepad": 6, "svg.hashsalt": "exact"}
+    settings = style(theme) | {"axes.titlesize": 10.5, "axes.titlepad": 6}
     with mpl.rc_context(settings):
         figure, panels = plt.subplots(2, 4, figsize=(15, 8), layout="constrained")
         painter.teacher(panels[0, 0], on_line)
@@ -385,11 +385,8 @@ def paint(subjects: Subjects, out: Path, theme: Theme = LIGHT) -> list[Path]:
         painter.samples(panels[1, 3], on_plane, velocity_of(subjects.student), SHOWN)
         for axes, title in zip(panels.flat, TITLES, strict=True):
             axes.set_title(title)
-        paths = [out.with_suffix(".png"), out.with_suffix(".svg")]
-        figure.savefig(paths[0], dpi=150, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
+        figure.savefig(out, dpi=150, metadata={"Software": None})
         plt.close(figure)
-    return paths
 
 
 def choose(found: Sequence[Rollout]) -> list[Rollout]:

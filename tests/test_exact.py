@@ -262,6 +262,5 @@ def test_the_figure_is_drawn(tmp_path: Path) -> None:
     method = METHODS["cdm-level"]
     early = [world.prepare(method.schedule, method.distill, 0)[0] for world in (on_line, on_plane)]
     student = on_plane.load(on_plane.start(0))
-    png, svg = paint(Subjects(on_line, on_plane, *early, student), tmp_path / "exact.png")
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in svg.read_text()
+    paint(Subjects(on_line, on_plane, *early, student), tmp_path / "exact.png")
+    assert (tmp_path / "exact.png").read_bytes().startswith(b"\x89PNG")
