@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cdm import training
+from cdm import host, training
 from cdm.errors import CdmError
 from cdm.evaluation.features import load_extractor
 from cdm.evaluation.quality import Evaluation, evaluate
@@ -44,10 +44,7 @@ def cell_params(path: Path, root: Path, seed: int | None = None) -> Iterator[tup
     values = {**load(path).model_dump(mode="json"), "runtime": runtime}
     params = parse(values if seed is None else changed(values, {"seed": seed}))
     check_paths(params)
-    if params.runtime.threads:
-        import torch
-
-        torch.set_num_threads(params.runtime.threads)
+    host.prepare(params.runtime)
     yield params, before
     if sha256(path) != before:
         raise CdmError(

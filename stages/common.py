@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cdm import host
 from cdm.errors import CdmError
 from cdm.params import Params, load
 from cdm.paths import check_paths
@@ -33,10 +34,7 @@ def stage(*sections: str) -> Iterator[Params]:
     """
     params = load(PARAMS)
     check_paths(params)
-    if params.runtime.threads:
-        import torch
-
-        torch.set_num_threads(params.runtime.threads)
+    host.prepare(params.runtime)
     before = _values(params, sections)
     yield params
     after = _values(load(PARAMS), sections)

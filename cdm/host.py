@@ -1,0 +1,36 @@
+"""What a process asks of its machine: threads, and memory that it keeps."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+from cdm.params import Runtime
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+"""Parameters of mallopt(3)."""
+
+
+def prepare(runtime: Runtime) -> None:
+    """Use `runtime.threads` threads, and keep the memory that tensors free."""
+    keep_memory()
+    if runtime.threads:
+        import torch
+
+        torch.set_num_threads(runtime.threads)
+
+
+def keep_memory() -> bool:
+    """Have the C library keep freed memory for the next allocations; False where it is not glibc, which can.
+
+    By default glibc hands large blocks back as they are freed. A training step on the CPU frees all its activations
+    and gets them again in the next one: the kernel then clears and maps the same pages anew, thousands of times
+    a step. Blocks above 32 MiB, glibc's limit, are still returned.
+    """
+    if sys.platform != "linux":
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    kept = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20}
+    return all(library.mallopt(name, value) == 1 for name, value in kept.items())
