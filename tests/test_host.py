@@ -1,4 +1,4 @@
-"""What a process asks of its machine. In processes of their own: it holds for all of a process, and cannot be undone."""
+"""What a process asks of its machine. Each in a process of its own: it holds for all of one and cannot be undone."""
 
 from __future__ import annotations
 
