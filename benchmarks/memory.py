@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "micro-batches of 12": {"runtime": {"micro_batch": 12}},
     "both": {"distill": {"gradient_checkpointing": True}, "runtime": {"micro_batch": 12}},
     "bf16": {"distill": {"precision": "bf16"}},
-    "LoRA of rank 8, fp32": {"distill": {"lora": {"rank": 8, "alpha": 16.0}}},
+    "LoRA of rank 8, fp32": {"distill": {"lora": {"rank": 8, "alpha": 16.0}, "fake_knows_level": False}},
 }
 
 

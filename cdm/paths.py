@@ -40,7 +40,7 @@ _FILES = {
 """What the folder of a model holds, as patterns; the other models are files."""
 _GET = {
     "hps": "hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir . && hf download"
-    " laion/CLIP-ViT-H-14-laion2B-s32B-b79K --include '*.json' '*.txt' --local-dir hps-base"
+    " laion/CLIP-ViT-H-14-laion2B-s32B-b79K --include '*.json' --include '*.txt' --local-dir hps-base"
     " && python scorers/convert_hps.py HPS_v2.1_compressed.pt hps-base hps",
     "inception": "curl -LO https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth",
@@ -142,7 +142,8 @@ def _remedy(key: str, source: str | None) -> str:
     if not is_hub_id(name):
         return "name the right folder, or leave the metric out"
     at = f" --revision {revision}" if revision else ""
-    return f"get it with `hf download {name}{at} --include '*.json' '*.txt' '*.safetensors'`, or leave the metric out"
+    files = "--include '*.json' --include '*.txt' --include '*.safetensors'"
+    return f"get it with `hf download {name}{at} {files}`, or leave the metric out"
 
 
 def _missing_scorers(evaluate: Evaluate) -> Iterator[str]:

@@ -419,7 +419,10 @@ class TestAbsent:
         (line,) = self.problems(["clip_score", "cmmd"], clip="some-org/clip@main")
         assert "evaluate.models.clip: some-org/clip@main: not in the hub's cache" in line
         assert "evaluate.metrics has clip_score, cmmd" in line
-        assert "`hf download some-org/clip --revision main --include" in line
+        command = "hf download some-org/clip --revision main"
+        # The program takes one pattern an option: further ones would be names of files.
+        patterns = "--include '*.json' --include '*.txt' --include '*.safetensors'"
+        assert f"`{command} {patterns}`" in line
 
     def test_models_that_are_files(self) -> None:
         lines = self.problems(
