@@ -20,17 +20,16 @@ def prepare(runtime: Runtime) -> None:
         torch.set_num_threads(runtime.threads)
 
 
-def keep_memory() -> bool:
-    """Have the C library keep freed memory for the next allocations; False where it is not glibc, which can.
+def keep_memory() -> None:
+    """Have the C library keep freed memory for the next allocations, where it is glibc.
 
     By default glibc hands large blocks back as they are freed. A training step on the CPU frees all its activations
-    and gets them again in the next one: the kernel then clears and maps the same pages anew, thousands of times
-    a step. Blocks above 32 MiB, glibc's limit, are still returned.
+    and gets them again in the next one: the kernel then clears and maps the same pages anew, thousands of them a
+    step. Blocks above 32 MiB, glibc's limit, are still returned.
     """
     if sys.platform != "linux":
-        return False
+        return
     library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return False
-    kept = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20}
-    return all(library.mallopt(name, value) == 1 for name, value in kept.items())
+    if hasattr(library, "gnu_get_libc_version"):
+        for name, value in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20)):
+            library.mallopt(name, value)
