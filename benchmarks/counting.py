@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cdm.networks import FullNetworks, Role
 from cdm.rollout import Conditioning
+from cdm.training.networks import FullNetworks, Role
 
 
 class CountingNetworks(FullNetworks):

@@ -21,12 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.counting import CountingNetworks
 from benchmarks.plain import PlainDistiller
-from cdm.architectures import longcat_image, sd3_medium
-from cdm.distiller import Distiller
 from cdm.families import get_family
-from cdm.optim import Learner
 from cdm.params import Distill, Params, Schedule, load
-from cdm.plan import flops
+from cdm.planning.architectures import longcat_image, sd3_medium
+from cdm.planning.plan import flops
+from cdm.training.distiller import Distiller
+from cdm.training.optim import Learner
 
 BATCH = 48
 EVERY = 2  # fake-score updates a student update, as the authors have it

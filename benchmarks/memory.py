@@ -20,13 +20,13 @@ import torch
 import typer
 from torch.profiler import ProfilerActivity, profile
 
-from cdm.architectures import Architecture, find
-from cdm.distiller import Distiller
 from cdm.families import get_family
-from cdm.networks import FullNetworks, LoraNetworks, Networks
 from cdm.params import Params, load, parse
-from cdm.plan import MemoryPlanner
-from cdm.training import Run
+from cdm.planning.architectures import Architecture, find
+from cdm.planning.plan import MemoryPlanner
+from cdm.training.distiller import Distiller
+from cdm.training.loop import Run
+from cdm.training.networks import FullNetworks, LoraNetworks, Networks
 
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "full, fp32": {},

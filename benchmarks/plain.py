@@ -1,4 +1,4 @@
-"""The plain order of operations, as the method is usually written: the yardstick for `cdm.distiller`.
+"""The plain order of operations, as the method is usually written: the yardstick for `cdm.training.distiller`.
 
 Every sample runs through its whole rollout; every fake-score update has a rollout of its own where `rollouts` is
 `fresh`; the student is run again at the anchor for each term; each question to teacher and fake score is a call of
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cdm.distiller import Anchor, Distiller, Metrics, Renoised
 from cdm.flow import euler_step
 from cdm.losses import direction_loss, guidance_direction, matching_direction
 from cdm.randomness import Draws
 from cdm.rollout import Conditioning
 from cdm.schedule import draw_rollouts
+from cdm.training.distiller import Anchor, Distiller, Metrics, Renoised
 
 
 class PlainDistiller(Distiller):

@@ -62,8 +62,8 @@ def sample(
 ) -> None:
     """Draw pictures of PROMPTS with a student."""
     check_sample(prompts, out, steps, seed)
-    from cdm.drawing import draw_pictures
-    from cdm.sampling import tile, write_png
+    from cdm.data.sampling import tile, write_png
+    from cdm.handover.drawing import draw_pictures
 
     images = draw_pictures(student, prompts, steps, seed, device=device, dtype=dtype.value)
     told: dict[str, str | int] = {"steps": steps, "model": str(student)}
@@ -121,7 +121,7 @@ def export(
     samples: Annotated[Path, typer.Option(help="The samples that the figures are of.")] = Path("data/samples"),
 ) -> None:
     """Write STUDENT as plain diffusers loads it, with a model card."""
-    from cdm.export import export as write
+    from cdm.handover.export import export as write
 
     done = write(student, out, form.value, precision=dtype.value, metrics=metrics, samples=samples)
     if metrics.exists() and not done.measured:
@@ -146,9 +146,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print bytes, FLOPs and seconds as JSON.")] = False,
 ) -> None:
     """Say what the training of FILE will take: memory, FLOPs, disk and time. Needs no weights and no GPU."""
-    from cdm.architectures import find
     from cdm.params import load
-    from cdm.plan import make_plan, stored_prompts, table
+    from cdm.planning.architectures import find
+    from cdm.planning.plan import make_plan, stored_prompts, table
 
     params = load(file)
     made = make_plan(
@@ -169,7 +169,7 @@ def plan(
 def check(file: Annotated[Path, typer.Argument(help="A params file, such as params.yaml.")]) -> None:
     """Check a params file: every key and value, and that the files that it names are there."""
     from cdm.params import load
-    from cdm.paths import check_paths
+    from cdm.preflight import check_paths
 
     check_paths(load(file))
     print(f"{file}: in order")
@@ -181,7 +181,7 @@ RecipeFolder = Annotated[Path, typer.Option("--recipes", help="The folder of rec
 @recipe_app.command("list")
 def list_(recipes: RecipeFolder = Path("recipes")) -> None:
     """Name the recipes, with a line on each."""
-    from cdm.recipes import list_recipes
+    from cdm.handover.recipes import list_recipes
 
     found = list_recipes(recipes)
     width = max(len(recipe.name) for recipe in found)
@@ -197,7 +197,7 @@ def use(
     recipes: RecipeFolder = Path("recipes"),
 ) -> None:
     """Make the recipe NAME the params file."""
-    from cdm.recipes import use_recipe
+    from cdm.handover.recipes import use_recipe
 
     recipe = use_recipe(recipes, name, to, force=force)
     print(f"{to}: {recipe.summary}")

@@ -22,7 +22,7 @@ def main(
     """Train a student, draw from it, and write down what it scores; an interrupted cell is taken up again."""
     import torch
 
-    from cdm.hub import TeacherManifest
+    from cdm.models.hub import TeacherManifest
     from comparison import design
     from comparison.results import RESULTS, Result, result_path
     from comparison.run import RUNS, cell_params, measured, trained, training_code

@@ -15,10 +15,10 @@ from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from cdm.data.sampling import evaluations
 from cdm.errors import CdmError
 from cdm.params import Count, Params, Positive, Rate, Section, load, parse
-from cdm.plan import first_share, forwards_of_round
-from cdm.sampling import evaluations
+from cdm.planning.plan import first_share, forwards_of_round
 
 PARAMS = Path("comparison/params.yaml")
 CELLS = Path("comparison/cells")

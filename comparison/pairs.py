@@ -17,8 +17,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Store to write.")] = Path("comparison/pairs"),
 ) -> None:
     """Draw as many of the teacher's samples of training prompts, with their noise, as any method asks for."""
-    from cdm.hub import TeacherManifest
-    from cdm.sampling import cache_training_pairs
+    from cdm.data.sampling import cache_training_pairs
+    from cdm.models.hub import TeacherManifest
     from comparison.run import cell_params
 
     with cell_params(CELLS / "pairs.yaml", PARAMS) as (params, _):

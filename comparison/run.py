@@ -12,17 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cdm import host, training
+from cdm.data.prompts import PromptSet
+from cdm.data.sampling import draw_samples
+from cdm.data.store import code_fingerprint, sha256
 from cdm.errors import CdmError
 from cdm.evaluation.features import load_extractor
 from cdm.evaluation.quality import Evaluation, evaluate
 from cdm.evaluation.samples import open_samples, read_real
-from cdm.hub import TeacherManifest
+from cdm.models.hub import TeacherManifest
 from cdm.params import Params, load, parse
-from cdm.paths import check_paths
-from cdm.prompts import PromptSet
-from cdm.sampling import draw_samples
-from cdm.store import code_fingerprint, sha256
+from cdm.preflight import check_paths
+from cdm.system import host
+from cdm.training import loop as training
 from comparison.design import changed
 
 RUNS = Path("comparison/runs")
@@ -84,5 +85,5 @@ def measured(
 
 def training_code() -> str:
     """Fingerprint of the code that a training's result depends on."""
-    here = Path(training.__file__).parent
+    here = Path(training.__file__).parent.parent
     return code_fingerprint(*(here / f"{name}.py" for name in training.CODE))[:16]

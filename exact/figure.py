@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdm.distiller import Distiller
 from cdm.evaluation.plots import style
 from cdm.evaluation.theme import LIGHT, Theme
 from cdm.flow import add_noise, euler_step, velocity_to_x0
 from cdm.randomness import philox
 from cdm.rollout import Velocity
 from cdm.schedule import draw_rollouts, off_trajectory_levels
+from cdm.training.distiller import Distiller
 from exact.experiment import velocity_of
 from exact.methods import METHODS
 from exact.mixture import Mixture

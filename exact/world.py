@@ -1,7 +1,7 @@
 """The exact world: a mixture as the teacher, small networks as student and fake score, and the engine between them.
 
-What is trained here is trained by `cdm.distiller` with the settings of `cdm.params`. Only the networks differ from
-a large run, and the random numbers, which come for a whole batch at a time.
+What is trained here is trained by `cdm.training.distiller` with the settings of `cdm.params`. Only the networks
+differ from a large run, and the random numbers, which come for a whole batch at a time.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cdm.distiller import Distiller, Pairs
 from cdm.families import Family
 from cdm.flow import add_noise, inference_sigmas
-from cdm.networks import LevelAwareFake, Networks, Role, Trained
-from cdm.optim import Learner
 from cdm.params import Distill, Optimiser, Schedule
 from cdm.randomness import Draws, philox
 from cdm.rollout import Conditioning, Velocity, integrate, take
-from cdm.training import Run
+from cdm.training.distiller import Distiller, Pairs
+from cdm.training.loop import Run
+from cdm.training.networks import LevelAwareFake, Networks, Role, Trained
+from cdm.training.optim import Learner
 from exact.mixture import ALL, Mixture
 
 SHIFT = 1.0
@@ -107,7 +107,7 @@ class PlaneFamily:
 
 
 class ExactNetworks:
-    """`cdm.networks.Networks` of the world: conditioning is {"class": (batch,)}, -1 being the empty prompt."""
+    """`cdm.training.networks.Networks` of the world: conditioning is {"class": (batch,)}, -1 being the empty prompt."""
 
     def __init__(self, mixture: Mixture, student: PlaneModel, fake: PlaneModel) -> None:
         self.mixture = mixture

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from cdm import host
 from cdm.errors import CdmError
 from cdm.params import Params, load
-from cdm.paths import check_paths
+from cdm.preflight import check_paths
+from cdm.system import host
 
 PARAMS = Path("params.yaml")
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cdm.hub import TeacherManifest
-from cdm.launcher import launch
+from cdm.models.hub import TeacherManifest
 from cdm.params import load
+from cdm.system.launcher import launch
 from stages.common import PARAMS, PromptsFolder, StudentFolder, TeacherFile, run, stage
 
 
@@ -25,8 +25,8 @@ def main(
 ) -> None:
     """Distil the student; an interrupted run is taken up where it stopped."""
     launch("stages.distill", load(PARAMS).runtime.accelerate_config)
-    from cdm.training import Inputs, checkpoint_root, distill
-    from cdm.watch import Places
+    from cdm.training.loop import Inputs, checkpoint_root, distill
+    from cdm.training.watch import Places
 
     with stage("seed", "prompts", "schedule", "distill") as params:
         inputs = Inputs.gather(params, TeacherManifest.read(teacher), prompts)

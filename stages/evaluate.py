@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from cdm.data.prompts import PromptSet
 from cdm.evaluation.report import Teacher
 from cdm.evaluation.results import summary, write_results
-from cdm.hub import TeacherManifest
-from cdm.prompts import PromptSet
+from cdm.models.hub import TeacherManifest
 from stages.common import PromptsFolder, TeacherFile, run, stage
 
 

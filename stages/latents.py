@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from cdm.hub import TeacherManifest
-from cdm.launcher import launch
+from cdm.data.sampling import cache_teacher_latents, cache_training_pairs
+from cdm.models.hub import TeacherManifest
 from cdm.params import load
-from cdm.sampling import cache_teacher_latents, cache_training_pairs
+from cdm.system.launcher import launch
 from stages.common import PARAMS, PromptsFolder, TeacherFile, run, stage
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cdm import prompts
-from cdm.hub import TeacherManifest
+from cdm.data import prompts
+from cdm.models.hub import TeacherManifest
 from stages.common import TeacherFile, run, stage
 
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from cdm.hub import TeacherManifest
-from cdm.launcher import launch
+from cdm.data.sampling import draw_samples
+from cdm.models.hub import TeacherManifest
 from cdm.params import load
-from cdm.sampling import draw_samples
+from cdm.system.launcher import launch
 from stages.common import PARAMS, LatentsFolder, PromptsFolder, StudentFolder, TeacherFile, run, stage
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cdm import hub
+from cdm.models import hub
 from stages.common import run, stage
 
 

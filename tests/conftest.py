@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from cdm import hub
-from cdm.hub import TeacherManifest
+from cdm.models import hub
+from cdm.models.hub import TeacherManifest
 from cdm.params import Params, parse
 from tests import tiny_pipelines
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.counting import CountingNetworks
-from cdm.distiller import Distiller, Pairs
-from cdm.networks import FullNetworks, LevelAwareFake, Networks
-from cdm.optim import Learner
 from cdm.params import Distill, Schedule
 from cdm.randomness import Draws
 from cdm.rollout import Conditioning
+from cdm.training.distiller import Distiller, Pairs
+from cdm.training.networks import FullNetworks, LevelAwareFake, Networks
+from cdm.training.optim import Learner
 from tests.gaussian import GaussianFamily, GaussianModel
 
 DIMENSIONS = 3

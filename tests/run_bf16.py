@@ -10,7 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from cdm.sharding import is_sharded, shard, whole_of
+from cdm.training.sharding import is_sharded, shard, whole_of
 
 
 class Network(nn.Module):

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from cdm.errors import CdmError
-from cdm.hub import TeacherManifest
+from cdm.models.hub import TeacherManifest
 from cdm.params import load
-from cdm.training import Inputs, distill
-from cdm.watch import Places
+from cdm.training.loop import Inputs, distill
+from cdm.training.watch import Places
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

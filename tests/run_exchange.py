@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from cdm.probe import exchanged
-from cdm.sharding import is_sharded, shard
+from cdm.training.probe import exchanged
+from cdm.training.sharding import is_sharded, shard
 
 
 class Network(nn.Module):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from cdm import sampling
-from cdm.hub import TeacherManifest
+from cdm.data import sampling
+from cdm.models.hub import TeacherManifest
 from cdm.params import parse
 
 ROWS = 4

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdm.distiller import Distiller, Metrics
-from cdm.hub import TeacherManifest
+from cdm.models.hub import TeacherManifest
 from cdm.params import load
-from cdm.sharding import is_sharded
-from cdm.training import Inputs, distill
-from cdm.watch import Places
+from cdm.training.distiller import Distiller, Metrics
+from cdm.training.loop import Inputs, distill
+from cdm.training.sharding import is_sharded
+from cdm.training.watch import Places
 
 
 class Watched(Distiller):

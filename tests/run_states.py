@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cdm.optim import Learner
 from cdm.params import Optimiser
-from cdm.sharding import assign, gather, is_sharded, shard
+from cdm.training.optim import Learner
+from cdm.training.sharding import assign, gather, is_sharded, shard
 
 
 def network() -> dict[str, nn.Parameter]:

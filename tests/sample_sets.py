@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from cdm.data.store import ShardWriter
 from cdm.params import Params, load
-from cdm.store import ShardWriter
 
 ROOT = Path(__file__).parent.parent
 TEXTS = ["a red zero on black paper", "a blue one on white paper", "a pink two on gray paper"]

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdm import checkpoint
-from cdm.checkpoint import Checkpoint
 from cdm.errors import CdmError
+from cdm.training import checkpoint
+from cdm.training.checkpoint import Checkpoint
 
 
 def make(step: int) -> Checkpoint:

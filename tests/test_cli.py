@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from cdm import cli, drawing
+from cdm import cli
 from cdm.errors import CdmError
+from cdm.handover import drawing
 from cdm.params import Params
 from stages import common, latents, prompts, sample, teacher
 

@@ -17,10 +17,10 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 from ruamel.yaml import YAML
 
-from cdm import prompts
-from cdm.hub import TeacherManifest
+from cdm.data import prompts
+from cdm.data.store import Store
+from cdm.models.hub import TeacherManifest
 from cdm.params import Params
-from cdm.store import Store
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks.plain import PlainDistiller
-from cdm.distiller import Anchor
 from cdm.params import Losses
 from cdm.randomness import Draws
+from cdm.training.distiller import Anchor
 from tests.engine import DIMENSIONS, build, class_means, distill_settings, parameters
 
 ONLY = {

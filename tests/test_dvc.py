@@ -18,7 +18,7 @@ from tests import code
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["teacher", "prompts", "latents", "distill", "sample", "evaluate"]
-WATCHED = "cdm.watch"
+WATCHED = "cdm.training.watch"
 """What people look at while a student is trained. It changes nothing of the student (test_watch.py), so that a change
 of it must not cost a training: no stage lists it, nor what only it imports or reads."""
 MINIATURE = ["real", "judge", "vae", "teacher"]

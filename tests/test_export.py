@@ -16,16 +16,18 @@ from ruamel.yaml import YAML
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cdm import card, drawing, export, git, hub
-from cdm.card import Layout
+from cdm.data.store import ShardWriter, digest_of
 from cdm.errors import CdmError
-from cdm.export import quality_of
 from cdm.families import get_family
-from cdm.hub import TeacherManifest, file_hashes
-from cdm.networks import LoraNetworks
+from cdm.handover import card, drawing, export
+from cdm.handover.card import Layout
+from cdm.handover.export import quality_of
+from cdm.models import hub
+from cdm.models.hub import TeacherManifest, file_hashes
+from cdm.models.student import FULL, LORA, Origin, find_student
 from cdm.params import Lora, Params
-from cdm.store import ShardWriter, digest_of
-from cdm.student import FULL, LORA, Origin, find_student
+from cdm.system import git
+from cdm.training.networks import LoraNetworks
 from tests.test_cli import Command, command  # noqa: F401 - a fixture
 from tests.tiny_pipelines import RESOLUTION, TEXT_TOKENS
 

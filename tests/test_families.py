@@ -19,9 +19,9 @@ from torch import Tensor
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, family_names, family_of_pipeline, get_family
 from cdm.flow import inference_sigmas
-from cdm.networks import FullNetworks, LoraNetworks
 from cdm.params import Lora
 from cdm.rollout import integrate
+from cdm.training.networks import FullNetworks, LoraNetworks
 from tests import tiny_pipelines
 from tests.tiny_pipelines import BUILDERS, PROMPTS, RESOLUTION, TEXT_TOKENS
 

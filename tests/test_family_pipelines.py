@@ -13,9 +13,9 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from cdm.hub import TeacherManifest
+from cdm.models.hub import TeacherManifest
+from cdm.models.student import find_student
 from cdm.randomness import sample_noise
-from cdm.student import find_student
 from tests import tiny_pipelines
 from tests.repository import Repository, make_repository
 from tests.tiny_pipelines import RESOLUTION, TEXT_TOKENS

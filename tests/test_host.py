@@ -12,7 +12,7 @@ from tests.repository import ROOT
 
 FAULTS = """
 import resource, torch
-from cdm import host
+from cdm.system import host
 from cdm.params import Runtime
 
 def faults():

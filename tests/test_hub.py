@@ -13,9 +13,9 @@ import pytest
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
 
-from cdm import hub
 from cdm.errors import CdmError
-from cdm.hub import TeacherManifest
+from cdm.models import hub
+from cdm.models.hub import TeacherManifest
 
 HUB_FILES = {
     "model_index.json": True,

@@ -12,14 +12,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cdm import checkpoint, drawing, hub, prompts, sampling
+from cdm.data import prompts, sampling
 from cdm.errors import CdmError
 from cdm.families import get_family
-from cdm.hub import TeacherManifest
-from cdm.networks import FullNetworks, LoraNetworks
+from cdm.handover import drawing
+from cdm.models import hub
+from cdm.models.hub import TeacherManifest
+from cdm.models.student import LORA as RECORD
+from cdm.models.student import Origin, find_student
 from cdm.params import Lora, Params
-from cdm.student import LORA as RECORD
-from cdm.student import Origin, find_student
+from cdm.training import checkpoint
+from cdm.training.networks import FullNetworks, LoraNetworks
 from tests.test_training import run, write_params
 
 FAMILY = get_family("sd3")
@@ -190,7 +193,7 @@ def test_distillation_writes_a_lora_that_has_learnt(distilled: Path) -> None:
 def test_resumes_byte_for_byte(
     world: tuple[Path, Params], distilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cdm.distiller import Distiller
+    from cdm.training.distiller import Distiller
 
     real, crash_at = Distiller.round, [8, 14]
 

@@ -15,9 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdm import plan
 from cdm.consistency import consistency_direction, velocity_change
-from cdm.distiller import Anchor, Distiller, Terms
 from cdm.families import get_family
 from cdm.flow import add_noise, renoise, renoise_coefficients
 from cdm.losses import (
@@ -31,6 +29,8 @@ from cdm.losses import (
     state_score_loss,
 )
 from cdm.params import Losses, Schedule, load
+from cdm.planning import plan
+from cdm.training.distiller import Anchor, Distiller, Terms
 from tests.engine import DIMENSIONS, build, distill_settings
 from tests.gaussian import GaussianFlowMap, GaussianModel, optimal_velocity, optimal_x0
 

@@ -27,7 +27,7 @@ from cdm.evaluation.quality import evaluate
 from cdm.evaluation.results import join
 from cdm.evaluation.samples import RealPictures, Samples, open_samples
 from cdm.params import Metric, MetricModels, Params, ParamsError, parse
-from cdm.paths import _GET, MODELS_OF, check_paths, local_model
+from cdm.preflight import _GET, MODELS_OF, check_paths, local_model
 from scorers import convert_hps
 from tests.metric_models import write_aesthetic, write_clip, write_dinov2, write_inception, write_lpips
 from tests.sample_sets import PER_PROMPT, ROOT, noise_pictures, parameters, write_set

@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cdm import hub, plan, prompts
+from cdm.data import prompts
 from cdm.errors import CdmError
-from cdm.optim import Learner, fits_8bit, messages
+from cdm.models import hub
 from cdm.params import Optimiser, Params
-from cdm.paths import check_paths
-from cdm.training import Run
+from cdm.planning import plan
+from cdm.preflight import check_paths
+from cdm.training.loop import Run
+from cdm.training.optim import Learner, fits_8bit, messages
 from tests.launching import in_two_processes
 from tests.run_states import learner, network
 from tests.test_training import assert_same, run, write_params
@@ -46,7 +48,7 @@ def test_8bit_states_without_bitsandbytes_are_refused_in_a_line(
 ) -> None:
     small = tiny_params.distill.fake.model_copy(update={"states": "8bit"})
     changed = tiny_params.distill.model_copy(update={"fake": small})
-    monkeypatch.setattr("cdm.paths.find_spec", lambda package: None)
+    monkeypatch.setattr("cdm.preflight.find_spec", lambda package: None)
     with pytest.raises(CdmError) as caught:
         check_paths(tiny_params.model_copy(update={"distill": changed}))
     expected = "distill.fake.states: 8bit needs bitsandbytes: pip install bitsandbytes, or set it to fp32"
@@ -127,7 +129,7 @@ class TestEightBit:
     def test_a_distillation_resumes_byte_for_byte(
         self, tiny_sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from cdm.distiller import Distiller
+        from cdm.training.distiller import Distiller
         from miniature.teacher import build_transformer
 
         teacher = tmp_path / "teacher"
@@ -160,7 +162,7 @@ class TestEightBit:
 
         state = saved[0].student.state()
         assert any(value.dtype == torch.uint8 for value in state.values())
-        from cdm import architectures
+        from cdm.planning import architectures
 
         size = plan.sizes(architectures.find(params.teacher, 0))
         assert sum(value.nbytes for value in state.values()) == plan.optimiser_bytes(

@@ -67,11 +67,11 @@ def test_results_are_recorded_and_nothing_is_left_in_git_by_accident(repository:
         ("cdm/losses.py", {"distill"}),
         ("cdm/evaluation/distances.py", {"distill", "evaluate"}),
         ("cdm/evaluation/sheets.py", {"evaluate"}),
-        ("cdm/watch.py", set()),
+        ("cdm/training/watch.py", set()),
         ("cdm/families/sd3.py", {"teacher", "prompts", "latents", "distill", "sample", "evaluate"}),
         ("cdm/families/longcat.py", set()),
         ("stages/sample.py", {"sample"}),
-        ("cdm/prompts.py", {"prompts", "latents", "distill", "sample", "evaluate"}),
+        ("cdm/data/prompts.py", {"prompts", "latents", "distill", "sample", "evaluate"}),
     ],
 )
 def test_a_comment_in_a_module_touches_the_stages_that_import_it(

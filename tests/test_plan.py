@@ -16,17 +16,20 @@ from ruamel.yaml import YAML
 from torch import Tensor, nn
 
 from benchmarks import iteration, memory
-from cdm import architectures, checkpoint, cli, hub, plan
-from cdm.architectures import Architecture
-from cdm.distiller import Distiller
+from cdm import cli
 from cdm.errors import CdmError
 from cdm.families import get_family
-from cdm.footprint import Footprint, Network
-from cdm.networks import FullNetworks, LoraNetworks
+from cdm.models import hub
 from cdm.params import Lora, Optimiser, Params, Schedule, parse
+from cdm.planning import architectures, plan
+from cdm.planning.architectures import Architecture
+from cdm.planning.footprint import Footprint, Network
 from cdm.randomness import Draws
 from cdm.schedule import draw_rollouts
-from cdm.training import Run
+from cdm.training import checkpoint
+from cdm.training.distiller import Distiller
+from cdm.training.loop import Run
+from cdm.training.networks import FullNetworks, LoraNetworks
 from tests.engine import build, distill_settings
 from tests.tiny_pipelines import PROMPTS, RESOLUTION, TEXT_TOKENS
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdm import prompts, sampling
+from cdm.data import prompts, sampling
 from cdm.errors import CdmError
 from cdm.families import get_family
-from cdm.hub import TeacherManifest
-from cdm.launcher import LAUNCHED, launch
+from cdm.models.hub import TeacherManifest
 from cdm.params import Params
-from cdm.processes import Processes
+from cdm.system.launcher import LAUNCHED, launch
+from cdm.system.processes import Processes
 from tests import run_sampling
 from tests.launching import in_two_processes
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from cdm.data.prompts import ReadReport, read_prompts
 from cdm.errors import CdmError
-from cdm.prompts import ReadReport, read_prompts
 
 
 def write(path: Path, value: Any) -> Path:

@@ -12,12 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cdm import prompts
-from cdm.errors import CdmError
-from cdm.families import get_family
-from cdm.hub import TeacherManifest
-from cdm.params import Params
-from cdm.prompts import (
+from cdm.data import prompts
+from cdm.data.prompts import (
     OnlinePrompts,
     PromptSet,
     ReadReport,
@@ -25,7 +21,11 @@ from cdm.prompts import (
     read_prompts,
     split_prompts,
 )
-from cdm.store import Store, StoreError
+from cdm.data.store import Store, StoreError
+from cdm.errors import CdmError
+from cdm.families import get_family
+from cdm.models.hub import TeacherManifest
+from cdm.params import Params
 
 TEXTS = [
     "a red three",

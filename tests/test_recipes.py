@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cdm import architectures, plan, recipes
+from cdm.data.prompts import read_prompts
 from cdm.errors import CdmError
+from cdm.handover import recipes
 from cdm.params import load
-from cdm.paths import check_paths
-from cdm.prompts import read_prompts
+from cdm.planning import architectures, plan
+from cdm.preflight import check_paths
 from tests.test_cli import Command, command  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parent.parent

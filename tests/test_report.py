@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cdm.data.spread import spread
 from cdm.errors import CdmError
 from cdm.evaluation import plots, report, sheets
 from cdm.evaluation.features import PixelFeatures
@@ -22,7 +23,6 @@ from cdm.evaluation.report import Picture, Teacher
 from cdm.evaluation.results import summary, write_results
 from cdm.evaluation.samples import RealPictures, Samples, open_samples
 from cdm.evaluation.theme import DARK
-from cdm.spread import spread
 from tests.sample_sets import PER_PROMPT, TEXTS, noise_pictures, parameters, write_real, write_sets
 
 LOG = "iteration,loss_fake,loss_dm,lr_student,custom\n1,0.5,,,7\n2,0.25,0.125,1e-4,8\n3,0.25,,,9\n4,0.2,0.1,0.0,10\n"

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cdm import prompts, sampling
+from cdm.data import prompts, sampling
+from cdm.data.prompts import PromptSet
+from cdm.data.store import Store, StoreError
 from cdm.errors import CdmError
 from cdm.families import get_family
-from cdm.hub import TeacherManifest
+from cdm.models.hub import TeacherManifest
 from cdm.params import Params
-from cdm.prompts import PromptSet
 from cdm.randomness import sample_noise
-from cdm.store import Store, StoreError
 
 SHAPE = (4, 8, 8)
 PER_PROMPT = 2

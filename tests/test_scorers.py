@@ -17,7 +17,7 @@ from cdm.evaluation.metrics import measure_chosen
 from cdm.evaluation.samples import Samples, open_samples
 from cdm.evaluation.scorers import ask
 from cdm.params import ScorerProcess
-from cdm.paths import check_paths
+from cdm.preflight import check_paths
 from tests.sample_sets import PER_PROMPT, ROOT, TEXTS, noise_pictures, parameters, write_set, write_sets
 
 PROMPTS = [text for text in TEXTS for _ in range(PER_PROMPT)]

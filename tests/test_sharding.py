@@ -10,11 +10,13 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from cdm import checkpoint, hub, prompts, sampling
-from cdm.distiller import Distiller
+from cdm.data import prompts, sampling
+from cdm.models import hub
 from cdm.params import Params, load
-from cdm.training import Inputs, distill
-from cdm.watch import Places
+from cdm.training import checkpoint
+from cdm.training.distiller import Distiller
+from cdm.training.loop import Inputs, distill
+from cdm.training.watch import Places
 from tests.launching import in_two_processes
 from tests.test_training import read_log, write_params
 

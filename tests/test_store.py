@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cdm import progress
-from cdm.store import MANIFEST, ShardWriter, Store, StoreError, is_complete, sha256, shard_rows
+from cdm.data.store import MANIFEST, ShardWriter, Store, StoreError, is_complete, sha256, shard_rows
+from cdm.system import progress
 
 
 def rows(start: int, stop: int) -> dict[str, Tensor]:

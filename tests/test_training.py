@@ -19,11 +19,12 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from cdm import hub, prompts, sampling
+from cdm.data import prompts, sampling
 from cdm.errors import CdmError
-from cdm.hub import TeacherManifest
+from cdm.models import hub
+from cdm.models.hub import TeacherManifest
 from cdm.params import Params, load
-from cdm.training import Inputs, check_finite, distill, fingerprint
+from cdm.training.loop import Inputs, check_finite, distill, fingerprint
 
 ITERATIONS = 40
 
@@ -136,7 +137,7 @@ def test_log_has_a_row_a_round_with_blanks_where_the_student_rests(uninterrupted
 
 
 def test_resumes_bit_for_bit_after_a_crash(world: Path, uninterrupted: Path, tmp_path: Path, monkeypatch):
-    from cdm.distiller import Distiller
+    from cdm.training.distiller import Distiller
 
     real, crash_at = Distiller.round, [10, 22, 24]
 
@@ -228,7 +229,7 @@ def test_divergence_names_the_term():
 
 
 def test_divergence_keeps_the_last_checkpoint(world: Path, tmp_path: Path, monkeypatch):
-    from cdm.distiller import Distiller
+    from cdm.training.distiller import Distiller
 
     real = Distiller.round
 

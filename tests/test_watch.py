@@ -20,18 +20,21 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cdm import hub, prompts, sampling, training, watch
+from cdm.data import prompts, sampling
+from cdm.data.reference import Reference
 from cdm.errors import CdmError
 from cdm.families import get_family
-from cdm.hub import TeacherManifest
-from cdm.networks import FullNetworks
+from cdm.models import hub
+from cdm.models.hub import TeacherManifest
 from cdm.params import Params, Probe, load
-from cdm.paths import check_paths
-from cdm.probe import QualityProbe, draw_student, exchange, exchanged, falls_due, latent_features
+from cdm.preflight import check_paths
 from cdm.randomness import Draws
-from cdm.reference import Reference
-from cdm.training import Inputs, distill
-from cdm.watch import Places, Stopwatch, TimedNetworks, Watch
+from cdm.training import loop as training
+from cdm.training import watch
+from cdm.training.loop import Inputs, distill
+from cdm.training.networks import FullNetworks
+from cdm.training.probe import QualityProbe, draw_student, exchange, exchanged, falls_due, latent_features
+from cdm.training.watch import Places, Stopwatch, TimedNetworks, Watch
 from tests.test_training import write_params
 
 ITERATIONS = 12
@@ -213,7 +216,7 @@ class TestProbe:
             seen.append(noise)
             return noise
 
-        monkeypatch.setattr("cdm.probe.draw_student", draw)
+        monkeypatch.setattr("cdm.training.probe.draw_student", draw)
         probe = self.probe(world, reference, networks(world), steps=[1])
         probe.measure({}, {})
         drawn = torch.cat(seen)
@@ -281,7 +284,7 @@ def test_pictures_are_sheets_of_every_column(watched: Path) -> None:
 
 
 def test_columns_show_what_they_say(world: Path, tmp_path: Path) -> None:
-    from cdm.pictures import LEVEL, Gallery, Subject
+    from cdm.training.pictures import LEVEL, Gallery, Subject
 
     params = load(world / "params.yaml")
     inputs, of = gather(world, params), networks(world)
@@ -406,7 +409,7 @@ class Crashing:
     """Rounds that fail once each at some iterations."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *iterations: int) -> None:
-        from cdm.distiller import Distiller
+        from cdm.training.distiller import Distiller
 
         real, self.left = Distiller.round, list(iterations)
 
@@ -588,7 +591,7 @@ def test_tensorboard_itself_reads_what_was_logged(world: Path, tmp_path: Path) -
 def test_a_tracker_that_is_not_installed_is_named_before_the_first_stage(
     world: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cdm.paths.find_spec", lambda package: None)
+    monkeypatch.setattr("cdm.preflight.find_spec", lambda package: None)
     with pytest.raises(CdmError) as caught:
         check_paths(with_changes(world, runtime={"tracker": name}))
     lines = str(caught.value).splitlines()

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdm.device import choose_device
 from cdm.errors import CdmError
 from cdm.evaluation import distances
 from cdm.evaluation.bootstrap import FEWEST, Estimate, Resampling
@@ -26,10 +25,11 @@ from cdm.evaluation.models.inception import InceptionFeatures
 from cdm.evaluation.models.lpips import Lpips
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
 from cdm.evaluation.scorers import ask
-from cdm.hub import resolved_revision
+from cdm.models.hub import resolved_revision
 from cdm.params import Evaluate, Metric, MetricModels, Params
-from cdm.paths import local_model
-from cdm.progress import track
+from cdm.preflight import local_model
+from cdm.system.device import choose_device
+from cdm.system.progress import track
 
 PICTURES = 32
 """Pictures that a model sees at once."""

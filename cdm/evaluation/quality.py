@@ -14,8 +14,8 @@ from cdm.evaluation import distances
 from cdm.evaluation.features import Extractor, Features, all_right, attribute_targets, attributes_right, extract
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
 from cdm.params import Params
-from cdm.progress import track
 from cdm.randomness import philox
+from cdm.system.progress import track
 
 HALVINGS = 8
 """Random halvings of the reference set over which its own row is averaged."""

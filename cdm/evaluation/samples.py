@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cdm.data.store import Store
 from cdm.errors import CdmError
 from cdm.params import Params
-from cdm.store import Store
 
 BATCH = 256
 """Pictures that are read at once."""

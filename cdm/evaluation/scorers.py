@@ -27,10 +27,10 @@ from typing import Any
 
 from PIL import Image
 
+from cdm.data.store import MANIFEST, digest_of, sha256, write_json
 from cdm.errors import CdmError
 from cdm.evaluation.samples import SampleSet
 from cdm.params import ScorerProcess
-from cdm.store import MANIFEST, digest_of, sha256, write_json
 
 FORMAT = "cdm-scorer-1"
 TAIL = 3

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from cdm.data.spread import spread
 from cdm.evaluation.samples import Samples, SampleSet
 from cdm.evaluation.theme import LIGHT, Theme, font_file
-from cdm.spread import spread
 
 MARGIN, GAP, GROUP_GAP, TILE_GAP = 24, 8, 32, 2
 LABEL_WIDTH = 138

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cdm.errors import CdmError
 from cdm.families.base import Conditioning
-from cdm.progress import quieten_libraries
+from cdm.system.progress import quieten_libraries
 
 PATCH = 2
 """Latents on a side of an image token, in every architecture here."""

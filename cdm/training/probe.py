@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
+from cdm.data.reference import Reference
 from cdm.evaluation.distances import deviation, fit_gaussian, gaussian_distance
 from cdm.flow import inference_sigmas
-from cdm.networks import Networks
 from cdm.params import Probe
 from cdm.randomness import Draws
-from cdm.reference import Reference
 from cdm.rollout import Conditioning, integrate
+from cdm.training.networks import Networks
 
 CELLS = 4
 OCTAVES = 5

@@ -31,12 +31,12 @@ from cdm.losses import (
     state_data_loss,
     state_score_loss,
 )
-from cdm.networks import Networks, Role
-from cdm.optim import Learner, blend
 from cdm.params import Distill, MatchingLoss, Schedule
 from cdm.randomness import Draws
 from cdm.rollout import Conditioning, simulate, take
 from cdm.schedule import draw_rollouts, off_trajectory_levels
+from cdm.training.networks import Networks, Role
+from cdm.training.optim import Learner, blend
 
 Metrics = dict[str, float]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from cdm.data.store import digest_of, sha256, write_json
 from cdm.errors import CdmError
 from cdm.families import get_family
-from cdm.paths import is_hub_id
-from cdm.progress import track
-from cdm.store import digest_of, sha256, write_json
+from cdm.preflight import is_hub_id
+from cdm.system.progress import track
 
 INDEX = "model_index.json"
 SUFFIXES = (".json", ".txt", ".model", ".safetensors")

@@ -16,14 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cdm import git
-from cdm.card import Export, Layout, model_card
-from cdm.device import DTYPES
-from cdm.drawing import Precision
+from cdm.data.store import Store, StoreError, digest_of
 from cdm.errors import CdmError
-from cdm.hub import file_hashes
-from cdm.store import Store, StoreError, digest_of
-from cdm.student import FULL, LORA, METADATA, Model, Origin, find_student
+from cdm.handover.card import Export, Layout, model_card
+from cdm.handover.drawing import Precision
+from cdm.models.hub import file_hashes
+from cdm.models.student import FULL, LORA, METADATA, Model, Origin, find_student
+from cdm.system import git
+from cdm.system.device import DTYPES
 
 CARD = "README.md"
 

@@ -11,7 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from cdm.params import Optimiser
-from cdm.sharding import as_slice, assign, is_sharded, slice_of, whole_of
+from cdm.training.sharding import as_slice, assign, is_sharded, slice_of, whole_of
 
 MESSAGE = 2**26
 """Numbers that processes average at once: gradients are copied into a message, which is to stay small (268 MB)."""

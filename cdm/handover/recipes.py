@@ -6,8 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdm import git
 from cdm.errors import CdmError
+from cdm.system import git
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cdm.data.prompts import PromptSet
+from cdm.data.store import MANIFEST, Store, sha256
 from cdm.errors import CdmError
-from cdm.hub import TeacherManifest
-from cdm.prompts import PromptSet
-from cdm.store import MANIFEST, Store, sha256
+from cdm.models.hub import TeacherManifest
 
 
 @dataclass(frozen=True)

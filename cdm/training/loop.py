@@ -21,39 +21,39 @@ import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from cdm import checkpoint, sharding
-from cdm.checkpoint import Checkpoint
-from cdm.device import choose_device
-from cdm.distiller import Distiller, Metrics, Pairs
+from cdm.data.prompts import OnlinePrompts, PromptSet
+from cdm.data.reference import Reference
+from cdm.data.store import MANIFEST, Store, sha256
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, get_family
-from cdm.hub import TeacherManifest
-from cdm.networks import FullNetworks, LevelAwareFake, LoraNetworks, Networks
-from cdm.optim import Learner, blend, ema_decay
+from cdm.models.hub import TeacherManifest
+from cdm.models.student import FULL, LORA, Origin
 from cdm.params import Params
-from cdm.probe import Figures, QualityProbe, falls_due
-from cdm.progress import track
-from cdm.prompts import OnlinePrompts, PromptSet
 from cdm.randomness import Draws, prompt_indices
-from cdm.reference import Reference
-from cdm.store import MANIFEST, Store, sha256
-from cdm.student import FULL, LORA, Origin
-from cdm.watch import Places, Watch, open_watch
+from cdm.system.device import choose_device
+from cdm.system.progress import track
+from cdm.training import checkpoint, sharding
+from cdm.training.checkpoint import Checkpoint
+from cdm.training.distiller import Distiller, Metrics, Pairs
+from cdm.training.networks import FullNetworks, LevelAwareFake, LoraNetworks, Networks
+from cdm.training.optim import Learner, blend, ema_decay
+from cdm.training.probe import Figures, QualityProbe, falls_due
+from cdm.training.watch import Places, Watch, open_watch
 
 CODE = (
     "consistency",
-    "distiller",
+    "training/distiller",
     "evaluation/distances",
     "flow",
     "losses",
-    "networks",
-    "optim",
-    "probe",
+    "training/networks",
+    "training/optim",
+    "training/probe",
     "randomness",
     "rollout",
     "schedule",
-    "sharding",
-    "training",
+    "training/sharding",
+    "training/loop",
 )
 """Modules whose change makes another experiment of the same parameters: no checkpoint is taken across it."""
 
@@ -124,7 +124,7 @@ def open_pairs(folder: Path, teacher: TeacherManifest, prompts_sha256: str) -> S
 
 def fingerprint(params: Params, digests: list[str]) -> str:
     """Names an experiment: equal for runs that would give the same student, so that one resumes another."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     code = {name: hashlib.sha256((here / f"{name}.py").read_bytes()).hexdigest() for name in CODE}
     sections = params.model_dump(mode="json", include={"seed", "prompts", "schedule", "distill"})
     identity = json.dumps([sections, digests, code, torch.__version__], sort_keys=True)

@@ -14,18 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdm.device import DTYPES
-from cdm.families import Conditioning, Family, get_family, source_files
-from cdm.flow import inference_sigmas
-from cdm.hub import TeacherManifest, file_hashes
-from cdm.params import Params
-from cdm.processes import Processes, Rows
-from cdm.progress import track
-from cdm.prompts import PromptSet
-from cdm.randomness import Draws, prompt_indices, sample_noise
-from cdm.reference import Reference
-from cdm.spread import spread
-from cdm.store import (
+from cdm.data.prompts import PromptSet
+from cdm.data.reference import Reference
+from cdm.data.spread import spread
+from cdm.data.store import (
     ShardWriter,
     Store,
     code_fingerprint,
@@ -35,7 +27,15 @@ from cdm.store import (
     publish,
     shard_rows,
 )
-from cdm.student import Model, find_student
+from cdm.families import Conditioning, Family, get_family, source_files
+from cdm.flow import inference_sigmas
+from cdm.models.hub import TeacherManifest, file_hashes
+from cdm.models.student import Model, find_student
+from cdm.params import Params
+from cdm.randomness import Draws, prompt_indices, sample_noise
+from cdm.system.device import DTYPES
+from cdm.system.processes import Processes, Rows
+from cdm.system.progress import track
 
 FLOAT_BYTES = 4
 

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cdm.architectures import Architecture
+from cdm.planning.architectures import Architecture
 
 
 @dataclass(frozen=True)

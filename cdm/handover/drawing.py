@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cdm.device import DTYPES, choose_device
+from cdm.data.sampling import to_bytes, unshifted_sigmas
 from cdm.families import Conditioning
-from cdm.progress import track
-from cdm.sampling import to_bytes, unshifted_sigmas
-from cdm.student import Model, find_student
+from cdm.models.student import Model, find_student
+from cdm.system.device import DTYPES, choose_device
+from cdm.system.progress import track
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

@@ -1,6 +1,6 @@
 """What people look at while a student is trained: times, a tracker, pictures. It changes nothing of the student.
 
-The quality probe, which may choose the student, is not here but in `cdm.probe`.
+The quality probe, which may choose the student, is not here but in `cdm.training.probe`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from cdm.distiller import Distiller
+from cdm.data.store import write_json
 from cdm.families import Conditioning
-from cdm.networks import Networks, Role, Trained
 from cdm.params import Params
-from cdm.probe import falls_due
-from cdm.store import write_json
+from cdm.training.distiller import Distiller
+from cdm.training.networks import Networks, Role, Trained
+from cdm.training.probe import falls_due
 
 if TYPE_CHECKING:
-    from cdm.pictures import Gallery
-    from cdm.training import Inputs
+    from cdm.training.loop import Inputs
+    from cdm.training.pictures import Gallery
 
 TRACKER_ID = "tracker-id"
 
@@ -214,7 +214,7 @@ def open_watch(
         return Watch(accelerator, stopwatch, samples, None)
     gallery = None
     if every:
-        from cdm.pictures import Gallery, Subject
+        from cdm.training.pictures import Gallery, Subject
 
         gallery = Gallery(
             inputs.family,

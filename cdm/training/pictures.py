@@ -12,18 +12,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from cdm.data.prompts import PromptSet
+from cdm.data.spread import spread
 from cdm.evaluation.plots import losses
 from cdm.evaluation.sheets import Column, Group, compose, png
 from cdm.evaluation.theme import LIGHT
 from cdm.families import Family
 from cdm.flow import add_noise, inference_sigmas, velocity_to_x0
-from cdm.networks import Networks, Role
 from cdm.params import Params
-from cdm.probe import draw_student, exchanged
-from cdm.prompts import PromptSet
 from cdm.randomness import Draws, sample_noise
 from cdm.rollout import Conditioning, integrate, take
-from cdm.spread import spread
+from cdm.training.networks import Networks, Role
+from cdm.training.probe import draw_student, exchanged
 
 PROMPTS = 8
 STEPS = (1, 4)

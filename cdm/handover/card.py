@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 
 from cdm.families.common import SCHEDULER, read_config
 from cdm.flow import inference_sigmas
-from cdm.paths import is_hub_id
-from cdm.student import Model
+from cdm.models.student import Model
+from cdm.preflight import is_hub_id
 
 Layout = Literal["diffusers", "lora", "single-file"]
 STEPS = (1, 2, 4, 8)

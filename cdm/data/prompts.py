@@ -15,15 +15,8 @@ from typing import Any
 
 import torch
 
-from cdm.device import DTYPES, choose_device
-from cdm.errors import CdmError
-from cdm.families import Conditioning, Family, get_family, source_files
-from cdm.hub import TeacherManifest
-from cdm.params import Params
-from cdm.progress import track
-from cdm.prompt_formats import json_rows, text_files
-from cdm.randomness import philox
-from cdm.store import (
+from cdm.data.prompt_formats import json_rows, text_files
+from cdm.data.store import (
     MANIFEST,
     ShardWriter,
     Store,
@@ -35,6 +28,13 @@ from cdm.store import (
     shard_rows,
     write_json,
 )
+from cdm.errors import CdmError
+from cdm.families import Conditioning, Family, get_family, source_files
+from cdm.models.hub import TeacherManifest
+from cdm.params import Params
+from cdm.randomness import philox
+from cdm.system.device import DTYPES, choose_device
+from cdm.system.progress import track
 
 TEXTS = "texts.json"
 ROWS_PER_SHARD = 4096
@@ -96,7 +96,7 @@ def read_prompts(files: Sequence[str | Path], column: str = "prompt") -> tuple[l
     """The distinct prompts of `files` in their order, without surrounding space.
 
     .txt has a prompt a line; .jsonl, .csv and .parquet have them under `column`, where a prompt may have several
-    lines; .json files and folders are as cdm.prompt_formats says. Two that differ in Unicode composition or
+    lines; .json files and folders are as cdm.data.prompt_formats says. Two that differ in Unicode composition or
     surrounding space only are one. Raises CdmError, naming the file and the line, for what cannot be read.
     """
     kept: dict[str, str] = {}

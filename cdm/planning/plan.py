@@ -1,7 +1,8 @@
 """What a distillation will take, before it starts and without weights: memory, FLOPs, disk and time.
 
 Sizes of weights, gradients, optimiser states and files are exact. Activations are counted on fake tensors
-(`cdm.footprint`), forwards in closed form. What an allocator wastes and a library keeps for itself is left out.
+(`cdm.planning.footprint`), forwards in closed form. What an allocator wastes and a library keeps for itself is
+left out.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdm.architectures import Architecture
-from cdm.checkpoint import KEPT
 from cdm.errors import CdmError
-from cdm.footprint import Footprint, Network
-from cdm.optim import BLOCK, MESSAGE, fits_8bit
 from cdm.params import Distill, Optimiser, Params, Schedule
-from cdm.sharding import blocks_of
+from cdm.planning.architectures import Architecture
+from cdm.planning.footprint import Footprint, Network
+from cdm.training.checkpoint import KEPT
+from cdm.training.optim import BLOCK, MESSAGE, fits_8bit
+from cdm.training.sharding import blocks_of
 
 Sharding = Literal["none", "fsdp"]
 FLOAT32 = 4
@@ -487,7 +488,7 @@ def plan_disk(params: Params, architecture: Architecture, size: Sizes, prompts: 
 
 def stored_prompts(params: Params) -> int | None:
     """Number of prompts whose embeddings the stage `prompts` stores; None if the lists cannot be read."""
-    from cdm.prompts import read_split
+    from cdm.data.prompts import read_split
 
     try:
         split, _ = read_split(params)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cdm.errors import CdmError
 from cdm.families import get_family
 from cdm.params import Lora, Teacher
-from cdm.paths import is_hub_id
+from cdm.preflight import is_hub_id
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from cdm.device import choose_device
+from cdm.system.device import choose_device
 
 Rows = dict[str, Tensor]
 

@@ -1,0 +1,1 @@
+"""What the stages pass on: prompts, embeddings, latents and samples, in tables of safetensors shards."""

@@ -1,0 +1,1 @@
+"""What leaves the project: exported students with their cards, single pictures, ready parameter files."""

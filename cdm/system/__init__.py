@@ -1,0 +1,1 @@
+"""The machine and the process: devices, threads, several processes, files, Git, progress."""
