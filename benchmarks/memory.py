@@ -25,8 +25,8 @@ from cdm.params import Params, load, parse
 from cdm.planning.architectures import Architecture, find
 from cdm.planning.plan import MemoryPlanner
 from cdm.training.distiller import Distiller
-from cdm.training.loop import Run
 from cdm.training.networks import FullNetworks, LoraNetworks, Networks
+from cdm.training.state import TrainingState
 
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "full, fp32": {},
@@ -61,7 +61,7 @@ def rounds(params: Params, architecture: Architecture, count: int = 2) -> None:
         else LoraNetworks(family, teacher, lora, seed=0, **options)
     )
     del teacher
-    run = Run.start(networks, params)
+    state = TrainingState.start(networks, params.distill)
     inputs = {
         name: torch.randn_like(value)
         for name, value in architecture.inputs(1).items()
@@ -69,8 +69,8 @@ def rounds(params: Params, architecture: Architecture, count: int = 2) -> None:
     }
     distiller = Distiller(
         networks,
-        run.student,
-        run.fake,
+        state.student,
+        state.fake,
         distill=params.distill,
         schedule=params.schedule,
         shift=architecture.shift,
@@ -83,7 +83,7 @@ def rounds(params: Params, architecture: Architecture, count: int = 2) -> None:
     )
     for number in range(count):
         distiller.round(number * params.distill.student_every)
-        run.update_average(params.distill.ema)
+        state.update_average(params.distill.ema)
 
 
 def measure(params: Params, how: str) -> int:

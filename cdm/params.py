@@ -7,6 +7,7 @@ what must not change a result, so that no stage lists it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -147,8 +148,57 @@ class Schedule(Section):
         return self
 
 
-class MatchingLoss(Section):
-    """A distribution-matching term (DM or CDM)."""
+@dataclass(frozen=True)
+class Needs:
+    """What a term of the loss takes in a student update: network calls on one sample, and conditions.
+
+    This is the term's record: the training step, the checks of a params file, `cdm plan` and the comparison of methods
+    read it, and none of them knows a term by its name. Calls without a graph are plain forward passes; one with a graph
+    has a backward pass through it as well.
+    """
+
+    anchor: bool = False
+    """The gradient goes through the student's prediction at its anchor, which all such terms share."""
+    teacher: int = 0
+    """Calls of the teacher."""
+    teacher_shared: int = 0
+    """Of these, calls that DM's answer can replace on samples where its noise level is one for this term too."""
+    fake: int = 0
+    """Calls of the fake score without a graph."""
+    fake_graph: int = 0
+    """Calls of the fake score with a graph to its input."""
+    student: int = 0
+    """Calls of the student without a graph; a derivative carried along counts as one more."""
+    student_graph: int = 0
+    """Calls of the student with a graph, beside the one at the anchor."""
+    pairs: bool = False
+    """It learns from pairs of noise and teacher's samples (`latents.train_pairs`)."""
+    states: bool = False
+    """It can match states at the next noise level instead of data (`schedule.ends: next`)."""
+    sharded: bool = True
+    """It works where parameters are sharded over processes (FSDP2), which cannot differentiate a network in its
+    input."""
+
+
+class TermSettings(Section):
+    """The settings of a term of the student's loss; its function is in `cdm.training.terms` under the same name."""
+
+    weight: Weight = 0.0
+    """Factor of the term in the student's loss; at 0 nothing of it is computed."""
+
+    @property
+    def needs(self) -> Needs:
+        """What the term takes, at these settings and a weight above 0."""
+        raise NotImplementedError
+
+
+def _guided_calls(guidance_scale: float) -> int:
+    """Calls of a teacher at this strength of classifier-free guidance: 1 is none."""
+    return 2 if guidance_scale > 1 else 1
+
+
+class MatchingLoss(TermSettings):
+    """Distribution matching at the student's anchor (DM)."""
 
     weight: Weight
     """Factor of the term in the student's loss; at 0 nothing of it is computed."""
@@ -157,8 +207,20 @@ class MatchingLoss(Section):
     guidance_scale: Guidance = 1.0
     """Classifier-free guidance of the teacher that is matched (DMD, DMD2); 1 is none, and leaves guidance to CA."""
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(anchor=True, teacher=_guided_calls(self.guidance_scale), fake=1, states=True)
 
-class GuidanceLoss(Section):
+
+class OffTrajectoryLoss(MatchingLoss):
+    """Distribution matching off the trajectory (CDM), where the student's velocity is followed too far."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(teacher=_guided_calls(self.guidance_scale), fake=1, student_graph=1)
+
+
+class GuidanceLoss(TermSettings):
     """CFG augmentation (CA): what guidance adds, as a direction of its own."""
 
     weight: Weight
@@ -170,14 +232,22 @@ class GuidanceLoss(Section):
     fade: Weight = 0.0
     """Power of the student's own level that multiplies `scale`: above 0 later steps are guided less."""
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(anchor=True, teacher=2, teacher_shared=1)
 
-class RegressionLoss(Section):
+
+class RegressionLoss(TermSettings):
     """Regression (DMD): one step of the student from the noise of a pair ends at the teacher's sample."""
 
     weight: Weight = 0.0
     """Factor of the term in the student's loss (DMD 0.25); at 0 nothing of it is computed."""
     track: str
     """The folder of the pairs (`latents.train_pairs`); without a weight a path that the training reads anyway."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(student_graph=1, pairs=True)
 
     @model_validator(mode="after")
     def _track_is_a_folder(self) -> RegressionLoss:
@@ -188,11 +258,9 @@ class RegressionLoss(Section):
         return self
 
 
-class ScoreGradientLoss(Section):
+class ScoreGradientLoss(TermSettings):
     """Score-gradient matching (SGMD): the student descends the squared difference of the two scores."""
 
-    weight: Weight = 0.0
-    """Factor of the term in the student's loss; at 0 nothing of it is computed."""
     bounded: bool = False
     """Re-noise below the student's own level, tau ~ U(0, sigma), instead of tau ~ U(0, 1)."""
     guidance_scale: Guidance = 1.0
@@ -200,12 +268,14 @@ class ScoreGradientLoss(Section):
     regulariser: Weight = 0.1
     """Share of the fake score's own error that is taken off (the paper finds that more hurts)."""
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(anchor=True, teacher=_guided_calls(self.guidance_scale), fake_graph=1, sharded=False)
 
-class ConsistencyLoss(Section):
+
+class ConsistencyLoss(TermSettings):
     """Consistency: the student's data stay the same along the teacher's flow."""
 
-    weight: Weight = 0.0
-    """Factor of the term in the student's loss; at 0 nothing of it is computed."""
     guidance_scale: Guidance = 1.0
     """Classifier-free guidance of the teacher whose flow it is; 1 is none."""
     warmup: Count = 100
@@ -213,13 +283,18 @@ class ConsistencyLoss(Section):
     step: Share = 0.0
     """Length in sigma of the step along the flow; 0 is the derivative itself, by forward-mode differentiation."""
 
+    @property
+    def needs(self) -> Needs:
+        teacher, by_steps = _guided_calls(self.guidance_scale), self.step > 0
+        return Needs(anchor=True, teacher=teacher, student=1 if by_steps else 2, sharded=by_steps)
+
 
 class Losses(Section):
     """The terms of the student's loss."""
 
     ca: GuidanceLoss
     dm: MatchingLoss
-    cdm: MatchingLoss
+    cdm: OffTrajectoryLoss
     regression: RegressionLoss = RegressionLoss(track="")
     sgmd: ScoreGradientLoss = ScoreGradientLoss()
     consistency: ConsistencyLoss = ConsistencyLoss()
@@ -227,20 +302,30 @@ class Losses(Section):
     """Least distance between student and teacher, in units of the latents, by which directions are divided."""
 
     @property
+    def terms(self) -> dict[str, TermSettings]:
+        """The settings of the terms that have a weight, by name."""
+        found = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: each for name, each in found.items() if isinstance(each, TermSettings) and each.weight}
+
+    @property
     def weights(self) -> dict[str, float]:
-        """The terms that have a weight."""
-        found = {name: getattr(self, name).weight for name in type(self).model_fields if name != "min_norm"}
-        return {name: weight for name, weight in found.items() if weight}
+        """The weights of the terms that have one."""
+        return {name: term.weight for name, term in self.terms.items()}
+
+    @property
+    def needs(self) -> dict[str, Needs]:
+        """The records of the terms that have a weight."""
+        return {name: term.needs for name, term in self.terms.items()}
 
     @property
     def at_anchor(self) -> bool:
-        """Whether a term's gradient goes through the student's prediction at its anchor."""
-        return not {"ca", "dm", "sgmd", "consistency"}.isdisjoint(self.weights)
+        """Whether the gradient of any term goes through the student's prediction at its anchor."""
+        return any(needs.anchor for needs in self.needs.values())
 
     @property
     def ask_fake(self) -> bool:
-        """Whether a term asks the fake score, which else need not learn."""
-        return not {"dm", "cdm", "sgmd"}.isdisjoint(self.weights)
+        """Whether any term asks the fake score; without one the fake score need not learn."""
+        return any(needs.fake or needs.fake_graph for needs in self.needs.values())
 
     @model_validator(mode="after")
     def _any(self) -> Losses:
@@ -521,7 +606,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Params:
-        others = sorted(set(self.distill.losses.weights) - {"dm"})
+        needs = self.distill.losses.needs
+        others = sorted(name for name, each in needs.items() if not each.states)
         if self.schedule.ends == "next" and others:
             raise ValueError(
                 f"schedule.ends is next, which is for dm alone: give {', '.join(others)} weight 0"
@@ -531,9 +617,10 @@ class Params(Section):
             raise ValueError(
                 "latents.train_pairs needs the training prompts encoded: set prompts.embed to cached"
             )
-        if self.distill.losses.regression.weight and not self.latents.train_pairs:
+        learners = sorted(name for name, each in needs.items() if each.pairs)
+        if learners and not self.latents.train_pairs:
             raise ValueError(
-                "distill.losses.regression has a weight, but there are no pairs: set latents.train_pairs"
+                f"distill.losses.{learners[0]} has a weight, but there are no pairs: set latents.train_pairs"
             )
         return self
 

@@ -23,7 +23,9 @@ from cdm.models.hub import TeacherManifest
 from cdm.params import Params, load, parse
 from cdm.preflight import check_paths
 from cdm.system import host
-from cdm.training import loop as training
+from cdm.training import identity
+from cdm.training.inputs import Inputs
+from cdm.training.loop import distill
 from comparison.design import changed
 
 RUNS = Path("comparison/runs")
@@ -55,16 +57,14 @@ def cell_params(path: Path, root: Path, seed: int | None = None) -> Iterator[tup
 
 def trained(params: Params, teacher: TeacherManifest, prompts: Path, folder: Path) -> Path:
     """The folder of the student of `params`, which is trained if `folder` does not hold it yet."""
-    inputs = training.Inputs.gather(params, teacher, prompts)
-    name = training.fingerprint(params, inputs.digests)
+    inputs = Inputs.gather(params, teacher, prompts)
+    name = identity.fingerprint(params, inputs.digests)
     student, marker = folder / "student", folder / TRAINED
     if student.is_dir() and marker.is_file() and marker.read_text() == name:
         print(f"{student}: trained already")
         return student
     marker.unlink(missing_ok=True)
-    training.distill(
-        params, inputs, checkpoints=folder / "checkpoints", student=student, log=folder / "log.csv"
-    )
+    distill(params, inputs, checkpoints=folder / "checkpoints", student=student, log=folder / "log.csv")
     marker.write_text(name)
     return student
 
@@ -85,5 +85,5 @@ def measured(
 
 def training_code() -> str:
     """Fingerprint of the code that a training's result depends on."""
-    here = Path(training.__file__).parent.parent
-    return code_fingerprint(*(here / f"{name}.py" for name in training.CODE))[:16]
+    here = Path(identity.__file__).parent.parent
+    return code_fingerprint(*(here / f"{name}.py" for name in identity.CODE))[:16]

@@ -23,6 +23,7 @@ from cdm.randomness import philox
 from cdm.rollout import Velocity
 from cdm.schedule import draw_rollouts, off_trajectory_levels
 from cdm.training.distiller import Distiller
+from cdm.training.points import with_level
 from exact.experiment import velocity_of
 from exact.methods import METHODS
 from exact.mixture import Mixture
@@ -119,7 +120,7 @@ def _field(distiller: Distiller, x: Tensor, sigma: Tensor, label: int = 0) -> Te
     Of a fake score that knows levels, what it learnt of data made from pure noise.
     """
     conditioning = {"class": torch.full((len(x),), label)}
-    for_fake = distiller.for_fake(conditioning, torch.ones(len(x)))
+    for_fake = with_level(conditioning, torch.ones(len(x)), distiller.distill)
     with torch.no_grad():
         real = velocity_to_x0(x, distiller.networks.velocity("teacher", x, sigma, conditioning), sigma)
         fake = velocity_to_x0(x, distiller.networks.velocity("fake", x, sigma, for_fake), sigma)

@@ -24,10 +24,11 @@ from cdm.flow import add_noise, inference_sigmas
 from cdm.params import Distill, Optimiser, Schedule
 from cdm.randomness import Draws, philox
 from cdm.rollout import Conditioning, Velocity, integrate, take
-from cdm.training.distiller import Distiller, Pairs
-from cdm.training.loop import Run
+from cdm.training.distiller import Distiller
 from cdm.training.networks import LevelAwareFake, Networks, Role, Trained
 from cdm.training.optim import Learner
+from cdm.training.state import TrainingState
+from cdm.training.terms import Pairs
 from exact.mixture import ALL, Mixture
 
 SHIFT = 1.0
@@ -223,17 +224,14 @@ class World:
             torch.manual_seed(seed)
             return LevelAwareFake(networks, cast(Family, PlaneFamily(self.width)), {}, torch.device("cpu"))
 
-    def prepare(self, schedule: Schedule, distill: Distill, seed: int) -> tuple[BatchDistiller, Run]:
+    def prepare(self, schedule: Schedule, distill: Distill, seed: int) -> tuple[BatchDistiller, TrainingState]:
         """The training step at its start, and what it moves."""
         networks = self.networks(distill, seed)
-        updates = (distill.iterations - distill.fake_only) // distill.student_every
-        student = Learner(networks.parameters("student"), distill.student, updates)
-        fake = Learner(networks.parameters("fake"), distill.fake, distill.iterations)
-        average = {name: value.detach().clone() for name, value in student.parameters.items()}
+        state = TrainingState.start(networks, distill)
         distiller = BatchDistiller(
             networks,
-            student,
-            fake,
+            state.student,
+            state.fake,
             distill=distill,
             schedule=schedule,
             shift=SHIFT,
@@ -244,20 +242,17 @@ class World:
             pairs=self.pairs,
             samples=range(distill.batch_size),
         )
-        return distiller, Run(networks, student, fake, average, [])
+        return distiller, state
 
     def distil(self, schedule: Schedule, distill: Distill, seed: int) -> PlaneModel:
         """The student, its moving average, after a whole training."""
-        distiller, run = self.prepare(schedule, distill, seed)
-        advance(distiller, run, distill.iterations)
-        return self.load(run.average)
+        distiller, state = self.prepare(schedule, distill, seed)
+        advance(distiller, state, distill.iterations)
+        return self.load(state.average)
 
 
-def advance(distiller: Distiller, run: Run, until: int) -> None:
+def advance(distiller: Distiller, state: TrainingState, until: int) -> None:
     """Rounds up to iteration `until`."""
     distill = distiller.distill
-    for iteration in range(run.iteration, until, distill.student_every):
-        distiller.round(iteration)
-        if iteration >= distill.fake_only:
-            run.update_average(distill.ema)
-        run.iteration = iteration + distill.student_every
+    for iteration in range(state.iteration, until, distill.student_every):
+        state.after_round(distiller.round(iteration), iteration, distill)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -25,12 +26,13 @@ def main(
 ) -> None:
     """Distil the student; an interrupted run is taken up where it stopped."""
     launch("stages.distill", load(PARAMS).runtime.accelerate_config)
-    from cdm.training.loop import Inputs, checkpoint_root, distill
+    from cdm.training.inputs import Inputs
+    from cdm.training.loop import distill
     from cdm.training.watch import Places
 
     with stage("seed", "prompts", "schedule", "distill") as params:
         inputs = Inputs.gather(params, TeacherManifest.read(teacher), prompts)
-        checkpoints = checkpoint_root()
+        checkpoints = Path(os.environ.get("DVC_ROOT", ".")) / "checkpoints"  # kept, also by runs in a copy
         places = Places(pictures, timing, checkpoints.with_name("trackers"))
         distill(params, inputs, checkpoints=checkpoints, student=student, log=log, places=places)
 

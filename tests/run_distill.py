@@ -13,7 +13,8 @@ import torch
 from cdm.errors import CdmError
 from cdm.models.hub import TeacherManifest
 from cdm.params import load
-from cdm.training.loop import Inputs, distill
+from cdm.training.inputs import Inputs
+from cdm.training.loop import distill
 from cdm.training.watch import Places
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from torch import nn
 
 from cdm.models.hub import TeacherManifest
 from cdm.params import load
+from cdm.training import setup
 from cdm.training.distiller import Distiller, Metrics
-from cdm.training.loop import Inputs, distill
+from cdm.training.inputs import Inputs
+from cdm.training.loop import distill
 from cdm.training.sharding import is_sharded
 from cdm.training.watch import Places
 
@@ -56,7 +58,7 @@ if __name__ == "__main__":
     Watched.crash_at = int(sys.argv[4])
     params = load(world / "params.yaml")
     inputs = Inputs.gather(params, TeacherManifest.read(world / "teacher.json"), world / "prompts")
-    distill.__globals__["Distiller"] = Watched
+    setup.Distiller = Watched
     places = Places(out / "pictures", out / "timing.json", out / "trackers")
     distill(
         params, inputs, checkpoints=checkpoints, student=out / "student", log=out / "log.csv", places=places

@@ -8,7 +8,8 @@ import torch
 from benchmarks.plain import PlainDistiller
 from cdm.params import Losses
 from cdm.randomness import Draws
-from cdm.training.distiller import Anchor
+from cdm.training.points import Anchor, with_level
+from cdm.training.terms import extrapolate
 from tests.engine import DIMENSIONS, build, class_means, distill_settings, parameters
 
 ONLY = {
@@ -89,8 +90,8 @@ def test_gradient_reaches_the_student_alone(name: str):
     for parameter in networks.models["teacher"].parameters():
         parameter.requires_grad_(True)  # would show a gradient if one could reach it
     networks.models["fake"].load_state_dict(networks.models["student"].state_dict())
-    terms, _ = distiller.student_terms(anchor_of(distiller, range(6)), Draws(0, 0, range(6)))
-    terms[name].backward()
+    terms = distiller.student_terms(anchor_of(distiller, range(6)), Draws(0, 0, range(6)))
+    terms[name].loss.backward()
     assert all(p.grad is None for role in ("teacher", "fake") for p in networks.models[role].parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in networks.models["student"].parameters())
 
@@ -100,7 +101,7 @@ def test_no_gradient_flows_through_the_extrapolation():
     distiller, networks = build(distill=distill_settings(losses=ONLY["cdm"]))
     draws = Draws(0, 0, range(6))
     anchor = anchor_of(distiller, range(6))
-    x0_off, sigma_off = distiller.off_trajectory(anchor, draws)
+    x0_off, sigma_off = extrapolate(distiller.context(anchor, draws))
     x0_off.sum().backward()
     measured = [p.grad.clone() for p in networks.models["student"].parameters()]
     for p in networks.models["student"].parameters():
@@ -122,14 +123,15 @@ def test_sharing_a_point_with_dm_leaves_cas_level_uniform(dm: dict, bounded: boo
     distill = distill_settings(losses=losses, renoise_min=0.0, renoise_max=1.0, batch_size=4000)
     distiller, _ = build(distill=distill)
     sigma = torch.full((4000,), 0.6)
-    anchor = Anchor(torch.zeros(4000, DIMENSIONS), sigma, {}, range(4000), False)
-    _, at_ca, own = distiller.renoise_at_anchor(anchor, anchor.x, Draws(1, 0, range(4000)))
+    x = torch.zeros(4000, DIMENSIONS)
+    anchor = Anchor(x, sigma, {}, range(4000), False, velocity=torch.zeros_like(x))
+    points, rows = distiller.context(anchor, Draws(1, 0, range(4000))).points_of_guidance
     quantiles = torch.linspace(0.1, 0.9, 9)
     expected = quantiles * (0.6 if bounded else 1.0)
-    assert (at_ca.tau.quantile(quantiles) - expected).abs().max() < 0.03
+    assert (points.tau.quantile(quantiles) - expected).abs().max() < 0.03
     shares = dm["weight"] and (bounded or not dm.get("bounded"))
     fraction = 0.0 if not shares else (0.6 if bounded and not dm.get("bounded") else 1.0)
-    assert abs(1 - len(own) / 4000 - fraction) < 0.03
+    assert abs(1 - len(rows) / 4000 - fraction) < 0.03
 
 
 def test_micro_batches_give_the_gradients_of_the_whole_batch():
@@ -181,8 +183,8 @@ def test_a_fake_score_that_knows_the_level_tells_two_kinds_of_data_apart():
         for iteration in range(100):
             distiller.update_fake(iteration, [anchor])
         noise = torch.zeros_like(x0)  # at level 1 the x0 prediction is the mean of the data
-        told = distiller.for_fake(conditioning, sigma)
-        v = distiller.networks.velocity("fake", noise, torch.ones(16), told).detach()
+        for_fake = with_level(conditioning, sigma, distill)
+        v = distiller.networks.velocity("fake", noise, torch.ones(16), for_fake).detach()
         means[knows] = -v.reshape(2, -1).mean(1)
     assert means[False].abs().max() < 0.2
     torch.testing.assert_close(means[True], torch.tensor([-1.0, 1.0]), atol=0.2, rtol=0)

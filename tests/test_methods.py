@@ -30,7 +30,8 @@ from cdm.losses import (
 )
 from cdm.params import Losses, Schedule, load
 from cdm.planning import plan
-from cdm.training.distiller import Anchor, Distiller, Terms
+from cdm.training.distiller import Distiller
+from cdm.training.points import Anchor
 from tests.engine import DIMENSIONS, build, distill_settings
 from tests.gaussian import GaussianFlowMap, GaussianModel, optimal_velocity, optimal_x0
 
@@ -53,12 +54,12 @@ def matched(batch: int = 256, scale: float = 1.0, schedule: Schedule = FIXED, **
     return build(distill=distill, schedule=schedule, student=student, fake=fake)[0]
 
 
-def terms_of(distiller: Distiller, iteration: int = 0) -> tuple[Anchor, Terms]:
+def terms_of(distiller: Distiller, iteration: int = 0) -> tuple[Anchor, dict[str, Tensor]]:
     samples = distiller.parts[0]
     anchor = distiller.roll_out(iteration, samples, serves_student=True)
     distiller.predict(anchor, with_graph=True)
-    terms, _ = distiller.student_terms(anchor, distiller.draws(iteration, samples))
-    return anchor, terms
+    outcomes = distiller.student_terms(anchor, distiller.draws(iteration, samples))
+    return anchor, {name: outcome.loss for name, outcome in outcomes.items()}
 
 
 def loss_of(distiller: Distiller) -> float:
@@ -214,7 +215,7 @@ def test_levels_of_a_phase_lie_above_its_end(bounded: bool) -> None:
     torch.testing.assert_close(
         anchor.end, torch.tensor([following[min(following, key=lambda s: abs(s - a))] for a in anchor.sigma])
     )
-    at, _, _ = distiller.renoise_at_anchor(anchor, anchor.output, distiller.draws(0, range(1500)))
+    at = distiller.context(anchor, distiller.draws(0, range(1500))).points_of_matching
     top = anchor.sigma if bounded else torch.ones(1500)
     share = (at.tau - anchor.end) / (top - anchor.end)
     assert ((at.tau >= anchor.end + 0.0199) & (share <= 1)).all()

@@ -16,8 +16,8 @@ from cdm.models import hub
 from cdm.params import Optimiser, Params
 from cdm.planning import plan
 from cdm.preflight import check_paths
-from cdm.training.loop import Run
 from cdm.training.optim import Learner, fits_8bit, messages
+from cdm.training.state import TrainingState
 from tests.launching import in_two_processes
 from tests.run_states import learner, network
 from tests.test_training import assert_same, run, write_params
@@ -145,11 +145,11 @@ class TestEightBit:
         run(world, tmp_path / "whole", params)
 
         real, crash_at = Distiller.round, [6, 10]
-        saved: list[Run] = []
+        saved: list[TrainingState] = []
 
         def round_or_crash(self: Distiller, iteration: int) -> dict[str, float]:
             if crash_at and iteration == crash_at[0]:
-                saved.append(Run(self.networks, self.student, self.fake, {}, []))
+                saved.append(TrainingState(self.networks, self.student, self.fake, {}, []))
                 raise RuntimeError(f"crash {crash_at.pop(0)}")
             return real(self, iteration)
 

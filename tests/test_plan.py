@@ -28,8 +28,8 @@ from cdm.randomness import Draws
 from cdm.schedule import draw_rollouts
 from cdm.training import checkpoint
 from cdm.training.distiller import Distiller
-from cdm.training.loop import Run
 from cdm.training.networks import FullNetworks, LoraNetworks
+from cdm.training.state import TrainingState
 from tests.engine import build, distill_settings
 from tests.tiny_pipelines import PROMPTS, RESOLUTION, TEXT_TOKENS
 
@@ -297,12 +297,12 @@ def test_mean_anchor_is_that_of_the_schedules(kind: str, shift: float, spacing: 
 # Memory and disk
 
 
-def engine_run(params: Params, folder: Path) -> Run:
+def engine_run(params: Params, folder: Path) -> TrainingState:
     """A run after one update of each role."""
     family, lora = get_family("sd3"), params.distill.lora
     teacher = family.load_transformer(folder)
     networks = FullNetworks(family, teacher) if lora is None else LoraNetworks(family, teacher, lora, seed=0)
-    run = Run.start(networks, params)
+    run = TrainingState.start(networks, params.distill)
     for learner in (run.student, run.fake):
         for parameter in learner.parameters.values():
             parameter.grad = torch.ones_like(parameter)

@@ -15,7 +15,8 @@ from cdm.models import hub
 from cdm.params import Params, load
 from cdm.training import checkpoint
 from cdm.training.distiller import Distiller
-from cdm.training.loop import Inputs, distill
+from cdm.training.inputs import Inputs
+from cdm.training.loop import distill
 from cdm.training.watch import Places
 from tests.launching import in_two_processes
 from tests.test_training import read_log, write_params

@@ -24,7 +24,10 @@ from cdm.errors import CdmError
 from cdm.models import hub
 from cdm.models.hub import TeacherManifest
 from cdm.params import Params, load
-from cdm.training.loop import Inputs, check_finite, distill, fingerprint
+from cdm.training.identity import fingerprint
+from cdm.training.inputs import Inputs
+from cdm.training.loop import distill
+from cdm.training.state import check_finite
 
 ITERATIONS = 40
 

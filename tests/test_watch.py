@@ -29,9 +29,9 @@ from cdm.models.hub import TeacherManifest
 from cdm.params import Params, Probe, load
 from cdm.preflight import check_paths
 from cdm.randomness import Draws
-from cdm.training import loop as training
-from cdm.training import watch
-from cdm.training.loop import Inputs, distill
+from cdm.training import identity, watch
+from cdm.training.inputs import Inputs
+from cdm.training.loop import distill
 from cdm.training.networks import FullNetworks
 from cdm.training.probe import QualityProbe, draw_student, exchange, exchanged, falls_due, latent_features
 from cdm.training.watch import Places, Stopwatch, TimedNetworks, Watch
@@ -599,5 +599,5 @@ def test_a_tracker_that_is_not_installed_is_named_before_the_first_stage(
 
 
 def test_code_that_chooses_the_student_belongs_to_the_experiment() -> None:
-    assert {"probe", "evaluation/distances"} <= set(training.CODE)
-    assert "watch" not in training.CODE
+    assert {"probe", "evaluation/distances"} <= set(identity.CODE)
+    assert "watch" not in identity.CODE

@@ -22,11 +22,11 @@ from cdm.data.store import write_json
 from cdm.families import Conditioning
 from cdm.params import Params
 from cdm.training.distiller import Distiller
+from cdm.training.inputs import Inputs
 from cdm.training.networks import Networks, Role, Trained
 from cdm.training.probe import falls_due
 
 if TYPE_CHECKING:
-    from cdm.training.loop import Inputs
     from cdm.training.pictures import Gallery
 
 TRACKER_ID = "tracker-id"

@@ -1,0 +1,35 @@
+"""What a training leaves behind: the student and the log."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cdm.models.student import FULL, LORA, Origin
+from cdm.params import Params
+from cdm.training.inputs import Inputs
+from cdm.training.networks import LoraNetworks, Networks
+
+
+def write_log(rows: list[dict[str, Any]], path: Path) -> None:
+    """The log as CSV; a round without a student update leaves its cells empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def save_student(
+    networks: Networks, average: dict[str, Tensor], inputs: Inputs, params: Params, folder: Path
+) -> None:
+    """The moving average of the student, with the record of what it was made from: a pipeline folder of the teacher's
+    kind, or a LoRA for the teacher."""
+    (folder / LORA).unlink(missing_ok=True)
+    networks.save_student(average, inputs.source, folder)
+    record = LORA if isinstance(networks, LoraNetworks) else FULL
+    Origin.of(inputs.teacher, params).write(folder / record)

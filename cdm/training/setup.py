@@ -1,0 +1,118 @@
+"""How the parts of a training are put together: networks on their devices, the training step, probe and pictures."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from cdm.errors import CdmError
+from cdm.params import Distill, Params
+from cdm.training import sharding
+from cdm.training.distiller import Distiller
+from cdm.training.inputs import Inputs, pair_source, prompt_source
+from cdm.training.networks import FullNetworks, LevelAwareFake, LoraNetworks, Networks
+from cdm.training.probe import QualityProbe
+from cdm.training.state import TrainingState
+
+
+def prepare(params: Params, inputs: Inputs, accelerator: Accelerator) -> tuple[TrainingState, Distiller]:
+    """The networks on their device, and the training step of this process's share of the batch.
+
+    Raises CdmError if the batch does not divide over the processes, or a setting does not work sharded.
+    """
+    distill, device = params.distill, accelerator.device
+    share, rest = divmod(distill.batch_size, accelerator.num_processes)
+    if rest:
+        raise CdmError(
+            f"distill.batch_size {distill.batch_size} does not divide over {accelerator.num_processes} processes"
+        )
+    state = TrainingState.start(build_networks(distill, params.seed, inputs, device), distill)
+    first = accelerator.process_index * share
+    distiller = Distiller(
+        state.networks,
+        state.student,
+        state.fake,
+        distill=distill,
+        schedule=params.schedule,
+        shift=inputs.shift,
+        seed=params.seed,
+        prompts=prompt_source(inputs, params.seed, distill.batch_size, device),
+        empty={name: value.to(device) for name, value in inputs.empty.items()},
+        latent_shape=inputs.latent_shape,
+        samples=range(first, first + share),
+        pairs=pair_source(inputs, device),
+        micro_batch=params.runtime.micro_batch,
+        device=device,
+        most=partial(largest, accelerator=accelerator) if sharding.is_wanted() else int,
+    )
+    return state, distiller
+
+
+def build_networks(distill: Distill, seed: int, inputs: Inputs, device: torch.device) -> Networks:
+    """Teacher, student and fake score, all of them the teacher's weights, on the device or sharded over processes.
+
+    Raises CdmError if a setting does not work sharded.
+    """
+    if sharding.is_wanted():
+        _check_sharded(distill)
+    teacher = inputs.family.load_transformer(inputs.source)
+    autocast = torch.bfloat16 if distill.precision == "bf16" else None
+    checkpointing = distill.gradient_checkpointing
+
+    def place(model: nn.Module) -> nn.Module:
+        return sharding.shard(model, device, autocast) if sharding.is_wanted() else model.to(device)
+
+    if distill.lora is not None:
+        return LoraNetworks(
+            inputs.family,
+            teacher,
+            distill.lora,
+            seed=seed,
+            autocast=autocast,
+            gradient_checkpointing=checkpointing,
+            place=place,
+        )
+    networks = FullNetworks(
+        inputs.family, teacher, autocast=autocast, gradient_checkpointing=checkpointing, place=place
+    )
+    if distill.fake_knows_level:
+        return LevelAwareFake(networks, inputs.family, inputs.empty, device)
+    return networks
+
+
+def _check_sharded(distill: Distill) -> None:
+    for name, needs in sorted(distill.losses.needs.items()):
+        if not needs.sharded:
+            raise CdmError(f"distill.losses.{name} does not work sharded: give it weight 0, or use plain DDP")
+    if distill.fake_knows_level:
+        raise CdmError("distill.fake_knows_level does not work sharded: set it to false, or use plain DDP")
+
+
+def open_probe(
+    params: Params, inputs: Inputs, distiller: Distiller, accelerator: Accelerator
+) -> QualityProbe | None:
+    """The probe that `distill.probe` asks for; it draws as many samples at once as training does."""
+    if inputs.reference is None:
+        return None
+    return QualityProbe(
+        params.distill.probe,
+        inputs.reference,
+        distiller.networks,
+        seed=params.seed,
+        shift=inputs.shift,
+        latent_shape=inputs.latent_shape,
+        batch=len(distiller.parts[0]),
+        accelerator=accelerator,
+    )
+
+
+def largest(value: int, accelerator: Accelerator) -> int:
+    """The largest of a number over the processes."""
+    if accelerator.num_processes == 1:
+        return value
+    most = torch.tensor(value, device=accelerator.device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
