@@ -7,6 +7,7 @@ what must not change a result, so that no stage lists it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -633,8 +634,9 @@ def parse(values: Any) -> Params:
         raise ParamsError("\n".join(_describe(problem) for problem in error.errors())) from None
 
 
-def load(path: Path) -> Params:
-    """`Params` of a YAML file, or `ParamsError`."""
+def load(path: str | Path, changes: Mapping[str, Any] | None = None) -> Params:
+    """`Params` of a YAML file, with the `changes` by dotted key (`{"schedule.max_len": 6}`); raises ParamsError."""
+    path = Path(path)
     try:
         values = YAML(typ="safe").load(path.read_text())
     except OSError as error:
@@ -642,9 +644,26 @@ def load(path: Path) -> Params:
     except YAMLError as error:
         raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     try:
-        return parse(values)
+        return parse(changed(values, changes) if changes else values)
     except ParamsError as error:
         raise ParamsError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+
+def changed(values: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested `values` with the `changes` by dotted key; raises ParamsError if one has no place there."""
+    if not isinstance(values, Mapping):
+        raise ParamsError("the file: holds no sections")
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for key, value in changes.items():
+        section = result
+        *parents, name = key.split(".")
+        for parent in parents:
+            inner = section.get(parent, {})
+            if not isinstance(inner, Mapping):
+                raise ParamsError(f"{key}: {parent} is a value, not a section")
+            section[parent] = section = dict(inner)
+        section[name] = value
+    return result
 
 
 def _describe(problem: Any) -> str:

@@ -32,6 +32,15 @@ def sample_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Ten
     return torch.from_numpy(np.stack(rows))
 
 
+def picture_noise(seed: int, shape: Sequence[int]) -> Tensor:
+    """The noise (1, *shape) of a single picture, float32, on the CPU.
+
+    These are the numbers that a diffusers pipeline in float32 draws where it is given
+    `generator=torch.Generator().manual_seed(seed)`, whatever the device.
+    """
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+
+
 @functools.lru_cache(maxsize=2)
 def _shuffled(seed: int, epoch: int, count: int) -> list[int]:
     order: list[int] = philox(seed, "prompts", epoch).permutation(count).tolist()

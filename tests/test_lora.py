@@ -21,9 +21,11 @@ from cdm.models.hub import TeacherManifest
 from cdm.models.student import LORA as RECORD
 from cdm.models.student import Origin, find_student
 from cdm.params import Lora, Params
+from cdm.randomness import picture_noise
 from cdm.training import checkpoint
 from cdm.training.networks import FullNetworks, LoraNetworks
-from tests.test_training import run, write_params
+from tests.test_training import run
+from tests.write_params import write_params
 
 FAMILY = get_family("sd3")
 LORA = Lora(rank=3, alpha=12)
@@ -249,7 +251,7 @@ def test_the_student_draws_what_plain_diffusers_draws(
     latents = sampling.Store(tmp_path / "samples/student/steps2").all()["latents"]
     torch.testing.assert_close(latents, by_diffusers(texts, noise, "latent"), atol=1e-4, rtol=1e-3)
     images = drawing.draw_pictures(tmp_path / "student", texts[:1], 2, seed=7, device="cpu")
-    picture = by_diffusers(texts[:1], drawing.noise_of(7, (4, 8, 8)), "pt")
+    picture = by_diffusers(texts[:1], picture_noise(7, (4, 8, 8)), "pt")
     assert (images - picture * 255).abs().max() < 0.6
 
 

@@ -20,7 +20,8 @@ from cdm.training.optim import Learner, fits_8bit, messages
 from cdm.training.state import TrainingState
 from tests.launching import in_two_processes
 from tests.run_states import learner, network
-from tests.test_training import assert_same, run, write_params
+from tests.test_training import assert_same, run
+from tests.write_params import write_params
 
 
 def test_gradients_travel_in_messages_of_bounded_size() -> None:

@@ -19,7 +19,8 @@ from cdm.training.inputs import Inputs
 from cdm.training.loop import distill
 from cdm.training.watch import Places
 from tests.launching import in_two_processes
-from tests.test_training import read_log, write_params
+from tests.test_training import read_log
+from tests.write_params import write_params
 
 ADAPTER = {"rank": 4, "alpha": 8}
 LOSSES = ("loss_fake", "loss_dm", "loss_ca", "loss_cdm", "grad_norm_fake", "grad_norm_student")

@@ -35,7 +35,7 @@ from cdm.training.loop import distill
 from cdm.training.networks import FullNetworks
 from cdm.training.probe import QualityProbe, draw_student, exchange, exchanged, falls_due, latent_features
 from cdm.training.watch import Places, Stopwatch, TimedNetworks, Watch
-from tests.test_training import write_params
+from tests.write_params import write_params
 
 ITERATIONS = 12
 PROBE: dict[str, Any] = {"every": 4, "samples": 6, "steps": [1, 2]}

@@ -31,7 +31,7 @@ from cdm.data.store import (
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, get_family, source_files
 from cdm.models.hub import TeacherManifest
-from cdm.params import Params
+from cdm.params import Params, Prompts
 from cdm.randomness import philox
 from cdm.system.device import DTYPES, choose_device
 from cdm.system.progress import track
@@ -278,10 +278,11 @@ class PromptSet:
             raise CdmError(
                 f"{self.folder}: holds texts only: run the stage `prompts` with prompts.embed cached"
             )
-        return _as_float32(self.store.rows(indices), device)
+        return as_float32(self.store.rows(indices), device)
 
 
-def _as_float32(conditioning: Conditioning, device: torch.device | None) -> Conditioning:
+def as_float32(conditioning: Conditioning, device: torch.device | None) -> Conditioning:
+    """The conditioning on `device` with its numbers as float32; masks stay."""
     return {
         name: tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
         for name, tensor in conditioning.items()
@@ -316,7 +317,7 @@ class OnlinePrompts:
         encoded = self.family.encode(encoders, [self.texts.texts[i] for i in indices], self.length)
         if self.offload:
             self.pipeline.to("cpu")
-        return _as_float32(encoded, device)
+        return as_float32(encoded, device)
 
 
 def build(params: Params, teacher: TeacherManifest, out: Path) -> PromptsReport:
@@ -346,6 +347,30 @@ def build(params: Params, teacher: TeacherManifest, out: Path) -> PromptsReport:
     write_json(staging / "report.json", asdict(report))
     publish(out)
     return report
+
+
+def build_missing(params: Params, teacher: TeacherManifest, out: Path) -> None:
+    """`build`, unless `out` holds these very prompts of this teacher, encoded as `params` say. Raises CdmError."""
+    split, _ = read_split(params)
+    section = params.prompts
+    metadata = encoding_metadata(section, teacher)
+    encoded = {"empty": [""], "eval": split.eval, "train": split.train}
+    if section.embed == "online":
+        del encoded["train"]
+    if not all(
+        is_complete(out / name, {**metadata, "prompts_sha256": digest_of(texts)})
+        for name, texts in encoded.items()
+    ):
+        build(params, teacher, out)
+
+
+def encoding_metadata(section: Prompts, teacher: TeacherManifest) -> dict[str, Any]:
+    """What makes embeddings of the same texts the same: kept with them."""
+    return {
+        "teacher": teacher.digest,
+        "max_sequence_length": section.max_sequence_length,
+        "precision": section.precision,
+    }
 
 
 def check_disk(folder: Path, rows: int, row_bytes: int) -> None:
@@ -393,7 +418,7 @@ class _Encoder:
         self.length = params.prompts.max_sequence_length
         self.batch_size = params.runtime.batch_size
         precision = params.prompts.precision
-        self.metadata = {"teacher": teacher.digest, "max_sequence_length": self.length, "precision": precision}
+        self.metadata = encoding_metadata(params.prompts, teacher)
         pipeline = family.load_pipeline(source, image=False, transformer=False, dtype=DTYPES[precision])
         self.pipeline = pipeline.to(choose_device(params.runtime.device))
         self.row_bytes = sum(tensor.nbytes for tensor in self.encode([""]).values())

@@ -12,6 +12,7 @@ from torch import Tensor
 from cdm.data.sampling import to_bytes, unshifted_sigmas
 from cdm.families import Conditioning
 from cdm.models.student import Model, find_student
+from cdm.randomness import picture_noise
 from cdm.system.device import DTYPES, choose_device
 from cdm.system.progress import track
 
@@ -23,22 +24,22 @@ def default_precision(device: torch.device) -> Precision:
     return "fp32" if device.type == "cpu" else "bf16"
 
 
-def noise_of(seed: int, shape: Sequence[int]) -> Tensor:
-    """The noise (1, *shape) of a picture, float32: the numbers that a diffusers pipeline in float32 draws where it is
-    given `generator=torch.Generator().manual_seed(seed)`, whatever the device."""
-    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
-
-
 def draw_pictures(
-    student: Path, prompts: Sequence[str], steps: int, seed: int, *, device: str = "auto", dtype: str = "auto"
+    student: str | Path,
+    prompts: Sequence[str],
+    steps: int = 4,
+    seed: int = 0,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> Tensor:
-    """Pictures of `prompts` by a student, without guidance: uint8 (len(prompts), 3, height, width).
+    """Draws pictures of `prompts` with a student, without guidance: uint8 (len(prompts), 3, height, width).
 
     Picture i is that of the seed `seed + i`, and depends on nothing else in the call: each is drawn by itself. The
     text encoders leave before the transformer comes, so that they are never in memory together. `dtype` is a
     `Precision`, or auto. Raises CdmError.
     """
-    model, place = find_student(student), choose_device(device)
+    model, place = find_student(Path(student)), choose_device(device)
     precision = default_precision(place) if dtype == "auto" else dtype
     conditionings = _encode(model, prompts, place, DTYPES[precision])
     pipeline = model.load(text=False, dtype=DTYPES[precision]).to(place)
@@ -47,7 +48,7 @@ def draw_pictures(
     for offset, conditioning in enumerate(track(conditionings, "draw", unit="picture")):
         latents = model.family.sample(
             pipeline,
-            noise_of(seed + offset, shape).to(place, DTYPES[precision]),
+            picture_noise(seed + offset, shape).to(place, DTYPES[precision]),
             conditioning,
             conditioning,  # in the empty prompt's place: unused without guidance
             unshifted_sigmas(steps),

@@ -40,9 +40,13 @@ class Inputs:
     """Noise and the teacher's samples of training prompts, for a regression if there is one."""
 
     @classmethod
-    def gather(cls, params: Params, teacher: TeacherManifest, prompts: Path) -> Inputs:
-        """The inputs that the stages `teacher` and `prompts` have written, and for a probe what the stage `latents`
-        has; CdmError if one is missing."""
+    def gather(
+        cls, params: Params, teacher: TeacherManifest, prompts: Path, *, pairs: Path | None = None
+    ) -> Inputs:
+        """The inputs that the stages `teacher`, `prompts` and, for pairs and a probe, `latents` have written.
+
+        Raises CdmError if one is missing, damaged or of something else.
+        """
         source, family = teacher.folder(), get_family(teacher.family)
         texts, empty = PromptSet(prompts / "train"), PromptSet(prompts / "empty")
         online = params.prompts.embed == "online"
@@ -52,10 +56,11 @@ class Inputs:
         if params.distill.probe.every:
             reference = Reference.open(prompts, Path(params.distill.probe.track), teacher)
             digests.append(reference.digest)
-        pairs = None
-        if params.distill.losses.regression.weight:
-            pairs = open_pairs(Path(params.distill.losses.regression.track), teacher, train.sha256)
-            digests.append(sha256(pairs.folder / MANIFEST))
+        store = None
+        if any(needs.pairs for needs in params.distill.losses.needs.values()):
+            folder = pairs or Path(params.distill.losses.regression.track)
+            store = open_pairs(folder, teacher, train.sha256)
+            digests.append(sha256(folder / MANIFEST))
         return cls(
             family,
             teacher,
@@ -67,7 +72,7 @@ class Inputs:
             digests,
             PromptSet(prompts / "eval"),
             reference,
-            pairs,
+            store,
         )
 
 
