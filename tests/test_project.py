@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -98,3 +99,10 @@ class TestMakefile:
         assert "Nothing to be done" in self.make(folder, "install").stdout
         (folder / "constraints.txt").touch()
         assert "Installing" in self.make(folder, "--dry-run", "install").stdout
+
+
+def test_the_table_of_equations_names_functions_that_exist() -> None:
+    names = set(re.findall(r"`(cdm\.[A-Za-z_.]+)`", (ROOT / "docs/equations.md").read_text()))
+    assert len(names) > 20
+    for name in names:
+        assert pkgutil.resolve_name(name) is not None
