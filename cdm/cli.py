@@ -66,14 +66,14 @@ def sample(
     from cdm.handover.drawing import draw_pictures
 
     images = draw_pictures(student, prompts, steps, seed, device=device, dtype=dtype.value)
-    told: dict[str, str | int] = {"steps": steps, "model": str(student)}
+    metadata: dict[str, str | int] = {"steps": steps, "model": str(student)}
     if grid or len(prompts) == 1:
-        write_png(out, tile(images), prompt="\n".join(prompts), seed=seed, **told)
+        write_png(out, tile(images), prompt="\n".join(prompts), seed=seed, **metadata)
         print(out)
         return
     for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         path = out.with_name(f"{out.stem}-{number + 1}{out.suffix}")
-        write_png(path, image, prompt=prompt, seed=seed + number, **told)
+        write_png(path, image, prompt=prompt, seed=seed + number, **metadata)
         print(path)
 
 

@@ -39,8 +39,8 @@ def velocity_change(
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         # torch scripts some of its derivatives when it needs them first, and says of itself that this is old.
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-        at = forward_ad.make_dual(x, flow), forward_ad.make_dual(sigma, torch.ones_like(sigma))
-        change = forward_ad.unpack_dual(network(*at, conditioning)).tangent
+        point = forward_ad.make_dual(x, flow), forward_ad.make_dual(sigma, torch.ones_like(sigma))
+        change = forward_ad.unpack_dual(network(*point, conditioning)).tangent
     assert change is not None, "the velocity depends on x"
     return change
 

@@ -1,4 +1,4 @@
-"""The one family of errors that a command line shows as a message, without a traceback."""
+"""Errors that a user can mend: every command shows them as a message of one line, without a traceback."""
 
 
 class CdmError(Exception):

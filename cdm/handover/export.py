@@ -1,4 +1,4 @@
-"""A student on its way out: as a diffusers folder, a LoRA or a single file, converted, with a model card."""
+"""Export of a student: as a diffusers folder, a LoRA or a single file, in another precision, with a model card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the networks run, and in which arithmetic."""
+"""Devices and precisions by their names in params files and commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Git knows of the files here: nothing where there is no repository or no git."""
+"""Questions to Git about the files here; the answer is None or False where there is no repository or no git."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process asks of its machine: threads, and memory that it keeps."""
+"""Settings of the process on its machine: number of threads, and how the C library keeps memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes of one command: which of them this is, and sharing out what they draw."""
+"""Several processes of one command: the rank of this one, and how they share the drawing of samples."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Processes:
         """The main process's `value`, in all of them."""
         if self.count == 1:
             return value
-        told = torch.tensor(int(value), device=self.device)
-        torch.distributed.broadcast(told, src=0)
-        return int(told)
+        agreed = torch.tensor(int(value), device=self.device)
+        torch.distributed.broadcast(agreed, src=0)
+        return int(agreed)
 
     def wait(self) -> None:
         """Until all have come this far: what the main process has written is there for the others then."""

@@ -1,4 +1,4 @@
-"""Progress of anything that takes longer than a few seconds: a bar on a terminal, a few lines in a log."""
+"""Progress of long work: a bar on a terminal, a few lines in a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which training this is: a hash of all that shapes its student, so that only the very same training is resumed."""
+"""The fingerprint of a training: a hash of all that shapes its student, so that only the same training is resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training starts from: the teacher, the prompts, and where its terms need them pairs and a reference."""
+"""The inputs of a training: teacher, prompts, and where they are needed pairs and a reference for the probe."""
 
 from __future__ import annotations
 

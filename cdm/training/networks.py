@@ -48,7 +48,7 @@ Place = Callable[[nn.Module], nn.Module]
 
 
 def stay(model: nn.Module) -> nn.Module:
-    """The model where it is."""
+    """Leaves the model where it is."""
     return model
 
 
@@ -96,7 +96,7 @@ class FullNetworks:
 
 
 class LevelAwareFake:
-    """`networks`, with a fake score that is also told the level at which the student made its data.
+    """`networks`, with a fake score that is also conditioned on the noise level at which the student made its data.
 
     One fake score serves data made from pure noise and data made from nearly clean latents. Where it cannot tell
     them apart it knows their average, and each kind is pushed away from the other. The level comes as
@@ -121,8 +121,10 @@ class LevelAwareFake:
         return self.networks.velocity(role, x, sigma, known)
 
     def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
-        own = {f"level.{name}": value for name, value in self.map.named_parameters()} if role == "fake" else {}
-        return self.networks.parameters(role) | own
+        if role == "student":
+            return self.networks.parameters(role)
+        level = {f"level.{name}": value for name, value in self.map.named_parameters()}
+        return self.networks.parameters(role) | level
 
     def backward(self, role: Trained, loss: Tensor) -> None:
         self.networks.backward(role, loss)

@@ -1,4 +1,4 @@
-"""What learns: AdamW on one role's parameters, with its learning-rate schedule, clipping and averaging."""
+"""Optimisation: AdamW on the parameters of one network, with its learning-rate schedule and clipping of gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sheets of pictures while a student is trained: what it draws, and what the three networks see in one noisy point."""
+"""Sheets of pictures during training: samples of the student, and the three networks' x0 at one noisy point."""
 
 from __future__ import annotations
 

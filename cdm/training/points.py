@@ -1,4 +1,4 @@
-"""Where the networks are asked in a round: anchors on the student's trajectory, and what was made there re-noised.
+"""Points at which networks are called in a round: anchors on the student's trajectory, and re-noised samples.
 
 Tensors are (batch, ...), noise levels (batch,), as in `cdm.flow`.
 """

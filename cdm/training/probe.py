@@ -1,8 +1,9 @@
-"""How good a student is while it learns: the losses do not say, because they measure a moving difference.
+"""Quality during training: a probe draws samples and gives their Fréchet distance to the teacher's samples.
 
-A probe draws samples with the moving average of the student and gives their Fréchet distance to the teacher's
-full-length latents of the same prompts. The features are the latents' own, so that every family has them. The noise
-is the probe's own: a student that is kept for its probe was not chosen on the noise that it is evaluated on.
+The losses do not say how good a student is, because they measure a difference to a fake score that moves with it. A
+probe draws with the moving average of the student, on the prompts of the teacher's full-length latents. Its features
+are statistics of latents, which every family has. It draws from noise that nothing else uses: a student that is kept
+for its probe was not chosen on the noise that it is evaluated on.
 """
 
 from __future__ import annotations

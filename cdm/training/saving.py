@@ -1,4 +1,4 @@
-"""What a training leaves behind: the student and the log."""
+"""Writing what a training has made: the student and the log."""
 
 from __future__ import annotations
 

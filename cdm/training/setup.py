@@ -1,4 +1,4 @@
-"""How the parts of a training are put together: networks on their devices, the training step, probe and pictures."""
+"""Construction of a training: networks on their devices, the training step on its share of the batch, the probe."""
 
 from __future__ import annotations
 

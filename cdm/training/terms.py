@@ -136,11 +136,11 @@ class Context:
         if not dm.weight:
             shared = torch.zeros_like(shared)
         fresh, matching = self.renoised(self.anchor.output, "ca", bound), self.points_of_matching
-        here = expand(shared, fresh.x)
+        wide = expand(shared, fresh.x)
         points = Renoised(
-            torch.where(here, matching.x, fresh.x),
+            torch.where(wide, matching.x, fresh.x),
             torch.where(shared, matching.tau, fresh.tau),
-            torch.where(here, matching.noise, fresh.noise),
+            torch.where(wide, matching.noise, fresh.noise),
         )
         return points, torch.nonzero(~shared)[:, 0]
 

@@ -1,6 +1,6 @@
-"""What people look at while a student is trained: times, a tracker, pictures. It changes nothing of the student.
+"""Monitoring of a training: times, a tracker, pictures. It changes nothing of the student.
 
-The quality probe, which may choose the student, is not here but in `cdm.training.probe`.
+The quality probe, which may choose the student, is in `cdm.training.probe`.
 """
 
 from __future__ import annotations
