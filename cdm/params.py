@@ -431,7 +431,7 @@ class Evaluate(Section):
     neighbours: Positive = 3
     """k of the nearest-neighbour radii in precision and recall."""
     metrics: list[str] = []
-    """Further measures, each with its models of `models`; what is missing is said before anything starts."""
+    """Further measures, each with a model of `models`; the stage says what is missing before anything starts."""
     models: MetricModels = MetricModels()
     scorers: list[ScorerProcess] = []
     """Processes that score pictures, such as HPSv3 or GenEval."""

@@ -75,8 +75,8 @@ def imported_files(module: str, without: Collection[str] = ()) -> set[str]:
     """Files, relative to the repository, of `module` and of all that it imports of the repository, transitively.
 
     A file beside a module that the module names in a string, such as a template, counts as imported, and so does the
-    module of "module:name" in a string. Modules `without` do not count, nor does what only they import. Whatever asks for a family by name imports what any
-    family imports; the one family's own file is `THE_FAMILY`.
+    module of "module:name" in a string. Modules `without` do not count, nor does what only they import. Whatever asks
+    for a family by name imports what any family imports; the one family's own file is `THE_FAMILY`.
     """
     families = {f"{FAMILIES}.{name}" for name in family_names()}
     waiting, seen = [module], set()

@@ -22,8 +22,7 @@ WATCHED = "cdm.training.watch"
 """What people look at while a student is trained. It changes nothing of the student (test_watch.py), so that a change
 of it must not cost a training: no stage lists it, nor what only it imports or reads."""
 CHECKED = ("cdm.evaluation.measures", "cdm.evaluation.model_files")
-"""What the check of the parameters knows of measures: only `evaluate` computes with it, so that no other stage lists it.
-"""
+"""What the check of the parameters knows of measures: only `evaluate` computes with it, and no other stage lists it."""
 MINIATURE = ["real", "judge", "vae", "teacher"]
 
 

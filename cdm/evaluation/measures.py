@@ -179,20 +179,19 @@ def _on_features(model: str, frechet: str, kernel: str) -> list[Measure]:
     def quantity(key: str, name: str, better: Literal["low", "high", None], meaning: str) -> Quantity:
         return Quantity(f"{key}_{model}", name, better, f"{meaning}; features of {title}")
 
-    sets = "cdm.evaluation.feature_sets"
     return [
         Measure(
             f"frechet_{model}",
             "distance",
             (model,),
-            f"{sets}:frechet",
+            "cdm.evaluation.feature_sets:frechet",
             (quantity("frechet", frechet, "low", "Fréchet distance to the reference"),),
         ),
         Measure(
             f"kernel_{model}",
             "distance",
             (model,),
-            f"{sets}:kernel",
+            "cdm.evaluation.feature_sets:kernel",
             (
                 quantity(
                     "kernel",
@@ -206,7 +205,7 @@ def _on_features(model: str, frechet: str, kernel: str) -> list[Measure]:
             f"prdc_{model}",
             "distance",
             (model,),
-            f"{sets}:manifold",
+            "cdm.evaluation.feature_sets:manifold",
             (
                 quantity(
                     "precision",
@@ -245,7 +244,7 @@ def _on_features(model: str, frechet: str, kernel: str) -> list[Measure]:
 
 def _score(name: str, models: tuple[str, ...], compute: str, title: str, meaning: str) -> Measure:
     quantity = Quantity(name, title, "high", meaning)
-    return Measure(name, "score", models, f"cdm.evaluation.models.clip:{compute}", (quantity,))
+    return Measure(name, "score", models, compute, (quantity,))
 
 
 _MEASURES = (
@@ -261,22 +260,28 @@ _MEASURES = (
     _score(
         "clip_score",
         ("clip",),
-        "clip_score",
+        "cdm.evaluation.models.clip:clip_score",
         "CLIPScore",
         "how well a picture fits its prompt, as CLIP sees it",
     ),
     _score(
         "pick_score",
         ("pick_score",),
-        "pick_score",
+        "cdm.evaluation.models.clip:pick_score",
         "PickScore",
         "which picture of a prompt people would pick, as a model has learnt it",
     ),
-    _score("hps", ("hps",), "hps", "HPS v2", "the same, learnt from other people's choices"),
+    _score(
+        "hps",
+        ("hps",),
+        "cdm.evaluation.models.clip:hps",
+        "HPS v2",
+        "the same, learnt from other people's choices",
+    ),
     _score(
         "aesthetic",
         ("clip", "aesthetic"),
-        "Aesthetic",
+        "cdm.evaluation.models.clip:Aesthetic",
         "Aesthetic",
         "how beautiful people would find the picture, whatever its prompt",
     ),
