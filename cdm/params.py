@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from cdm.errors import CdmError
+from cdm.evaluation import measures
 from cdm.families import check_name
 
 Positive = Annotated[int, Field(ge=1)]
@@ -472,29 +473,11 @@ class Sample(Section):
         return self
 
 
-Metric = Literal[
-    "frechet_inception",
-    "kernel_inception",
-    "prdc_inception",
-    "vendi_inception",
-    "frechet_dinov2",
-    "kernel_dinov2",
-    "prdc_dinov2",
-    "vendi_dinov2",
-    "cmmd",
-    "clip_score",
-    "pick_score",
-    "hps",
-    "aesthetic",
-    "lpips",
-]
-"""A measure beyond those of the judge; docs/evaluation.md says what each means."""
-
-
 class MetricModels(Section):
     """Where the models of `metrics` are. None is downloaded by the pipeline: an absent one is named with a command.
 
-    A model is a folder, or `org/name` or `org/name@revision` in the hub's cache.
+    A model is a folder, or `org/name` or `org/name@revision` in the hub's cache; cdm.evaluation.measures has a record
+    of each.
     """
 
     clip: str = "openai/clip-vit-large-patch14"
@@ -533,13 +516,21 @@ class Evaluate(Section):
     """Paths whose change reruns the evaluation: `judge` and `real`, each replaced by this params file where null."""
     neighbours: Positive = 3
     """k of the nearest-neighbour radii in precision and recall."""
-    metrics: list[Metric] = []
+    metrics: list[str] = []
     """Further measures, each with a model of `models`; the stage says what is missing before anything starts."""
     models: MetricModels = MetricModels()
     scorers: list[ScorerProcess] = []
     """Processes that score pictures, such as HPSv3 or GenEval."""
     resamples: Count = 100
     """Resamples of the prompts for the intervals of `metrics` and `scorers`; 0 leaves them out."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_measures(cls, names: list[str]) -> list[str]:
+        try:
+            return [measures.check_name(name) for name in names]
+        except CdmError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _track_follows(self) -> Evaluate:
@@ -551,10 +542,10 @@ class Evaluate(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Evaluate:
-        for name, values in (("metrics", self.metrics), ("scorers", [each.name for each in self.scorers])):
+        for name, values in (("metrics", self.metrics), ("scorers", [scorer.name for scorer in self.scorers])):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names something twice: {', '.join(values)}")
-        taken = {each.name for each in self.scorers} & set(get_args(Metric))
+        taken = {scorer.name for scorer in self.scorers} & measures.MEASURES.keys()
         if taken:
             raise ValueError(f"a scorer is called {min(taken)}, as a metric is: give it another name")
         return self
@@ -599,9 +590,11 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _enough_samples(self) -> Params:
-        if "lpips" in self.evaluate.metrics and self.latents.per_prompt < 2:
+        pairs = [measure.name for measure in measures.chosen(self.evaluate.metrics) if measure.kind == "pairs"]
+        if pairs and self.latents.per_prompt < 2:
             raise ValueError(
-                "evaluate.metrics has lpips, which compares pictures of one prompt: set latents.per_prompt to 2 or more"
+                f"evaluate.metrics has {pairs[0]}, which compares pictures of one prompt:"
+                " set latents.per_prompt to 2 or more"
             )
         return self
 

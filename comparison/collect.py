@@ -6,27 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdm.data.store import sha256
+from cdm.evaluation.measures import JUDGED
 from comparison.design import CELLS, TABLES, Comparison, Table
 from comparison.results import RESULTS, Result, Summary, TeacherResult, result_path
 
-
-@dataclass(frozen=True)
-class Metric:
-    """A figure of quality. `better`: whether more (1) or less (-1) of it is; 0 where it is to be like the teacher's."""
-
-    name: str
-    title: str
-    better: int
-    decimals: int
-
-
-FRECHET = Metric("frechet_distance", "Fréchet distance", -1, 2)
-STYLE = Metric("style_distance", "Style distance", -1, 2)
-ACCURACY = Metric("attribute_accuracy", "All attributes right", 1, 3)
-PRECISION = Metric("precision", "Precision", 1, 3)
-RECALL = Metric("recall", "Recall", 1, 3)
-DIVERSITY = Metric("diversity", "Diversity", 0, 2)
-METRICS = (FRECHET, STYLE, ACCURACY, PRECISION, RECALL, DIVERSITY)
+METRICS = [
+    JUDGED[key]
+    for key in (
+        "frechet_distance",
+        "style_distance",
+        "attribute_accuracy",
+        "precision",
+        "recall",
+        "diversity",
+    )
+]
+"""What is compared, in the order of the tables."""
 
 
 @dataclass

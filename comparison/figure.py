@@ -8,9 +8,10 @@ from itertools import cycle
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from cdm.evaluation.measures import Quantity
 from cdm.evaluation.plots import as_png, log_scale, style
 from cdm.evaluation.theme import LIGHT, Theme
-from comparison.collect import METRICS, Collected, Metric
+from comparison.collect import METRICS, Collected
 from comparison.design import Table
 from comparison.results import Summary, TeacherResult
 
@@ -32,7 +33,7 @@ def draw(found: Collected, table: Table, theme: Theme = LIGHT) -> bytes:
     """A PNG with a panel for each metric that was measured; the same input gives the same bytes."""
     summaries = found.tables[table]
 
-    def panel(axes: Axes, metric: Metric) -> None:
+    def panel(axes: Axes, metric: Quantity) -> None:
         _panel(axes, summaries, found.comparison.reference, metric, theme)
         if found.teacher is not None:
             _teacher(axes, found.teacher, max(found.comparison.steps), metric, theme)
@@ -45,7 +46,7 @@ def draw(found: Collected, table: Table, theme: Theme = LIGHT) -> bytes:
 
 def _paint(
     summaries: Sequence[Summary],
-    panel: Callable[[Axes, Metric], None],
+    panel: Callable[[Axes, Quantity], None],
     size: tuple[float, float],
     margin: tuple[float, float],
     legend_columns: int,
@@ -57,7 +58,7 @@ def _paint(
     from matplotlib.figure import Figure
 
     measured = {name for each in summaries for row in each.first.rows.values() for name in row}
-    metrics = [metric for metric in METRICS if metric.name in measured]
+    metrics = [metric for metric in METRICS if metric.key in measured]
     columns = min(COLUMNS, len(metrics))
     lines = math.ceil(len(metrics) / columns)
     with mpl.rc_context(style(theme)):
@@ -73,7 +74,7 @@ def _paint(
         return as_png(figure)
 
 
-def _panel(axes: Axes, summaries: Sequence[Summary], reference: str, metric: Metric, theme: Theme) -> None:
+def _panel(axes: Axes, summaries: Sequence[Summary], reference: str, metric: Quantity, theme: Theme) -> None:
     looks = zip(
         range(len(summaries)),
         cycle(theme.series),
@@ -84,16 +85,14 @@ def _panel(axes: Axes, summaries: Sequence[Summary], reference: str, metric: Met
     values: list[float] = []
     for summary, (index, colour, marker, line) in zip(summaries, looks, strict=True):
         shift = SPREAD * ((index + 0.5) / len(summaries) - 0.5)
-        points = [
-            (summary.evaluations(key) + shift, summary.at(key, metric.name)) for key in summary.first.rows
-        ]
+        points = [(summary.evaluations(key) + shift, summary.at(key, metric.key)) for key in summary.first.rows]
         known = [(x, point.mean, point.half or 0.0) for x, point in points if point is not None]
         if not known:
             continue
         x, y, half = zip(*known, strict=True)
         values += y
         is_reference = summary.method == reference
-        low = [min(h, 0.9 * v) if metric.better < 0 else h for v, h in zip(y, half, strict=True)]
+        low = [min(h, 0.9 * v) if metric.better == "low" else h for v, h in zip(y, half, strict=True)]
         axes.errorbar(
             x,
             y,
@@ -108,20 +107,19 @@ def _panel(axes: Axes, summaries: Sequence[Summary], reference: str, metric: Met
             zorder=3 if is_reference else 2,
             label=summary.title,
         )
-    arrow = {1: "  ↑", -1: "  ↓", 0: ""}[metric.better]
-    axes.set_title(f"{metric.title}{arrow}")
-    if metric.better < 0 and values and min(values) > 0:
+    axes.set_title(f"{metric.title}  {metric.arrow}".rstrip())
+    if metric.better == "low" and values and min(values) > 0:
         log_scale(axes, max(values) / min(values))
 
 
-def _teacher(axes: Axes, teacher: TeacherResult, most: int, metric: Metric, theme: Theme) -> None:
+def _teacher(axes: Axes, teacher: TeacherResult, most: int, metric: Quantity, theme: Theme) -> None:
     """The guided teacher at as few evaluations, and a line at its full length; the axis stays the students'."""
     low, high = axes.get_ylim()
-    rows = [row for row in teacher.guided.values() if metric.name in row]
+    rows = [row for row in teacher.guided.values() if metric.key in row]
     few = [row for row in rows if row["evaluations"] <= most]
     axes.plot(
         [row["evaluations"] for row in few],
-        [row[metric.name] for row in few],
+        [row[metric.key] for row in few],
         color=theme.muted,
         marker="x",
         linestyle="dashdot",
@@ -129,17 +127,17 @@ def _teacher(axes: Axes, teacher: TeacherResult, most: int, metric: Metric, them
         label="Teacher, guided",
     )
     full = teacher.full
-    if metric.name in full:
+    if metric.key in full:
         axes.axhline(
-            full[metric.name],
+            full[metric.key],
             color=theme.muted,
             linewidth=1.2,
             linestyle=(0, (4, 3)),
             zorder=1,
             label=f"Teacher at {full['evaluations']:.0f} evaluations",
         )
-        low, high = min(low, full[metric.name]), max(high, full[metric.name])
-    margin = 1.06 if metric.better < 0 else 1.0
+        low, high = min(low, full[metric.key]), max(high, full[metric.key])
+    margin = 1.06 if metric.better == "low" else 1.0
     axes.set_ylim(low / margin, high * margin)
 
 
@@ -154,7 +152,7 @@ def draw_changes(found: Collected, table: Table, theme: Theme = LIGHT) -> bytes:
     assert reference is not None, "compared with the reference"
     keys = [f"steps{steps}" for steps in CHANGES_AT if f"steps{steps}" in reference.first.rows]
 
-    def panel(axes: Axes, metric: Metric) -> None:
+    def panel(axes: Axes, metric: Quantity) -> None:
         _changes(axes, others, reference, keys, metric, theme)
         axes.set_yticks(range(len(others)), [each.title for each in others])
         axes.set_ylim(len(others) - 0.5, -0.5)
@@ -164,15 +162,20 @@ def draw_changes(found: Collected, table: Table, theme: Theme = LIGHT) -> bytes:
 
 
 def _changes(
-    axes: Axes, others: Sequence[Summary], reference: Summary, keys: Sequence[str], metric: Metric, theme: Theme
+    axes: Axes,
+    others: Sequence[Summary],
+    reference: Summary,
+    keys: Sequence[str],
+    metric: Quantity,
+    theme: Theme,
 ) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    ratio = metric.better < 0
+    ratio = metric.better == "low"
     # In the logarithm of a multiple as in a difference, 0 is no change.
     into, back = (math.log, math.exp) if ratio else (float, float)
     found = {
-        (key, row): [into(change) for change in other.changes(reference, key, metric.name, ratio)]
+        (key, row): [into(change) for change in other.changes(reference, key, metric.key, ratio)]
         for key in keys
         for row, other in enumerate(others)
     }
@@ -210,7 +213,7 @@ def _changes(
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}\N{MULTIPLICATION SIGN}")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
-    goal = {1: "; more is better", -1: "; less is better", 0: ""}[metric.better]
+    goal = {"high": "; more is better", "low": "; less is better", None: ""}[metric.better]
     axes.set_xlim(back(-1.05 * reach), back(1.05 * reach))
     axes.set_title(metric.title, loc="left")
     axes.set_xlabel(f"{'times' if ratio else 'more than'} {reference.title}'s{goal}")

@@ -78,7 +78,8 @@ def measured(
     texts = PromptSet(prompts / "eval").texts
     real = None if params.evaluate.real is None else read_real(Path(params.evaluate.real), texts)
     extractor = load_extractor(params.evaluate.judge)
-    evaluation = evaluate(params, open_samples(params, samples, texts), real, extractor)
+    drawn = open_samples(params.sample, params.latents, samples, texts)
+    evaluation = evaluate(drawn, real, extractor, neighbours=params.evaluate.neighbours, seed=params.seed)
     shutil.rmtree(samples)
     return evaluation
 

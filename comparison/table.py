@@ -11,17 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from cdm.errors import CdmError
-from comparison.collect import (
-    ACCURACY,
-    DIVERSITY,
-    FRECHET,
-    METRICS,
-    RECALL,
-    STYLE,
-    Collected,
-    Metric,
-    collect,
-)
+from cdm.evaluation.measures import JUDGED, Quantity
+from comparison.collect import METRICS, Collected, collect
 from comparison.design import Table, load_comparison
 from comparison.results import RESULTS, Estimate, Row, Summary, TeacherResult
 from stages.common import run
@@ -32,12 +23,11 @@ HEADINGS = {
     "ablations": "Ablations",
 }
 GLANCE = [
-    *((FRECHET, steps) for steps in (1, 2, 3, 4, 6, 8)),
-    *((STYLE, steps) for steps in (4, 8)),
-    *((metric, 4) for metric in (ACCURACY, RECALL, DIVERSITY)),
+    *((JUDGED["frechet_distance"], steps) for steps in (1, 2, 3, 4, 6, 8)),
+    *((JUDGED["style_distance"], steps) for steps in (4, 8)),
+    *((JUDGED[key], 4) for key in ("attribute_accuracy", "recall", "diversity")),
 ]
 """Columns of the short table: a metric and a number of steps."""
-ARROWS = {1: "▲", -1: "▼"}
 
 
 # CSV.
@@ -58,14 +48,14 @@ def csv_rows(found: Collected) -> Iterator[dict[str, Any]]:
                 "evaluations": row["evaluations"],
             }
             for metric in METRICS:
-                over_seeds = summary.at(steps, metric.name)
-                record[metric.name] = over_seeds and _rounded(over_seeds.mean)
-                record[f"{metric.name}_interval"] = over_seeds and _rounded(over_seeds.half)
+                over_seeds = summary.at(steps, metric.key)
+                record[metric.key] = over_seeds and _rounded(over_seeds.mean)
+                record[f"{metric.key}_interval"] = over_seeds and _rounded(over_seeds.half)
             yield record
     if found.teacher is not None:
         for name, rows in _teachers(found.teacher).items():
             for steps, row in rows.items():
-                figures = {metric.name: row.get(metric.name) for metric in METRICS}
+                figures = {metric.key: row.get(metric.key) for metric in METRICS}
                 at = {"steps": steps.removeprefix("steps"), "evaluations": row["evaluations"]}
                 yield {"table": "teacher", "method": name, **at, **figures}
 
@@ -123,7 +113,7 @@ def glance(found: Collected, table: Table) -> list[str]:
     columns = [(metric, steps) for metric, steps in GLANCE if steps in found.comparison.steps]
     rows = []
     for summary in found.tables[table]:
-        cells = [summary.at(f"steps{steps}", metric.name) for metric, steps in columns]
+        cells = [summary.at(f"steps{steps}", metric.key) for metric, steps in columns]
         means = [
             _number(cell.mean if cell else None, metric)
             for cell, (metric, _) in zip(cells, columns, strict=True)
@@ -133,10 +123,10 @@ def glance(found: Collected, table: Table) -> list[str]:
         rows.append([summary.title, str(seeds), "" if cost is None else f"{cost:.2f}", *means])
     if found.teacher is not None:
         full = found.teacher.full
-        means = [_number(full.get(metric.name), metric) for metric, _ in columns]
+        means = [_number(full.get(metric.key), metric) for metric, _ in columns]
         rows.append([f"teacher, guided, {full['evaluations']:.0f} evaluations", "", "", *means])
     heads = [
-        f"{metric.title.split()[0] if metric.better < 0 else metric.title} at {n}" for metric, n in columns
+        f"{metric.title.split()[0] if metric.better == 'low' else metric.title} at {n}" for metric, n in columns
     ]
     return _grid(["method", "seeds", "cost", *heads], rows)
 
@@ -156,7 +146,7 @@ def _costs(summaries: Sequence[Summary]) -> list[str]:
     return _grid(header, rows)
 
 
-def _metric_table(found: Collected, table: Table, metric: Metric) -> list[str]:
+def _metric_table(found: Collected, table: Table, metric: Quantity) -> list[str]:
     """One figure of all methods against evaluations; nothing where it was not measured."""
     steps = [f"steps{number}" for number in sorted(found.comparison.steps)]
     reference = found.reference(table)
@@ -171,16 +161,16 @@ def _metric_table(found: Collected, table: Table, metric: Metric) -> list[str]:
         for name, of_teacher in _teachers(found.teacher).items():
             by_cost = {int(row["evaluations"]): row for row in of_teacher.values()}
             cells = [
-                _number(by_cost.get(number, {}).get(metric.name), metric) for number in found.comparison.steps
+                _number(by_cost.get(number, {}).get(metric.key), metric) for number in found.comparison.steps
             ]
             rows.append([name, *cells])
-    goal = {1: "more is better", -1: "less is better", 0: "like the teacher's"}[metric.better]
+    goal = {"high": "more is better", "low": "less is better", None: "like the teacher's"}[metric.better]
     header = [f"{metric.title} ({goal}) at", *(f"{number}" for number in sorted(found.comparison.steps))]
     return [*_grid([*header[:-1], f"{header[-1]} evaluations"], rows), ""]
 
 
-def _cell(summary: Summary, reference: Summary | None, steps: str, metric: Metric) -> str:
-    over_seeds = summary.at(steps, metric.name)
+def _cell(summary: Summary, reference: Summary | None, steps: str, metric: Quantity) -> str:
+    over_seeds = summary.at(steps, metric.key)
     if over_seeds is None:
         return ""
     text = _number(over_seeds.mean, metric)
@@ -188,17 +178,17 @@ def _cell(summary: Summary, reference: Summary | None, steps: str, metric: Metri
         text += f" ± {_number(over_seeds.half, metric)}"
     if reference is None or reference.method == summary.method:
         return text
-    return text + verdict(summary.against(reference, steps, metric.name), metric)
+    return text + verdict(summary.against(reference, steps, metric.key), metric)
 
 
-def verdict(difference: Estimate | None, metric: Metric) -> str:
+def verdict(difference: Estimate | None, metric: Quantity) -> str:
     """An arrow where a difference to the reference is clear, after a space."""
-    if difference is None or not difference.excludes_zero or not metric.better:
+    if difference is None or not difference.excludes_zero or metric.better is None:
         return ""
-    return f" {ARROWS[metric.better if difference.mean > 0 else -metric.better]}"
+    return " ▲" if (difference.mean > 0) == (metric.better == "high") else " ▼"
 
 
-def _number(value: float | None, metric: Metric) -> str:
+def _number(value: float | None, metric: Quantity) -> str:
     return "" if value is None else f"{value:.{metric.decimals}f}"
 
 
@@ -209,13 +199,13 @@ def _teacher_table(teacher: TeacherResult) -> list[str]:
             name,
             steps.removeprefix("steps"),
             f"{row['evaluations']:.0f}",
-            *(_number(row.get(metric.name), metric) for metric in METRICS),
+            *(_number(row.get(metric.key), metric) for metric in METRICS),
         ]
         for name, of_teacher in _teachers(teacher).items()
         for steps, row in of_teacher.items()
     ]
     if teacher.floor:
-        rows.append(["perfect samples", "", "", *(_number(teacher.floor.get(m.name), m) for m in METRICS)])
+        rows.append(["perfect samples", "", "", *(_number(teacher.floor.get(m.key), m) for m in METRICS)])
     return _grid(header, rows)
 
 

@@ -8,7 +8,8 @@ follows functions and classes, by name).
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -70,23 +71,23 @@ def _is_empty(module: str) -> bool:
     )
 
 
-def imported_files(module: str, without: str | None = None) -> set[str]:
+def imported_files(module: str, without: Collection[str] = ()) -> set[str]:
     """Files, relative to the repository, of `module` and of all that it imports of the repository, transitively.
 
-    A file beside a module that the module names in a string, such as a template, counts as imported. The module
-    `without` does not count, nor does what only it imports. Whatever asks for a family by name imports what any
-    family imports; the one family's own file is `THE_FAMILY`.
+    A file beside a module that the module names in a string, such as a template, counts as imported, and so does the
+    module of "module:name" in a string. Modules `without` do not count, nor does what only they import. Whatever asks
+    for a family by name imports what any family imports; the one family's own file is `THE_FAMILY`.
     """
     families = {f"{FAMILIES}.{name}" for name in family_names()}
     waiting, seen = [module], set()
     while waiting:
         name = waiting.pop()
-        if name in seen or name == without or name not in modules():
+        if name in seen or name in without or name not in modules():
             continue
         seen.add(name)
         parts = name.split(".")
         waiting += [".".join(parts[:i]) for i in range(1, len(parts))]  # a package's __init__ runs first
-        waiting += [imported for _, imported, _ in _imports(tree(name))]
+        waiting += [imported for _, imported, _ in _imports(tree(name))] + _named_modules(name)
         waiting += families if name == FAMILIES else []
     found = {modules()[name] for name in seen - families if not _is_empty(name)}
     found |= {path for name in seen for path in _named_files(name)}
@@ -98,13 +99,23 @@ def imported_modules(module: str) -> set[str]:
     return {imported for _, imported, _ in _imports(tree(module))}
 
 
-def _named_files(module: str) -> set[Path]:
-    """Files beside a module that one of its strings names."""
-    strings = {
+def _strings(module: str) -> set[str]:
+    return {
         child.value
         for child in ast.walk(tree(module))
         if isinstance(child, ast.Constant) and isinstance(child.value, str)
     }
+
+
+def _named_modules(module: str) -> list[str]:
+    """Modules that its strings name to be imported when they are used: the first part of "module:name"."""
+    names = [re.fullmatch(r"(cdm[\w.]*):\w[\w.]*", string) for string in _strings(module)]
+    return [name[1] for name in names if name and name[1] in modules()]
+
+
+def _named_files(module: str) -> set[Path]:
+    """Files beside a module that one of its strings names."""
+    strings = _strings(module)
     beside = [path for path in modules()[module].parent.iterdir() if path.is_file() and path.suffix != ".py"]
     return {path for path in beside if path.name in strings}
 

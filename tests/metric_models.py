@@ -73,6 +73,11 @@ def write_inception(path: Path) -> Path:
         for module in network.modules():
             if isinstance(module, torch.nn.Conv2d):
                 torch.nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, torch.nn.BatchNorm2d):
+                for values in (module.running_var, module.weight):
+                    torch.nn.init.uniform_(values, 0.8, 1.25)
+                for values in (module.running_mean, module.bias):
+                    torch.nn.init.normal_(values, std=0.1)
         torch.save(network.state_dict(), path)
     return path
 

@@ -9,6 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from cdm.data.store import ShardWriter
+from cdm.evaluation.features import Extractor
+from cdm.evaluation.quality import Evaluation, evaluate
+from cdm.evaluation.samples import RealPictures, Samples, open_samples
 from cdm.params import Params, load
 
 ROOT = Path(__file__).parent.parent
@@ -51,3 +54,13 @@ def write_sets(folder: Path, **pictures: torch.Tensor) -> Path:
 def write_real(path: Path, images: torch.Tensor, prompts: list[str]) -> Path:
     save_file({"images": images}, path, metadata={"prompts": json.dumps(prompts)})
     return path
+
+
+def open_sets(params: Params, folder: Path, texts: list[str] = TEXTS) -> Samples:
+    """The sets below `folder` that `params` asks for."""
+    return open_samples(params.sample, params.latents, folder, texts)
+
+
+def evaluated(params: Params, samples: Samples, real: RealPictures | None, extractor: Extractor) -> Evaluation:
+    """The figures of `samples` with the settings of `params`."""
+    return evaluate(samples, real, extractor, neighbours=params.evaluate.neighbours, seed=params.seed)

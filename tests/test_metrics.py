@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -15,27 +17,29 @@ from torch import nn
 from cdm.errors import CdmError
 from cdm.evaluation import distances, report
 from cdm.evaluation.features import PixelFeatures
-from cdm.evaluation.metrics import SCORES, Chosen, measure_chosen
+from cdm.evaluation.measures import JUDGED, MEASURES, MODELS, Measure, Quantity, load, quantities
+from cdm.evaluation.metrics import Chosen, measure_chosen
+from cdm.evaluation.model_files import local_model
 from cdm.evaluation.models import clip as clip_models
 from cdm.evaluation.models import lpips as lpips_models
 from cdm.evaluation.models.base import pretrained, read_weights
-from cdm.evaluation.models.clip import Aesthetic, Clip, ClipFeatures
+from cdm.evaluation.models.clip import Aesthetic, AestheticHead, Clip
 from cdm.evaluation.models.dinov2 import Dinov2Features
 from cdm.evaluation.models.inception import InceptionFeatures, resize
 from cdm.evaluation.models.lpips import Lpips
-from cdm.evaluation.quality import evaluate
 from cdm.evaluation.results import join
-from cdm.evaluation.samples import RealPictures, Samples, open_samples
-from cdm.params import Metric, MetricModels, Params, ParamsError, parse
-from cdm.preflight import _GET, MODELS_OF, check_paths, local_model
+from cdm.evaluation.samples import RealPictures, Samples
+from cdm.params import MetricModels, Params, ParamsError, parse
+from cdm.preflight import check_paths
 from scorers import convert_hps
 from tests.metric_models import write_aesthetic, write_clip, write_dinov2, write_inception, write_lpips
-from tests.sample_sets import PER_PROMPT, ROOT, noise_pictures, parameters, write_set
+from tests.sample_sets import PER_PROMPT, ROOT, evaluated, noise_pictures, open_sets, parameters, write_set
 
 CPU = torch.device("cpu")
 TEXTS = [f"a {ink} {digit} on {paper} paper" for ink in ("red", "blue") for digit in ("zero", "one", "two")
          for paper in ("black", "white")][:9]  # fmt: skip
 COUNT = len(TEXTS) * PER_PROMPT
+SCORES = [name for name, measure in MEASURES.items() if measure.kind == "score"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> MetricModels:
 
 @pytest.fixture(scope="module")
 def clip(models: MetricModels) -> Clip:
-    return Clip(Path(models.clip), CPU)
+    return Clip(Path(models.clip), CPU, "name")
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +68,15 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     folder = tmp_path_factory.mktemp("sets")
     for seed, (model, steps) in enumerate([("student", 1), ("student", 4), ("teacher", 4), ("teacher", 50)]):
         write_set(folder, model, steps, noise_pictures(seed, COUNT, size=70))
-    return open_samples(parameters(), folder, TEXTS)
+    return open_sets(parameters(), folder, TEXTS)
 
 
-def choose(models: MetricModels, *metrics: Metric, **evaluate: Any) -> Params:
+def choose(models: MetricModels, *metrics: str, **evaluate: Any) -> Params:
     return parameters(judge=None, real=None, metrics=list(metrics), models=models, resamples=20, **evaluate)
 
 
 def measure(params: Params, samples: Samples, tmp_path: Path, real: RealPictures | None = None) -> Chosen:
-    found = measure_chosen(params, samples, real, tmp_path / "answers")
+    found = measure_chosen(params.evaluate, samples, real, tmp_path / "answers", seed=params.seed, device="cpu")
     assert found is not None
     return found
 
@@ -108,7 +112,7 @@ def test_scores_are_functions_of_the_cosine(clip: Clip) -> None:
         clip_models.hps: cosine,
     }
     for make, scores in expected.items():
-        assert torch.allclose(make(clip, "name")(images, prompts), scores)
+        assert torch.allclose(make(clip)(images, prompts), scores)
 
 
 def test_hps_is_read_from_the_names_of_open_clip(clip: Clip) -> None:
@@ -148,17 +152,17 @@ def test_the_aesthetic_head_is_its_layers_one_after_the_other(clip: Clip, models
         hidden = (
             hidden @ weights[f"layers.{layer}.weight"].double().T + weights[f"layers.{layer}.bias"].double()
         )
-    head = Aesthetic(clip, Path(str(models.aesthetic)), "name")
+    head = Aesthetic(clip, AestheticHead(Path(str(models.aesthetic)), CPU))
     assert torch.allclose(head(images, ["", ""]), hidden[:, 0])
 
 
 def test_an_aesthetic_head_of_another_model_is_refused(clip: Clip, tmp_path: Path) -> None:
     torch.save({"layers.0.weight": torch.zeros(1, 768), "layers.0.bias": torch.zeros(1)}, tmp_path / "head.pth")
     with pytest.raises(CdmError, match=r"head\.pth: layers of \[12, 1\] do not lead from CLIP's 12 features"):
-        Aesthetic(clip, tmp_path / "head.pth", "name")
+        Aesthetic(clip, AestheticHead(tmp_path / "head.pth", CPU))
     torch.save({"weight": torch.zeros(1, 12)}, tmp_path / "head.pth")
     with pytest.raises(CdmError, match="no numbered linear layers"):
-        Aesthetic(clip, tmp_path / "head.pth", "name")
+        Aesthetic(clip, AestheticHead(tmp_path / "head.pth", CPU))
 
 
 def test_dinov2_gives_its_class_token(models: MetricModels) -> None:
@@ -178,11 +182,69 @@ def features(models: MetricModels) -> InceptionFeatures:
     return InceptionFeatures(Path(str(models.inception)), CPU)
 
 
+def plain_inception(weights: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+    """Pooled features of the InceptionV3 of FID: pixels (n, 3, 299, 299) in [-1, 1] to (n, 2048)."""
+
+    def conv(x: torch.Tensor, name: str, stride: int = 1, pad: int | tuple[int, int] = 0) -> torch.Tensor:
+        x = F.conv2d(x, weights[f"{name}.conv.weight"], stride=stride, padding=pad)
+        mean, var, scale, shift = (
+            weights[f"{name}.bn.{kind}"][:, None, None]
+            for kind in ("running_mean", "running_var", "weight", "bias")
+        )
+        return ((x - mean) / (var + 0.001).sqrt() * scale + shift).clamp(min=0)
+
+    def mean_around(x: torch.Tensor) -> torch.Tensor:
+        ones = torch.ones_like(x[:1, :1])
+        total = F.avg_pool2d(x, 3, 1, 1, divisor_override=1)
+        return total / F.avg_pool2d(ones, 3, 1, 1, divisor_override=1)
+
+    across, down = (0, 3), (3, 0)  # kernels of 1 x 7 and 7 x 1
+    x = conv(pixels, "Conv2d_1a_3x3", stride=2)
+    x = conv(conv(x, "Conv2d_2a_3x3"), "Conv2d_2b_3x3", pad=1)
+    x = conv(conv(F.max_pool2d(x, 3, 2), "Conv2d_3b_1x1"), "Conv2d_4a_3x3")
+    x = F.max_pool2d(x, 3, 2)
+    for block in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
+        five = conv(conv(x, f"{block}.branch5x5_1"), f"{block}.branch5x5_2", pad=2)
+        three = conv(conv(x, f"{block}.branch3x3dbl_1"), f"{block}.branch3x3dbl_2", pad=1)
+        three = conv(three, f"{block}.branch3x3dbl_3", pad=1)
+        pooled = conv(mean_around(x), f"{block}.branch_pool")
+        x = torch.cat([conv(x, f"{block}.branch1x1"), five, three, pooled], 1)
+    three = conv(conv(x, "Mixed_6a.branch3x3dbl_1"), "Mixed_6a.branch3x3dbl_2", pad=1)
+    three = conv(three, "Mixed_6a.branch3x3dbl_3", stride=2)
+    x = torch.cat([conv(x, "Mixed_6a.branch3x3", stride=2), three, F.max_pool2d(x, 3, 2)], 1)
+    for block in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"):
+        seven = conv(conv(x, f"{block}.branch7x7_1"), f"{block}.branch7x7_2", pad=across)
+        seven = conv(seven, f"{block}.branch7x7_3", pad=down)
+        twice = conv(x, f"{block}.branch7x7dbl_1")
+        for number, pad in ((2, down), (3, across), (4, down), (5, across)):
+            twice = conv(twice, f"{block}.branch7x7dbl_{number}", pad=pad)
+        pooled = conv(mean_around(x), f"{block}.branch_pool")
+        x = torch.cat([conv(x, f"{block}.branch1x1"), seven, twice, pooled], 1)
+    three = conv(conv(x, "Mixed_7a.branch3x3_1"), "Mixed_7a.branch3x3_2", stride=2)
+    seven = conv(conv(x, "Mixed_7a.branch7x7x3_1"), "Mixed_7a.branch7x7x3_2", pad=across)
+    seven = conv(conv(seven, "Mixed_7a.branch7x7x3_3", pad=down), "Mixed_7a.branch7x7x3_4", stride=2)
+    x = torch.cat([three, seven, F.max_pool2d(x, 3, 2)], 1)
+    for block, pool in (("Mixed_7b", mean_around), ("Mixed_7c", lambda x: F.max_pool2d(x, 3, 1, 1))):
+        three = conv(x, f"{block}.branch3x3_1")
+        twice = conv(conv(x, f"{block}.branch3x3dbl_1"), f"{block}.branch3x3dbl_2", pad=1)
+        pairs = [
+            conv(hidden, f"{block}.{name}{side}", pad=pad)
+            for hidden, name in ((three, "branch3x3_2"), (twice, "branch3x3dbl_3"))
+            for side, pad in (("a", (0, 1)), ("b", (1, 0)))
+        ]
+        x = torch.cat([conv(x, f"{block}.branch1x1"), *pairs, conv(pool(x), f"{block}.branch_pool")], 1)
+    return x.mean((2, 3))
+
+
 class TestInception:
-    def test_features_of_different_pictures_differ(self, features: InceptionFeatures) -> None:
-        found = features(noise_pictures(12, 2, size=32))
-        assert found.shape == (2, 2048)
-        assert (found[0] - found[1]).abs().max() > 0.05
+    def test_features_are_those_of_plain_convolutions(self, models: MetricModels) -> None:
+        """The network written down once more, with torch's functions alone, on the weights by their published names."""
+        images = noise_pictures(12, 1, size=299)
+        expected = plain_inception(torch.load(Path(str(models.inception))), (images.float() - 128) / 128)
+        assert expected.std() > 0.05
+        found = InceptionFeatures(Path(str(models.inception)), CPU)(images)
+        assert found.shape == (1, 2048)
+        assert torch.allclose(found.float(), expected, rtol=1e-3, atol=1e-4)
 
     def test_layers_are_those_of_the_published_weights(self, features: InceptionFeatures) -> None:
         """Some of their names and shapes, and the number of parameters of FID's InceptionV3 with its 1,008 classes."""
@@ -278,8 +340,8 @@ def test_weights_are_read_without_running_code(tmp_path: Path, monkeypatch: pyte
 
 def test_nothing_chosen_measures_nothing(samples: Samples, tmp_path: Path) -> None:
     params = parameters(judge=None, real=None)
-    assert measure_chosen(params, samples, None, tmp_path) is None
-    evaluation = evaluate(params, samples, None, PixelFeatures())
+    assert measure_chosen(params.evaluate, samples, None, tmp_path, seed=0, device="cpu") is None
+    evaluation = evaluated(params, samples, None, PixelFeatures())
     assert join(evaluation, None) == evaluation.quality
 
 
@@ -300,7 +362,7 @@ def test_figures_against_the_teacher(models: MetricModels, samples: Samples, tmp
     assert row["vendi_dinov2"] == pytest.approx(distances.vendi(ours), rel=1e-5)
     within = [distances.vendi(each) for each in ours.split(PER_PROMPT)]
     assert row["vendi_in_prompt_dinov2"] == pytest.approx(sum(within) / len(within), rel=1e-5)
-    embed = ClipFeatures(Clip(Path(models.clip), CPU), "name")
+    embed = Clip(Path(models.clip), CPU, "name")
     embedded = (torch.cat([*map(embed, each.batches())]) for each in (samples.student[0], samples.full))
     assert row["cmmd"] == pytest.approx(distances.cmmd(*embedded), rel=1e-4)
     full = chosen.figures["teacher"]["steps50"]
@@ -330,9 +392,9 @@ def test_scores_of_every_picture_and_their_paired_differences(
     models: MetricModels, samples: Samples, tmp_path: Path
 ) -> None:
     chosen = measure(choose(models, *SCORES, "lpips"), samples, tmp_path)
-    clip, prompts = Clip(Path(models.clip), CPU), [text for text in TEXTS for _ in range(PER_PROMPT)]
+    clip, prompts = Clip(Path(models.clip), CPU, ""), [text for text in TEXTS for _ in range(PER_PROMPT)]
     means = {
-        each.key: clip_models.clip_score(clip, "")(torch.cat([*each.batches()]), prompts).mean().item()
+        each.key: clip_models.clip_score(clip)(torch.cat([*each.batches()]), prompts).mean().item()
         for each in (samples.student[0], samples.full)
     }
     row, full = chosen.figures["student"]["steps1"], chosen.figures["teacher"]["steps50"]
@@ -352,7 +414,7 @@ def test_quality_json_keeps_its_rows_and_gains_the_figures(
     models: MetricModels, samples: Samples, tmp_path: Path
 ) -> None:
     params = choose(models, "clip_score")
-    evaluation = evaluate(params, samples, None, PixelFeatures())
+    evaluation = evaluated(params, samples, None, PixelFeatures())
     chosen = measure(params, samples, tmp_path)
     joined = join(evaluation, chosen)
     assert list(joined) == ["student", "teacher", "intervals", "differences"]
@@ -380,10 +442,61 @@ def test_quality_json_keeps_its_rows_and_gains_the_figures(
 def test_every_figure_has_a_column_of_the_report(
     models: MetricModels, samples: Samples, tmp_path: Path
 ) -> None:
-    known = {column.key for column in report.CHOSEN}
-    fast = [metric for metric in get_args(Metric) if "inception" not in metric]
+    known = quantities().keys()
+    fast = [name for name in MEASURES if "inception" not in name]
     chosen = measure(choose(models, *fast), samples, tmp_path)
     assert {name for rows in chosen.figures.values() for row in rows.values() for name in row} <= known
+
+
+class Brightness:
+    """A scorer that needs no model."""
+
+    description = "the mean of the pixels"
+
+    def __call__(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return images.double().mean((1, 2, 3))
+
+
+def test_another_measure_is_one_record(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the parameters to the report."""
+    quantity = Quantity("brightness", "Brightness of pixels", "high", "how bright pictures are")
+    record = Measure("brightness", "score", (), f"{__name__}:Brightness", (quantity,))
+    monkeypatch.setitem(MEASURES, "brightness", record)
+    values = parameters(judge=None, real=None).model_dump()
+    values["evaluate"] |= {"track": ["params.yaml"] * 2, "metrics": ["brightness"]}
+    params = parse(values)
+    check_paths(params)
+    chosen = measure(params, samples, tmp_path)
+    pictures = torch.cat([*samples.full.batches()]).double()
+    assert chosen.figures["teacher"]["steps50"] == {
+        "brightness": pytest.approx(pictures.mean().item(), rel=1e-5)
+    }
+    assert chosen.sources == [("brightness", "the mean of the pixels")]
+    assert report._chosen(chosen, samples)["columns"] == [quantity]
+
+
+def test_every_record_names_what_can_be_imported() -> None:
+    names = [model.loader for model in MODELS.values()] + [measure.compute for measure in MEASURES.values()]
+    assert all(callable(load(name)) for name in names)
+
+
+def test_every_figure_of_the_judge_has_a_title(samples: Samples) -> None:
+    rows = evaluated(parameters(), samples, None, PixelFeatures()).quality
+    found = {key for sets in rows.values() for row in sets.values() for key in row}
+    assert found - {"count"} == JUDGED.keys() - {"attribute_accuracy"}  # pixel features know no attributes
+
+
+def test_no_two_quantities_share_a_key() -> None:
+    keys = [quantity.key for measure in MEASURES.values() for quantity in measure.quantities]
+    assert len({*keys, *JUDGED}) == len(keys) + len(JUDGED)
+
+
+@pytest.mark.parametrize("module", ["cdm.preflight", "cdm.params", "cdm.handover.recipes"])
+def test_checking_parameters_needs_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
 def test_too_few_pictures_for_the_neighbours(models: MetricModels, samples: Samples, tmp_path: Path) -> None:
@@ -394,23 +507,23 @@ def test_too_few_pictures_for_the_neighbours(models: MetricModels, samples: Samp
 class TestAbsent:
     """A model that is not here is named with the command that gets it, by every stage and by `cdm params check`."""
 
-    def problems(self, metrics: list[Metric], **models: str | None) -> list[str]:
+    def problems(self, metrics: list[str], **models: str | None) -> list[str]:
         with pytest.raises(CdmError) as error:
             check_paths(parameters(metrics=metrics, models=MetricModels(**models)))
         return str(error.value).splitlines()
 
-    def test_every_metric_says_what_it_needs(self) -> None:
-        assert MODELS_OF.keys() == set(get_args(Metric))
-        assert {key for keys in MODELS_OF.values() for key in keys} == set(MetricModels.model_fields)
+    def test_the_models_are_those_of_the_parameters(self) -> None:
+        assert MetricModels.model_fields.keys() == MODELS.keys()
+        assert {key for measure in MEASURES.values() for key in measure.models} == MODELS.keys()
 
     def test_the_page_names_every_metric_model_and_command(self) -> None:
         page = (ROOT / "docs/evaluation.md").read_text()
-        named = {metric for metric in get_args(Metric) if not metric.endswith("_dinov2")} | {
-            *MetricModels.model_fields
-        }
+        named = {name for name in MEASURES if not name.endswith("_dinov2")} | {*MetricModels.model_fields}
         assert [name for name in sorted(named) if f"`{name}`" not in page] == []
         assert "the same with `_dinov2`" in page
-        addresses = [address for command in _GET.values() for address in re.findall(r"https://\S+", command)]
+        addresses = [
+            address for model in MODELS.values() for address in re.findall(r"https://\S+", model.command or "")
+        ]
         assert len(addresses) == 4
         assert [address for address in addresses if address not in page] == []
 
@@ -441,7 +554,7 @@ class TestAbsent:
         assert len(re.findall(r"get it with `(?:curl|mkdir|hf download)", text)) == 4
 
     def test_what_is_here_is_no_problem(self, models: MetricModels) -> None:
-        check_paths(parameters(metrics=list(get_args(Metric)), models=models))
+        check_paths(parameters(metrics=list(MEASURES), models=models))
 
     def test_a_folder_of_another_kind(self, models: MetricModels) -> None:
         (line,) = self.problems(["lpips"], lpips=models.clip)
@@ -463,7 +576,7 @@ class TestAbsent:
     ("change", "message"),
     [
         ({"metrics": ["cmmd", "cmmd"]}, "metrics names something twice"),
-        ({"metrics": ["fid"]}, "evaluate.metrics.0: input should be"),
+        ({"metrics": ["fid"]}, "evaluate.metrics: unknown measure 'fid' (known: frechet_inception, "),
         ({"scorers": [{"name": "cmmd", "command": "x"}]}, "a scorer is called cmmd, as a metric is"),
         ({"scorers": [{"name": "a b", "command": "x"}]}, "string should match"),
         ({"models": {"clipp": "x"}}, "unknown key"),

@@ -24,14 +24,16 @@ from cdm.evaluation.features import (
     load_extractor,
 )
 from cdm.evaluation.judge import Judge, JudgeConfig
-from cdm.evaluation.quality import Evaluation, evaluate, expected_at
-from cdm.evaluation.samples import RealPictures, open_samples, read_real
+from cdm.evaluation.quality import Evaluation, expected_at
+from cdm.evaluation.samples import RealPictures, read_real
 from cdm.params import Params
 from tests.sample_sets import (
     PER_PROMPT,
     ROOT,
     TEXTS,
+    evaluated,
     noise_pictures,
+    open_sets,
     parameters,
     write_real,
     write_set,
@@ -69,7 +71,7 @@ REAL = RealPictures(first_pixels([10, 20, 30, 40] * 3), PROMPT_OF)
 
 
 def measure(folder: Path, params: Params, real: RealPictures | None = REAL, **pictures: Tensor) -> Evaluation:
-    return evaluate(params, open_samples(params, write_sets(folder, **pictures), TEXTS), real, FirstPixel())
+    return evaluated(params, open_sets(params, write_sets(folder, **pictures), TEXTS), real, FirstPixel())
 
 
 def test_rows_and_their_figures(tmp_path: Path) -> None:
@@ -157,15 +159,15 @@ def test_the_floor_of_perfect_samples_scales_with_the_counts() -> None:
 def test_sets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     params = parameters()
     folder = write_sets(tmp_path)
-    assert [each.steps for each in open_samples(params, folder, TEXTS).sets] == [1, 4, 4, 50]
+    assert [each.steps for each in open_sets(params, folder, TEXTS).sets] == [1, 4, 4, 50]
     more = params.sample.model_copy(update={"teacher_steps": [7]})
     with pytest.raises(CdmError, match=r"teacher.steps7: no such folder"):
-        open_samples(params.model_copy(update={"sample": more}), folder, TEXTS)
+        open_sets(params.model_copy(update={"sample": more}), folder, TEXTS)
     with pytest.raises(CdmError, match="student/steps1 holds 12 pictures, but 2 prompts of 4 samples make 8"):
-        open_samples(params, folder, TEXTS[:2])
+        open_sets(params, folder, TEXTS[:2])
     write_set(folder, "student", 4, noise_pictures(0), prompts="cd" * 32)
     with pytest.raises(CdmError, match="different prompts"):
-        open_samples(params, folder, TEXTS)
+        open_sets(params, folder, TEXTS)
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -18,27 +18,38 @@ from cdm.data.spread import spread
 from cdm.errors import CdmError
 from cdm.evaluation import plots, report, sheets
 from cdm.evaluation.features import PixelFeatures
-from cdm.evaluation.quality import Evaluation, evaluate
+from cdm.evaluation.measures import JUDGED
+from cdm.evaluation.quality import Evaluation
 from cdm.evaluation.report import Picture, Teacher
 from cdm.evaluation.results import summary, write_results
-from cdm.evaluation.samples import RealPictures, Samples, open_samples
+from cdm.evaluation.samples import RealPictures, Samples
 from cdm.evaluation.theme import DARK
-from tests.sample_sets import PER_PROMPT, TEXTS, noise_pictures, parameters, write_real, write_sets
+from tests.sample_sets import (
+    PER_PROMPT,
+    TEXTS,
+    evaluated,
+    noise_pictures,
+    open_sets,
+    parameters,
+    write_real,
+    write_sets,
+)
 
 LOG = "iteration,loss_fake,loss_dm,lr_student,custom\n1,0.5,,,7\n2,0.25,0.125,1e-4,8\n3,0.25,,,9\n4,0.2,0.1,0.0,10\n"
 PARAMS = parameters(judge=None)
+FRECHET = JUDGED["frechet_distance"]
 TEACHER = Teacher("org/<b>model</b>", "0123abc", 2_030_000)
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    return open_samples(PARAMS, write_sets(tmp_path_factory.mktemp("sets")), TEXTS)
+    return open_sets(PARAMS, write_sets(tmp_path_factory.mktemp("sets")), TEXTS)
 
 
 @pytest.fixture(scope="module")
 def evaluation(samples: Samples) -> Evaluation:
     real = RealPictures(noise_pictures(50, 30), torch.arange(30) % 3)
-    return evaluate(PARAMS, samples, real, PixelFeatures())
+    return evaluated(PARAMS, samples, real, PixelFeatures())
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +103,7 @@ def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
         f"{model}{steps}": noise_pictures(0, 12, size=300) for model, steps in (("student", 1), ("teacher", 50))
     }
     big |= {"student4": big["student1"], "teacher4": big["student1"]}
-    height, width, _ = pixels(sheets.overview(open_samples(PARAMS, write_sets(tmp_path, **big), TEXTS))).shape
+    height, width, _ = pixels(sheets.overview(open_sets(PARAMS, write_sets(tmp_path, **big), TEXTS))).shape
     assert (width, height) == (24 + 138 + 8 + 2 * (2 * 128 + 8) + 32 + 24, 24 + 84 + 3 * 136 - 8 + 24)
 
 
@@ -215,13 +226,13 @@ def test_the_table_holds_the_figures(page: str, evaluation: Evaluation) -> None:
     shown = rows["Student, 4 steps"]
     assert shown[0] == "4"
     size = figures["frechet_distance"]
-    assert shown[1] == f"{report.number(size, '')} ± {report.number(error, '', like=size)}"
-    assert rows["Real pictures"][1] == report.number(evaluation.floor["frechet_distance"], "")
-    assert "All right" not in rows[""]  # pixel features know no attributes
+    assert shown[1] == f"{report.number(size, FRECHET)} ± {report.number(error, FRECHET, like=size)}"
+    assert rows["Real pictures"][1] == report.number(evaluation.floor["frechet_distance"], FRECHET)
+    heads = [title.split("\u00a0")[0] for title in rows[""]]
+    assert heads == ["Evaluations", "Fréchet distance", "Style distance", "Precision", "Recall", "Diversity"]
 
 
 def test_marks_of_best_and_near(evaluation: Evaluation) -> None:
-    column = report.Column("frechet_distance", "", "low")
     values = {
         ("student", "steps1"): 1.0,
         ("student", "steps4"): 1.2,
@@ -235,21 +246,21 @@ def test_marks_of_best_and_near(evaluation: Evaluation) -> None:
     )
     figures = {place: {"frechet_distance": value} for place, value in values.items()}
     expected = {("student", "steps1"): "best", ("teacher", "steps50"): "best", ("student", "steps4"): "near"}
-    assert report.marks(column, figures, measured) == expected  # 1.4 is further than 2 * sqrt(0.02)
-    higher = report.Column("frechet_distance", "", "high")
+    assert report.marks(FRECHET, figures, measured) == expected  # 1.4 is further than 2 * sqrt(0.02)
+    higher = replace(FRECHET, better="high")
     assert report.marks(higher, figures, measured) == {
         ("teacher", "steps4"): "best",
         ("student", "steps4"): "near",
     }
-    assert report.marks(report.Column("frechet_distance", ""), figures, measured) == {}
+    assert report.marks(replace(FRECHET, better=None), figures, measured) == {}
 
 
 def test_numbers_keep_three_digits() -> None:
-    assert [report.number(v, "x") for v in (0.0123, 9.876, 12.3456, 271.19, 1234.5, -0.002)] == [
+    assert [report.number(v, FRECHET) for v in (0.0123, 9.876, 12.3456, 271.19, 1234.5, -0.002)] == [
         "0.012", "9.876", "12.35", "271.2", "1234", "\u22120.002",
     ]  # fmt: skip
-    assert report.number(0.906, "attribute_accuracy") == "90.6 %"
-    assert report.number(0.123456, "x", like=87.0) == "0.12"
+    assert report.number(0.906, JUDGED["attribute_accuracy"]) == "90.6 %"
+    assert report.number(0.123456, FRECHET, like=87.0) == "0.12"
 
 
 def test_everything_is_written_and_repeats(tmp_path: Path) -> None:

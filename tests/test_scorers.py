@@ -13,12 +13,21 @@ from PIL import Image
 
 from cdm.errors import CdmError
 from cdm.evaluation import report
-from cdm.evaluation.metrics import measure_chosen
-from cdm.evaluation.samples import Samples, open_samples
+from cdm.evaluation.metrics import Chosen, measure_chosen
+from cdm.evaluation.samples import Samples
 from cdm.evaluation.scorers import ask
-from cdm.params import ScorerProcess
+from cdm.params import Params, ScorerProcess
 from cdm.preflight import check_paths
-from tests.sample_sets import PER_PROMPT, ROOT, TEXTS, noise_pictures, parameters, write_set, write_sets
+from tests.sample_sets import (
+    PER_PROMPT,
+    ROOT,
+    TEXTS,
+    noise_pictures,
+    open_sets,
+    parameters,
+    write_set,
+    write_sets,
+)
 
 PROMPTS = [text for text in TEXTS for _ in range(PER_PROMPT)]
 DOUBLE = """
@@ -38,13 +47,17 @@ json.dump({"scores": {"score": reds, "length": lengths}, "summary": {"overall": 
 
 @pytest.fixture
 def samples(tmp_path: Path) -> Samples:
-    return open_samples(parameters(), write_sets(tmp_path / "sets"), TEXTS)
+    return open_sets(parameters(), write_sets(tmp_path / "sets"), TEXTS)
 
 
 def scorer(tmp_path: Path, code: str, name: str = "double") -> ScorerProcess:
     script = tmp_path / f"{name}.py"
     script.write_text(f"CALLS = {str(tmp_path / 'calls')!r}\n{code}")
     return ScorerProcess(name=name, command=f"{sys.executable} {script}")
+
+
+def chosen_of(params: Params, samples: Samples, cache: Path) -> Chosen | None:
+    return measure_chosen(params.evaluate, samples, None, cache, seed=params.seed, device="cpu")
 
 
 def calls(tmp_path: Path) -> list[str]:
@@ -70,13 +83,13 @@ def test_the_same_question_is_asked_once(samples: Samples, tmp_path: Path) -> No
     ask(double.model_copy(update={"command": double.command + " --other"}), samples.student[0], PROMPTS, cache)
     assert calls(tmp_path) == ["student/steps1", "student/steps4", "student/steps1", "student/steps1"]
     write_set(tmp_path / "sets", "student", 1, noise_pictures(77))  # drawn anew
-    ask(double, open_samples(parameters(), tmp_path / "sets", TEXTS).student[0], PROMPTS, cache)
+    ask(double, open_sets(parameters(), tmp_path / "sets", TEXTS).student[0], PROMPTS, cache)
     assert len(calls(tmp_path)) == 5
 
 
 def test_figures_of_scorers_in_the_rows(samples: Samples, tmp_path: Path) -> None:
     params = parameters(scorers=[scorer(tmp_path, DOUBLE)])
-    chosen = measure_chosen(params, samples, None, tmp_path / "cache")
+    chosen = chosen_of(params, samples, tmp_path / "cache")
     assert chosen is not None
     reds = samples.full.pictures(range(len(PROMPTS)))[:, 0, 0, 0].double()
     row = chosen.figures["teacher"]["steps50"]
@@ -123,11 +136,11 @@ def test_what_was_answered_is_kept_when_another_fails(samples: Samples, tmp_path
     broken, double = scorer(tmp_path, once, "broken"), scorer(tmp_path, DOUBLE, "double")
     params = parameters(scorers=[broken, double])
     with pytest.raises(CdmError, match=r"^scorer broken: exit code 1: no more$"):
-        measure_chosen(params, samples, None, tmp_path / "cache")
+        chosen_of(params, samples, tmp_path / "cache")
     sets = ["student/steps1", "student/steps4", "teacher/steps4", "teacher/steps50"]
     assert calls(tmp_path) == [*sets[:3], *sets]
     with pytest.raises(CdmError, match="scorer broken"):
-        measure_chosen(params, samples, None, tmp_path / "cache")
+        chosen_of(params, samples, tmp_path / "cache")
     assert calls(tmp_path)[7:] == ["teacher/steps4"]
 
 

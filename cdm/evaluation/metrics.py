@@ -10,31 +10,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cdm.errors import CdmError
-from cdm.evaluation import distances
+from cdm.evaluation import measures
 from cdm.evaluation.bootstrap import FEWEST, Estimate, Resampling
-from cdm.evaluation.models import clip
+from cdm.evaluation.feature_sets import FeatureSet
+from cdm.evaluation.measures import MODELS, Measure
+from cdm.evaluation.model_files import load_model
 from cdm.evaluation.models.base import FeatureModel, PictureScorer
-from cdm.evaluation.models.clip import Clip
-from cdm.evaluation.models.dinov2 import Dinov2Features
-from cdm.evaluation.models.inception import InceptionFeatures
-from cdm.evaluation.models.lpips import Lpips
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
 from cdm.evaluation.scorers import ask
-from cdm.models.hub import resolved_revision
-from cdm.params import Evaluate, Metric, MetricModels, Params
-from cdm.preflight import local_model
+from cdm.params import Evaluate
 from cdm.system.device import choose_device
 from cdm.system.progress import track
 
 PICTURES = 32
 """Pictures that a model sees at once."""
-EXTRACTORS = {"inception": "InceptionV3", "dinov2": "DINOv2", "clip": "CLIP"}
-SCORES = ("clip_score", "pick_score", "hps", "aesthetic")
 
 Place = tuple[str, str]
 """A sample set: model and key, such as ("student", "steps4")."""
@@ -59,44 +54,46 @@ class Chosen:
     """Number of prompts, which are what is resampled."""
 
 
-def measure_chosen(params: Params, samples: Samples, real: RealPictures | None, cache: Path) -> Chosen | None:
+def measure_chosen(
+    section: Evaluate, samples: Samples, real: RealPictures | None, cache: Path, *, seed: int, device: str
+) -> Chosen | None:
     """The chosen measures of every set of `samples`; None where none is chosen.
 
-    Answers of scorers are kept in the folder `cache`. Raises CdmError if a model or a scorer cannot be used.
+    Answers of scorers are kept in the folder `cache`. `seed` is that of the resamples, `device` that of the models, as
+    `runtime.device` names it. Raises CdmError if a model or a scorer cannot be used.
     """
-    section = params.evaluate
     if not section.metrics and not section.scorers:
         return None
-    _check_neighbours(section, samples, real)
-    device = choose_device(params.runtime.device)
-    resampling = Resampling(len(samples.texts), section.resamples, params.seed)
-    bench = _Bench(section, samples, real, resampling, device)
+    chosen = measures.chosen(section.metrics)
+    if any(measure.uses_neighbours for measure in chosen):
+        _check_neighbours(section, samples, real)
+    resampling = Resampling(len(samples.texts), section.resamples, seed)
+    bench = _Bench(section, samples, real, resampling, choose_device(device))
     bench.ask_scorers(cache)
-    for extractor, kinds in _by_extractor(section.metrics).items():
-        bench.measure_features(extractor, kinds)
-    for metric in section.metrics:
-        if metric in SCORES:
-            bench.measure_score(metric)
-    if "lpips" in section.metrics:
-        bench.measure_lpips()
+    for model, group in _by_features(chosen).items():
+        bench.measure_features(model, group)
+    for measure in chosen:
+        if measure.kind == "score":
+            bench.measure_score(measure)
+    for measure in chosen:
+        if measure.kind == "pairs":
+            bench.measure_pairs(measure)
     return bench.result()
 
 
-def _by_extractor(metrics: Sequence[Metric]) -> dict[str, list[str]]:
-    """What is measured on the features of each extractor: {"dinov2": ["frechet", "prdc"], "clip": ["cmmd"]}."""
-    found: dict[str, list[str]] = {}
-    for metric in metrics:
-        kind, _, extractor = ("cmmd", "", "clip") if metric == "cmmd" else metric.partition("_")
-        if extractor in EXTRACTORS:
-            found.setdefault(extractor, []).append(kind)
-    return found
+def _by_features(chosen: Sequence[Measure]) -> dict[str, list[Measure]]:
+    """The measures on features by the model of these, which sees the pictures once for all of them."""
+    groups: dict[str, list[Measure]] = {}
+    for measure in chosen:
+        if measure.kind in ("distance", "variety"):
+            groups.setdefault(measure.models[0], []).append(measure)
+    return groups
 
 
 def _check_neighbours(section: Evaluate, samples: Samples, real: RealPictures | None) -> None:
     """Raises CdmError where a resample would hold too few pictures for `evaluate.neighbours`."""
-    wanted = any(metric.startswith("prdc") for metric in section.metrics)
     prompts = len(samples.texts)
-    if not wanted or not section.resamples or prompts < FEWEST:
+    if not section.resamples or prompts < FEWEST:
         return
     fewest = min(samples.per_prompt, int(real.prompt.bincount().min()) if real else samples.per_prompt)
     if section.neighbours >= prompts // 2 * fewest:
@@ -104,50 +101,6 @@ def _check_neighbours(section: Evaluate, samples: Samples, real: RealPictures | 
             f"evaluate.neighbours {section.neighbours} needs more than the {prompts // 2 * fewest} pictures of half of"
             " the prompts: lower it, or set evaluate.resamples to 0"
         )
-
-
-@dataclass(frozen=True)
-class _Set:
-    """Features of a set of pictures, and the prompt of each."""
-
-    features: Tensor
-    prompt: Tensor
-
-    def of(self, prompts: Tensor | None) -> _Set:
-        """The pictures of some prompts, or all."""
-        if prompts is None:
-            return self
-        rows = torch.isin(self.prompt, prompts)
-        return _Set(self.features[rows.to(self.features.device)], self.prompt[rows])
-
-    @property
-    def groups(self) -> Tensor | None:
-        """The prompts, if each has several pictures here: a single one makes no pair."""
-        counts = self.prompt.bincount()
-        return self.prompt if int(counts[counts > 0].min()) > 1 else None
-
-
-def _frechet(ours: _Set, theirs: _Set, _neighbours: int) -> dict[str, float]:
-    return {"frechet": distances.frechet_distance(ours.features, theirs.features)}
-
-
-def _kernel(ours: _Set, theirs: _Set, _neighbours: int) -> dict[str, float]:
-    groups = (ours.groups, theirs.groups)
-    given = groups if all(each is not None for each in groups) else ()
-    return {"kernel": distances.kernel_distance(ours.features, theirs.features, *given)}
-
-
-def _prdc(ours: _Set, theirs: _Set, neighbours: int) -> dict[str, float]:
-    return distances.manifold(theirs.features, ours.features, neighbours)._asdict()
-
-
-def _cmmd(ours: _Set, theirs: _Set, _neighbours: int) -> dict[str, float]:
-    return {"cmmd": distances.cmmd(ours.features, theirs.features)}
-
-
-Measure = Callable[[_Set, _Set, int], Mapping[str, float]]
-AGAINST: dict[str, Measure] = {"frechet": _frechet, "kernel": _kernel, "prdc": _prdc, "cmmd": _cmmd}
-"""Measures of a set against the reference."""
 
 
 class _Bench:
@@ -163,7 +116,7 @@ class _Bench:
     ) -> None:
         self.section, self.samples, self.real = section, samples, real
         self.resampling, self.device = resampling, device
-        self.estimates: Estimates = {(each.model, each.key): {} for each in samples.sets}
+        self.estimates: Estimates = {(pictures.model, pictures.key): {} for pictures in samples.sets}
         self.sources: list[tuple[str, str]] = []
         self.prompt = torch.arange(len(samples.full.store)) // samples.per_prompt
         self.prompts = [samples.texts[i] for i in self.prompt.tolist()]
@@ -174,8 +127,8 @@ class _Bench:
         for scorer in self.section.scorers:
             self.sources.append((scorer.name, scorer.command))
             try:
-                for each in track(self.samples.sets, scorer.name, unit="set"):
-                    answer = ask(scorer, each, self.prompts, cache)
+                for pictures in track(self.samples.sets, scorer.name, unit="set"):
+                    answer = ask(scorer, pictures, self.prompts, cache)
                     found = {
                         name: self._mean(torch.tensor(values, dtype=torch.float64))
                         for name, values in answer.scores.items()
@@ -183,44 +136,49 @@ class _Bench:
                     found |= {name: Estimate(value, torch.empty(0)) for name, value in answer.summary.items()}
                     for name, estimate in found.items():
                         key = scorer.name if name == "score" else f"{scorer.name}_{name}"
-                        self._add(each, {key: estimate})
+                        self._add(pictures, {key: estimate})
             except CdmError as error:
                 problems.append(str(error))
         if problems:
             raise CdmError("\n".join(problems))
 
-    def measure_features(self, extractor: str, kinds: Sequence[str]) -> None:
-        """Measures of `kinds` on one extractor's features; those of CLIP are named without it."""
-        model = load_features(extractor, self.section.models, self.device)
-        self.sources.append((EXTRACTORS[extractor], model.description))
-        suffix = "" if extractor == "clip" else f"_{extractor}"
+    def measure_features(self, key: str, group: Sequence[Measure]) -> None:
+        """The measures of `group`, all on the features of the model `key`."""
+        model: FeatureModel = self._load(key)
+        self.sources.append((MODELS[key].title, model.description))
         sets, reference = self._features(model)
-        for each, ours in track(sets, extractor, unit="set"):
-            for kind in kinds:
-                if kind == "vendi":
-                    self._add(each, self._vendi(ours), suffix)
+        for pictures, ours in track(sets, key, unit="set"):
+            for measure in group:
+                if measure.kind == "variety":
+                    self._add(pictures, self._variety(measure, ours))
                 elif ours is not reference:
-                    self._add(each, self._against(AGAINST[kind], ours, reference), suffix)
+                    self._add(pictures, self._distance(measure, ours, reference))
 
-    def measure_score(self, metric: str) -> None:
-        scorer = load_scorer(metric, self.section.models, self.device)
-        self.sources.append((metric, scorer.description))
-        for each in track(self.samples.sets, metric, unit="set"):
+    def measure_score(self, measure: Measure) -> None:
+        """The mean of a score of each picture and its prompt."""
+        (quantity,) = measure.quantities
+        scorer: PictureScorer = measures.load(measure.compute)(*map(self._load, measure.models))
+        self.sources.append((measure.name, scorer.description))
+        for pictures in track(self.samples.sets, measure.name, unit="set"):
             prompts = iter(self.prompts)
-            parts = [scorer(images, [next(prompts) for _ in images]) for images in _in_parts(each.batches())]
-            self._add(each, {metric: self._mean(torch.cat(parts))})
+            parts = [
+                scorer(images, [next(prompts) for _ in images]) for images in _in_parts(pictures.batches())
+            ]
+            self._add(pictures, {quantity.key: self._mean(torch.cat(parts))})
 
-    def measure_lpips(self) -> None:
-        model = Lpips(_place(self.section.models, "lpips"), self.device)
-        self.sources.append(("lpips", model.description))
+    def measure_pairs(self, measure: Measure) -> None:
+        """The mean over prompts of a value of the pictures of one prompt."""
+        (quantity,) = measure.quantities
+        compute = measures.load(measure.compute)
+        (model,) = map(self._load, measure.models)
+        self.sources.append((measure.name, model.description))
         number = self.samples.per_prompt
-        for each in track(self.samples.sets, "lpips", unit="set"):
+        for pictures in track(self.samples.sets, measure.name, unit="set"):
             values = [
-                model.mean_distance(each.pictures(range(start, start + number)))
+                compute(model, pictures.pictures(range(start, start + number)))
                 for start in range(0, len(self.prompt), number)
             ]
-            estimate = self.resampling.mean(torch.tensor(values, dtype=torch.float64))
-            self._add(each, {"lpips_diversity": estimate})
+            self._add(pictures, {quantity.key: self.resampling.mean(torch.tensor(values, dtype=torch.float64))})
 
     def result(self) -> Chosen:
         figures: dict[str, dict[str, dict[str, float]]] = {}
@@ -228,51 +186,63 @@ class _Bench:
         differences: Bounds = {}
         full = self.estimates[self.samples.full.model, self.samples.full.key]
         for (model, key), row in self.estimates.items():
-            figures.setdefault(model, {})[key] = {name: _digits(each.value) for name, each in row.items()}
-            bounds = {name: _listed(each.interval) for name, each in row.items() if each.interval}
+            figures.setdefault(model, {})[key] = {
+                name: _digits(estimate.value) for name, estimate in row.items()
+            }
+            bounds = {name: _listed(estimate.interval) for name, estimate in row.items() if estimate.interval}
             if bounds:
                 intervals.setdefault(model, {})[key] = bounds
             if model == "student":
-                paired = {name: each.minus(full[name]) for name, each in row.items() if name in full}
+                paired = {name: estimate.minus(full[name]) for name, estimate in row.items() if name in full}
                 differences.setdefault(model, {})[key] = {
-                    name: _listed((each.value, *(each.interval or ()))) for name, each in paired.items()
+                    name: _listed((estimate.value, *(estimate.interval or ())))
+                    for name, estimate in paired.items()
                 }
         return Chosen(figures, intervals, differences, self.sources, len(self.samples.texts))
 
-    def _add(self, each: SampleSet, found: Mapping[str, Estimate], suffix: str = "") -> None:
-        row = self.estimates[each.model, each.key]
+    def _load(self, key: str) -> Any:
+        return load_model(key, self.section.models, self.device)
+
+    def _add(self, pictures: SampleSet, found: Mapping[str, Estimate]) -> None:
+        row = self.estimates[pictures.model, pictures.key]
         for name, estimate in found.items():
-            if name + suffix in row:
-                raise CdmError(f"evaluate.scorers: two figures are called {name + suffix}: rename a scorer")
-            row[name + suffix] = estimate
+            if name in row:
+                raise CdmError(f"evaluate.scorers: two figures are called {name}: rename a scorer")
+            row[name] = estimate
 
     def _mean(self, scores: Tensor) -> Estimate:
         """Of a score of each picture: (pictures,)."""
         return self.resampling.mean(scores.unflatten(0, (-1, self.samples.per_prompt)).mean(1))
 
-    def _vendi(self, ours: _Set) -> dict[str, Estimate]:
+    def _variety(self, measure: Measure, ours: FeatureSet) -> dict[str, Estimate]:
         """Of all pictures, and of those of one prompt, averaged over the prompts."""
-        found = self.resampling.of_sets(lambda prompts: {"vendi": distances.vendi(ours.of(prompts).features)})
+        compute: Callable[[Tensor], float] = measures.load(measure.compute)
+        whole, in_prompt = (quantity.key for quantity in measure.quantities)
+        found = self.resampling.of_sets(lambda prompts: {whole: compute(ours.of_prompts(prompts).features)})
         if self.samples.per_prompt > 1:
-            of_prompts = ours.features.split(self.samples.per_prompt)
-            within = torch.tensor([distances.vendi(each) for each in of_prompts], dtype=torch.float64)
-            found["vendi_in_prompt"] = self.resampling.mean(within)
+            within = [compute(features) for features in ours.features.split(self.samples.per_prompt)]
+            found[in_prompt] = self.resampling.mean(torch.tensor(within, dtype=torch.float64))
         return found
 
-    def _against(self, measure: Measure, ours: _Set, reference: _Set) -> dict[str, Estimate]:
-        return self.resampling.of_sets(
-            lambda prompts: measure(ours.of(prompts), reference.of(prompts), self.section.neighbours)
-        )
+    def _distance(self, measure: Measure, ours: FeatureSet, reference: FeatureSet) -> dict[str, Estimate]:
+        compute: Callable[[FeatureSet, FeatureSet, int], Sequence[float]] = measures.load(measure.compute)
+        names = [quantity.key for quantity in measure.quantities]
 
-    def _features(self, model: FeatureModel) -> tuple[list[tuple[SampleSet, _Set]], _Set]:
+        def values(prompts: Tensor | None) -> dict[str, float]:
+            found = compute(ours.of_prompts(prompts), reference.of_prompts(prompts), self.section.neighbours)
+            return dict(zip(names, found, strict=True))
+
+        return self.resampling.of_sets(values)
+
+    def _features(self, model: FeatureModel) -> tuple[list[tuple[SampleSet, FeatureSet]], FeatureSet]:
         """Features of all sample sets, and those of the reference, which may be one of them."""
         sets = [
-            (each, _Set(self._extract(model, each.batches()), self.prompt))
-            for each in track(self.samples.sets, "features", unit="set")
+            (pictures, FeatureSet(self._extract(model, pictures.batches()), self.prompt))
+            for pictures in track(self.samples.sets, "features", unit="set")
         ]
         if self.real is not None:
-            return sets, _Set(self._extract(model, self.real.batches()), self.real.prompt)
-        return sets, next(features for each, features in sets if each is self.samples.full)
+            return sets, FeatureSet(self._extract(model, self.real.batches()), self.real.prompt)
+        return sets, next(features for pictures, features in sets if pictures is self.samples.full)
 
     def _extract(self, model: FeatureModel, batches: Iterable[Tensor]) -> Tensor:
         """Distances are computed where double precision is fast: on a CUDA device, or on the CPU."""
@@ -291,44 +261,3 @@ def _digits(value: float) -> float:
 
 def _listed(values: Iterable[float]) -> list[float]:
     return [_digits(value) for value in values]
-
-
-def _place(models: MetricModels, key: str) -> Path:
-    """The file or folder of a model. Raises CdmError: it was there when the stage began."""
-    source: str | None = getattr(models, key)
-    found = None if source is None else local_model(source)
-    if found is None:
-        raise CdmError(f"evaluate.models.{key}: {source}: not here: see docs/evaluation.md")
-    return found
-
-
-def _name(models: MetricModels, key: str) -> str:
-    """What a model is called in the report: what the parameters say, and the commit of a hub's model."""
-    source, revision = getattr(models, key), resolved_revision(_place(models, key))
-    return f"{source} at {revision}" if revision and revision not in source else str(source)
-
-
-def load_features(extractor: str, models: MetricModels, device: torch.device) -> FeatureModel:
-    """The feature model that `evaluate.models` names as inception, dinov2 or clip. Raises CdmError."""
-    place = _place(models, extractor)
-    match extractor:
-        case "inception":
-            return InceptionFeatures(place, device)
-        case "dinov2":
-            return Dinov2Features(place, device, _name(models, extractor))
-        case _:
-            return clip.ClipFeatures(Clip(place, device), _name(models, extractor))
-
-
-def load_scorer(metric: str, models: MetricModels, device: torch.device) -> PictureScorer:
-    """The scorer of one of `SCORES`. Raises CdmError."""
-    key = "clip" if metric in ("clip_score", "aesthetic") else metric
-    loaded, name = Clip(_place(models, key), device), _name(models, key)
-    if metric == "aesthetic":
-        return clip.Aesthetic(loaded, _place(models, "aesthetic"), name)
-    make: dict[str, Callable[[Clip, str], PictureScorer]] = {
-        "clip_score": clip.clip_score,
-        "pick_score": clip.pick_score,
-        "hps": clip.hps,
-    }
-    return make[metric](loaded, name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdm.errors import CdmError
+from cdm.evaluation.measures import HEADLINES, Quantity
 from cdm.evaluation.quality import Evaluation
 from cdm.evaluation.theme import LIGHT, Theme
 
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METRICS = {
-    "frechet_distance": "Fréchet distance",
-    "style_distance": "Style distance",
-    "attribute_accuracy": "All attributes right",
-}
 MARKERS = {"student": "o", "teacher": "s"}
 NAMES = {"student": "Student", "teacher": "Teacher"}
 PANELS = {
@@ -83,18 +79,19 @@ def quality(evaluation: Evaluation, theme: Theme = LIGHT) -> bytes:
     from matplotlib.figure import Figure
 
     rows = [row for model in NAMES for row in evaluation.quality[model].values()]
-    metrics = [name for name in METRICS if any(name in row for row in rows)]
+    quantities = [quantity for quantity in HEADLINES if any(quantity.key in row for row in rows)]
     with mpl.rc_context(style(theme)):
-        figure = Figure(figsize=(4.6 * len(metrics), 4.4), layout="constrained")
-        for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-            _quality_panel(axes, evaluation, metric, theme)
+        figure = Figure(figsize=(4.6 * len(quantities), 4.4), layout="constrained")
+        panels = figure.subplots(1, len(quantities), squeeze=False)[0]
+        for axes, quantity in zip(panels, quantities, strict=True):
+            _quality_panel(axes, evaluation, quantity, theme)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2, borderaxespad=0.4)
         return as_png(figure)
 
 
-def _quality_panel(axes: Axes, evaluation: Evaluation, metric: str, theme: Theme) -> None:
-    is_distance = metric != "attribute_accuracy"
+def _quality_panel(axes: Axes, evaluation: Evaluation, quantity: Quantity, theme: Theme) -> None:
+    metric, is_distance = quantity.key, quantity.better == "low"
     ticks: set[int] = set()
     for model, label in NAMES.items():
         points = [
@@ -119,10 +116,10 @@ def _quality_panel(axes: Axes, evaluation: Evaluation, metric: str, theme: Theme
             label=label,
         )
         side = -1 if (model == "student") == is_distance else 1
-        for at, value, down, up, key in zip(x, y, low, error, keys, strict=True):
+        for place, value, down, up, key in zip(x, y, low, error, keys, strict=True):
             axes.annotate(
                 key.removeprefix("steps"),
-                (at, value + (2 * up if side > 0 else -down)),
+                (place, value + (2 * up if side > 0 else -down)),
                 xytext=(0, 7 * side),
                 textcoords="offset points",
                 ha="center",
@@ -135,13 +132,12 @@ def _quality_panel(axes: Axes, evaluation: Evaluation, metric: str, theme: Theme
     axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
     axes.minorticks_off()
     axes.margins(x=0.08, y=0.14)
+    axes.set_title(f"{quantity.title}  {quantity.arrow}")
     if is_distance:
         log_scale(axes, math.inf)
-        axes.set_title(f"{METRICS[metric]}  ↓")
         _reference_line(axes, evaluation.floor.get(metric), "perfect samples", -1, theme)
     else:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.set_title(f"{METRICS[metric]}  ↑")
         real = evaluation.quality.get("real", {}).get("halves", {})
         _reference_line(axes, real.get(metric), "real pictures", 1, theme)
     axes.set_xlabel("network evaluations a picture (labels: steps)")

@@ -13,7 +13,6 @@ from cdm.errors import CdmError
 from cdm.evaluation import distances
 from cdm.evaluation.features import Extractor, Features, all_right, attribute_targets, attributes_right, extract
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
-from cdm.params import Params
 from cdm.randomness import philox
 from cdm.system.progress import track
 
@@ -70,7 +69,9 @@ class _Reference:
         self.style = distances.fit_gaussian(measured.features.style)
 
 
-def evaluate(params: Params, samples: Samples, real: RealPictures | None, extractor: Extractor) -> Evaluation:
+def evaluate(
+    samples: Samples, real: RealPictures | None, extractor: Extractor, *, neighbours: int, seed: int
+) -> Evaluation:
     """Measure all sets of `samples`.
 
     Distances are to `real`, or where that is None to the teacher's full-length samples. A row holds:
@@ -80,7 +81,7 @@ def evaluate(params: Params, samples: Samples, real: RealPictures | None, extrac
     style_distance      the same of the style features
     kernel_distance     unbiased kernel distance of the content features (0 on average for perfect samples)
     attribute_accuracy  share of pictures with every attribute that the prompt names (if the extractor knows any)
-    precision, recall, density, coverage   of the content features; k is `evaluate.neighbours`
+    precision, recall, density, coverage   of the content features; k is `neighbours`
     diversity           mean distance of two pictures of one prompt, content features
     frechet_to_teacher, style_to_teacher   to the teacher's full-length samples (not for those themselves)
     count               pictures
@@ -88,15 +89,19 @@ def evaluate(params: Params, samples: Samples, real: RealPictures | None, extrac
     `real.halves` says what perfect samples would score: the real pictures split at random into two halves (as
     equal as can be for each prompt), one measured against the other, averaged over 8 splits. Its distances are
     those of smaller sets, hence larger than perfect samples would get: `Evaluation.floor` has them at the
-    samples' count. Figures are rounded to 6 significant digits. Raises CdmError.
+    samples' count. `seed` is that of the splits. Figures are rounded to 6 significant digits; cdm.evaluation.measures
+    has their titles. Raises CdmError.
     """
     measure = _measurer(samples, real, extractor)
-    raw = {(each.model, each.key): measure(each) for each in track(samples.sets, "features", unit="set")}
+    raw = {
+        (pictures.model, pictures.key): measure(pictures)
+        for pictures in track(samples.sets, "features", unit="set")
+    }
     full = raw[samples.full.model, samples.full.key]
     target = full if real is None else measure(real)
-    if params.evaluate.neighbours >= min(full.count, target.count // 2):
+    if neighbours >= min(full.count, target.count // 2):
         raise CdmError(
-            f"evaluate.neighbours {params.evaluate.neighbours} needs more than {full.count} samples and"
+            f"evaluate.neighbours {neighbours} needs more than {full.count} samples and"
             f" {target.count} reference pictures: lower it, or raise latents.per_prompt"
         )
     scale = _scaler(target.features)
@@ -104,22 +109,23 @@ def evaluate(params: Params, samples: Samples, real: RealPictures | None, extrac
     quality: Table = {"student": {}, "teacher": {}}
     errors: Table = {"student": {}, "teacher": {}}
     attributes: Table = {"student": {}, "teacher": {}}
-    for each in track(samples.sets, "distances", unit="set"):
-        measured = scale(raw[each.model, each.key])
-        row: Row = {"evaluations": each.evaluations}
-        if each is samples.full and real is None:
+    for pictures in track(samples.sets, "distances", unit="set"):
+        model, key = pictures.model, pictures.key
+        measured = scale(raw[model, key])
+        row: Row = {"evaluations": pictures.evaluations}
+        if pictures is samples.full and real is None:
             row |= {"frechet_distance": 0.0, "style_distance": 0.0}
         else:
-            row |= _against(measured, reference, params.evaluate.neighbours)
+            row |= _against(measured, reference, neighbours)
         row |= _within(measured)
-        if each is not samples.full:
+        if pictures is not samples.full:
             row |= _rename(_frechet(measured, teacher), "frechet_to_teacher", "style_to_teacher")
-        quality[each.model][each.key] = _rounded({**row, "count": measured.count})
-        errors[each.model][each.key] = _errors(measured, reference, samples.per_prompt)
-        attributes[each.model][each.key] = _per_attribute(measured)
+        quality[model][key] = _rounded({**row, "count": measured.count})
+        errors[model][key] = _errors(measured, reference, samples.per_prompt)
+        attributes[model][key] = _per_attribute(measured)
     floor: Row = {}
     if real is not None:
-        halves = _halves(reference.set, params.evaluate.neighbours, params.seed)
+        halves = _halves(reference.set, neighbours, seed)
         quality["real"] = {"halves": _rounded({"evaluations": 0, **halves})}
         attributes["real"] = {"halves": _per_attribute(reference.set)}
         floor = {
@@ -173,15 +179,20 @@ def _scaler(reference: Features) -> Callable[[_Measured], _Measured]:
     """Divides features by their deviation over the reference."""
     content, style = distances.deviation(reference.content), distances.deviation(reference.style)
 
-    def scale(each: _Measured) -> _Measured:
-        features = Features(each.features.content / content, each.features.style / style, each.features.logits)
-        return _Measured(features, each.prompt, each.right)
+    def scale(measured: _Measured) -> _Measured:
+        features = Features(
+            measured.features.content / content, measured.features.style / style, measured.features.logits
+        )
+        return _Measured(features, measured.prompt, measured.right)
 
     return scale
 
 
-def _frechet(each: _Measured, reference: _Reference) -> Row:
-    content, style = distances.fit_gaussian(each.features.content), distances.fit_gaussian(each.features.style)
+def _frechet(measured: _Measured, reference: _Reference) -> Row:
+    content, style = (
+        distances.fit_gaussian(measured.features.content),
+        distances.fit_gaussian(measured.features.style),
+    )
     return {
         "frechet_distance": distances.gaussian_distance(content, reference.content),
         "style_distance": distances.gaussian_distance(style, reference.style),
@@ -192,50 +203,52 @@ def _rename(row: Row, *names: str) -> Row:
     return dict(zip(names, row.values(), strict=True))
 
 
-def _against(each: _Measured, reference: _Reference, neighbours: int) -> Row:
-    ours, theirs = each.features.content, reference.set.features.content
-    groups = (each.prompt, reference.set.prompt)
+def _against(measured: _Measured, reference: _Reference, neighbours: int) -> Row:
+    ours, theirs = measured.features.content, reference.set.features.content
+    groups = (measured.prompt, reference.set.prompt)
     given = all(int(group.bincount()[group].min()) > 1 for group in groups)  # a single picture has no pair
     return {
-        **_frechet(each, reference),
+        **_frechet(measured, reference),
         "kernel_distance": distances.kernel_distance(ours, theirs, *(groups if given else ())),
         **distances.manifold(theirs, ours, neighbours)._asdict(),
     }
 
 
-def _within(each: _Measured) -> Row:
+def _within(measured: _Measured) -> Row:
     row: Row = {}
-    if each.right:
-        row["attribute_accuracy"] = _accuracy(each)
-    spread = distances.diversity(each.features.content, each.prompt)
+    if measured.right:
+        row["attribute_accuracy"] = _accuracy(measured)
+    spread = distances.diversity(measured.features.content, measured.prompt)
     return row if spread is None else {**row, "diversity": spread}
 
 
-def _accuracy(each: _Measured) -> float:
-    return all_right(each.right).nanmean().item()
+def _accuracy(measured: _Measured) -> float:
+    return all_right(measured.right).nanmean().item()
 
 
-def _per_attribute(each: _Measured) -> Row:
-    return _rounded({name: values.nanmean().item() for name, values in each.right.items()})
+def _per_attribute(measured: _Measured) -> Row:
+    return _rounded({name: values.nanmean().item() for name, values in measured.right.items()})
 
 
-def _errors(each: _Measured, reference: _Reference, per_prompt: int) -> Row:
+def _errors(measured: _Measured, reference: _Reference, per_prompt: int) -> Row:
     """The j-th samples of all prompts form a block: blocks differ by their noise alone."""
-    blocks = torch.arange(each.count) % per_prompt
+    blocks = torch.arange(measured.count) % per_prompt
 
     def content(rows: Tensor) -> float:
         return distances.gaussian_distance(
-            distances.fit_gaussian(each.features.content[rows]), reference.content
+            distances.fit_gaussian(measured.features.content[rows]), reference.content
         )
 
     def style(rows: Tensor) -> float:
-        return distances.gaussian_distance(distances.fit_gaussian(each.features.style[rows]), reference.style)
+        return distances.gaussian_distance(
+            distances.fit_gaussian(measured.features.style[rows]), reference.style
+        )
 
     def accuracy(rows: Tensor) -> float:
-        return _accuracy(each.rows(rows))
+        return _accuracy(measured.rows(rows))
 
     statistics = {"frechet_distance": content, "style_distance": style}
-    if each.right:
+    if measured.right:
         statistics["attribute_accuracy"] = accuracy
     errors = {name: distances.jackknife_error(statistic, blocks) for name, statistic in statistics.items()}
     return _rounded({name: error for name, error in errors.items() if error is not None})

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from cdm.evaluation.metrics import EXTRACTORS, Bounds, Chosen
+from cdm.evaluation.measures import HEADLINES, JUDGED, Quantity, quantities
+from cdm.evaluation.metrics import Bounds, Chosen
 from cdm.evaluation.quality import Evaluation, Row
 from cdm.evaluation.samples import Samples
 from cdm.evaluation.theme import DARK, LIGHT
@@ -42,80 +43,13 @@ class Teacher:
     parameters: int
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table of figures."""
-
-    key: str
-    name: str
-    better: Literal["low", "high", None] = None
-    meaning: str = ""
-
-
-FIGURES = [
-    Column(
-        "frechet_distance", "Fréchet distance", "low", "how far what the pictures show is from the reference"
-    ),
-    Column("style_distance", "Style distance", "low", "the same for how they show it: blur, contrast, colour"),
-    Column("attribute_accuracy", "All right", "high", "pictures that show everything that their prompt names"),
-]
 MAIN = [
-    Column("evaluations", "Evaluations"),
-    *FIGURES,
-    Column("precision", "Precision", "high", "samples that lie among the reference pictures"),
-    Column("recall", "Recall", "high", "reference pictures that lie among the samples"),
-    Column(
-        "diversity", "Diversity", None, "mean distance of two pictures of a prompt; best where real ones are"
-    ),
+    JUDGED["evaluations"],
+    *HEADLINES,
+    *(JUDGED[key] for key in ("precision", "recall", "diversity")),
 ]
-MORE = [
-    Column("density", "Density", None, "reference pictures around a sample; about 1 for perfect samples"),
-    Column("coverage", "Coverage", "high", "reference pictures with a sample in their neighbourhood"),
-    Column("kernel_distance", "Kernel distance", "low", "another distance; 0 on average for perfect samples"),
-    Column(
-        "frechet_to_teacher", "Fréchet to teacher", "low", "to the teacher's full-length samples, same noise"
-    ),
-    Column("style_to_teacher", "Style to teacher", "low", "the same for style"),
-]
-
-
-def _of_features(extractor: str, frechet: str, kernel: str) -> list[Column]:
-    """Columns of what is measured on the features of one extractor."""
-    name = EXTRACTORS[extractor]
-    rows: list[tuple[str, str, Literal["low", "high", None], str]] = [
-        ("frechet", frechet, "low", "Fréchet distance to the reference"),
-        ("kernel", kernel, "low", "kernel distance to the reference; 0 on average for perfect samples"),
-        ("precision", f"Precision, {name}", "high", "samples that lie among the reference pictures"),
-        ("recall", f"Recall, {name}", "high", "reference pictures that lie among the samples"),
-        ("density", f"Density, {name}", None, "reference pictures around a sample"),
-        ("coverage", f"Coverage, {name}", "high", "reference pictures with a sample in their neighbourhood"),
-        ("vendi", f"Vendi, {name}", None, "effective number of different pictures"),
-        ("vendi_in_prompt", f"Vendi in a prompt, {name}", None, "the same of the pictures of one prompt"),
-    ]
-    return [
-        Column(f"{key}_{extractor}", title, better, f"{meaning}; features of {name}")
-        for key, title, better, meaning in rows
-    ]
-
-
-CHOSEN = [
-    *_of_features("inception", "FID", "KID"),
-    *_of_features("dinov2", "FD, DINOv2", "KD, DINOv2"),
-    Column("cmmd", "CMMD", "low", "kernel distance to the reference in CLIP's image embeddings"),
-    Column("clip_score", "CLIPScore", "high", "how well a picture fits its prompt, as CLIP sees it"),
-    Column(
-        "pick_score",
-        "PickScore",
-        "high",
-        "which picture of a prompt people would pick, as a model has learnt it",
-    ),
-    Column("hps", "HPS v2", "high", "the same, learnt from other people's choices"),
-    Column(
-        "aesthetic", "Aesthetic", "high", "how beautiful people would find the picture, whatever its prompt"
-    ),
-    Column("lpips_diversity", "LPIPS diversity", None, "mean LPIPS distance of two pictures of one prompt"),
-]
-"""Columns of the measures that `evaluate.metrics` chooses."""
+"""Columns of the first table."""
+MORE = [quantity for quantity in JUDGED.values() if quantity not in MAIN]
 
 
 @dataclass(frozen=True)
@@ -142,7 +76,7 @@ def render(
     attributes = next(iter(evaluation.attributes["student"].values()))
     main = [column for column in MAIN if any(column.key in row for row in rows)]
     more = [column for column in MORE if any(column.key in row for row in rows)]
-    more += [Column(f"attribute:{name}", f"{name.capitalize()} right") for name in attributes]
+    more += [Quantity(f"attribute:{name}", f"{name.capitalize()} right", percent=True) for name in attributes]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=f"{_name(teacher)} in {_listed(params.sample.steps)} steps",
@@ -169,8 +103,10 @@ def render(
 def _chosen(chosen: Chosen, samples: Samples) -> dict[str, Any]:
     """Tables of the chosen measures, of their differences to the teacher, and of what measured them."""
     present = dict.fromkeys(name for sets in chosen.figures.values() for row in sets.values() for name in row)
-    known = {column.key: column for column in CHOSEN}
-    columns = [known.get(name, Column(name, name, None, "a scorer of evaluate.scorers")) for name in present]
+    known = quantities()
+    columns = [
+        known.get(name, Quantity(name, name, meaning="a scorer of evaluate.scorers")) for name in present
+    ]
 
     def reach(bounds: Bounds, model: str, key: str, name: str) -> str:
         """Half the interval that a list of numbers ends with; a difference may stand alone."""
@@ -222,7 +158,7 @@ def _chosen(chosen: Chosen, samples: Samples) -> dict[str, Any]:
     }
 
 
-def _best(column: Column, figures: Mapping[tuple[str, str], Row]) -> float | None:
+def _best(column: Quantity, figures: Mapping[tuple[str, str], Row]) -> float | None:
     values = [row[column.key] for row in figures.values() if column.key in row]
     match column.better:
         case "low":
@@ -264,7 +200,9 @@ def _lead(params: Params, teacher: Teacher) -> str:
 def _cards(samples: Samples, evaluation: Evaluation) -> list[dict[str, Any]]:
     """The student at 4 steps, or at the nearest number below (else at its lowest), beside the teacher."""
     student = max(
-        (each for each in samples.student if each.steps <= 4), key=lambda each: each.steps, default=None
+        (pictures for pictures in samples.student if pictures.steps <= 4),
+        key=lambda pictures: pictures.steps,
+        default=None,
     )
     student = student or samples.student[0]
     full = samples.full
@@ -280,19 +218,19 @@ def _cards(samples: Samples, evaluation: Evaluation) -> list[dict[str, Any]]:
             ],
         }
     ]
-    for column in FIGURES:
+    for column in HEADLINES:
         if column.key not in ours:
             continue
-        shown = dict.fromkeys((full.key, student.key))
+        compared = dict.fromkeys((full.key, student.key))
         rows = [
-            (f"Teacher, {_steps(int(key.removeprefix('steps')))}", number(theirs[key][column.key], column.key))
-            for key in shown
+            (f"Teacher, {_steps(int(key.removeprefix('steps')))}", number(theirs[key][column.key], column))
+            for key in compared
             if key in theirs
         ]
         cards.append(
             {
-                "name": f"{column.name}\u00a0{'↓' if column.better == 'low' else '↑'}",
-                "figure": number(ours[column.key], column.key),
+                "name": f"{column.title}\u00a0{column.arrow}",
+                "figure": number(ours[column.key], column),
                 "unit": f"student, {_steps(student.steps)}",
                 "rows": rows,
             }
@@ -304,7 +242,7 @@ def _steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
 
 
-def _groups(evaluation: Evaluation, columns: list[Column]) -> list[dict[str, Any]]:
+def _groups(evaluation: Evaluation, columns: list[Quantity]) -> list[dict[str, Any]]:
     """Rows of the tables by model, with the best of student and teacher marked in each column."""
     figures = {
         (model, key): {
@@ -340,7 +278,7 @@ def row_name(model: str, key: str) -> str:
 
 
 def marks(
-    column: Column, figures: Mapping[tuple[str, str], Row], evaluation: Evaluation
+    column: Quantity, figures: Mapping[tuple[str, str], Row], evaluation: Evaluation
 ) -> dict[tuple[str, str], Literal["best", "near", ""]]:
     """`best`, and `near` where two standard errors of the difference (taken as independent) reach the best."""
     values = {place: row[column.key] for place, row in figures.items() if column.key in row}
@@ -354,31 +292,31 @@ def marks(
     }
     found: dict[tuple[str, str], Literal["best", "near", ""]] = {}
     for place, value in values.items():
-        error, of_best = errors.get(place), errors.get(best)
+        error, best_error = errors.get(place), errors.get(best)
         if value == values[best]:
             found[place] = "best"
         elif (
             error is not None
-            and of_best is not None
-            and abs(value - values[best]) <= 2 * math.hypot(error, of_best)
+            and best_error is not None
+            and abs(value - values[best]) <= 2 * math.hypot(error, best_error)
         ):
             found[place] = "near"
     return found
 
 
-def _cell(column: Column, row: Row, errors: Row, mark: Literal["best", "near", ""]) -> Cell | None:
+def _cell(column: Quantity, row: Row, errors: Row, mark: Literal["best", "near", ""]) -> Cell | None:
     if column.key not in row:
         return None
     value = row[column.key]
-    if column.key == "evaluations":
-        return Cell(f"{value:.0f}" if value else "")
-    error = number(errors[column.key], column.key, like=value) if column.key in errors else ""
-    return Cell(number(value, column.key), error, mark)
+    error = number(errors[column.key], column, like=value) if column.key in errors else ""
+    return Cell(number(value, column), error, mark)
 
 
-def number(value: float, key: str, like: float | None = None) -> str:
+def number(value: float, quantity: Quantity, like: float | None = None) -> str:
     """A figure as text: shares in per cent, others to about three digits; an error with the digits of `like`."""
-    if key.startswith("attribute"):
+    if quantity.key == "evaluations":
+        return f"{value:.0f}" if value else ""
+    if quantity.percent:
         return f"{100 * value:.1f} %"
     size = abs(value if like is None else like)
     return f"{value:.{0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3}f}".replace(

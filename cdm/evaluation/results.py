@@ -10,6 +10,7 @@ from cdm.data.store import write_json
 from cdm.errors import CdmError
 from cdm.evaluation import plots, report, sheets
 from cdm.evaluation.features import load_extractor
+from cdm.evaluation.measures import HEADLINES, JUDGED
 from cdm.evaluation.metrics import Chosen, measure_chosen
 from cdm.evaluation.quality import Evaluation, Row, evaluate
 from cdm.evaluation.report import Picture, Teacher
@@ -34,12 +35,14 @@ def write_results(
     `texts` are the evaluation prompts, `log` the CSV of the training, `answers` a folder in which answers of
     scorers are kept for the next time. Every input is read before anything is measured. Raises CdmError.
     """
-    opened = open_samples(params, samples, texts)
+    opened = open_samples(params.sample, params.latents, samples, texts)
     curves = plots.read_log(log)
     extractor = load_extractor(params.evaluate.judge)
     real = None if params.evaluate.real is None else read_real(Path(params.evaluate.real), texts)
-    chosen = measure_chosen(params, opened, real, answers)
-    evaluation = evaluate(params, opened, real, extractor)
+    chosen = measure_chosen(
+        params.evaluate, opened, real, answers, seed=params.seed, device=params.runtime.device
+    )
+    evaluation = evaluate(opened, real, extractor, neighbours=params.evaluate.neighbours, seed=params.seed)
     figures = join(evaluation, chosen)
     drawn = {
         "overview": _both(lambda theme: sheets.overview(opened, theme=theme)),
@@ -88,16 +91,16 @@ def _both(draw: Callable[[Theme], bytes]) -> Picture:
 
 def summary(evaluation: Evaluation) -> str:
     """The main figures as a table for a terminal."""
-    lines = [f"{'':20}{'evaluations':>12}{'Fréchet':>10}{'style':>10}{'all right':>11}"]
+    shown = [JUDGED["evaluations"], *HEADLINES]
+    widths = {quantity.key: len(quantity.title) + 2 for quantity in shown}
+    lines = [" " * 20 + "".join(f"{quantity.title:>{widths[quantity.key]}}" for quantity in shown)]
     for model, rows in evaluation.quality.items():
         for key, row in rows.items():
             figures = {**row, **(evaluation.floor if model == "real" else {})}
-            cells = [
-                report.number(figures[name], name) if name in figures else ""
-                for name in ("frechet_distance", "style_distance", "attribute_accuracy")
-            ]
-            evaluations = row["evaluations"] or ""
-            lines.append(
-                f"{report.row_name(model, key):20}{evaluations:>12}{cells[0]:>10}{cells[1]:>10}{cells[2]:>11}"
-            )
+            cells = {
+                quantity.key: report.number(figures[quantity.key], quantity) if quantity.key in figures else ""
+                for quantity in shown
+            }
+            text = "".join(f"{cell:>{widths[name]}}" for name, cell in cells.items())
+            lines.append(f"{report.row_name(model, key):20}{text}")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdm.data.store import Store
 from cdm.errors import CdmError
-from cdm.params import Params
+from cdm.params import Latents, Sample
 
 BATCH = 256
 """Pictures that are read at once."""
@@ -66,29 +66,29 @@ class Samples:
         return [*self.student, *self.teacher]
 
 
-def open_samples(params: Params, folder: Path, texts: Sequence[str]) -> Samples:
-    """The sets that `params.sample` asks for, below `folder`, each in order of its steps.
+def open_samples(sample: Sample, latents: Latents, folder: Path, texts: Sequence[str]) -> Samples:
+    """The sets that `sample` asks for, and the full-length one of `latents`, below `folder`, in order of their steps.
 
-    Raises CdmError where one is missing, holds another number of pictures than the prompts ask for, or was
-    drawn for other prompts than the rest.
+    `texts` are the evaluation prompts. Raises CdmError where a set is missing, holds another number of pictures than
+    they ask for, or was drawn for other prompts than the rest.
     """
-    student = [_open(folder, "student", steps) for steps in sorted(params.sample.steps)]
-    teacher_steps = {*params.sample.teacher_steps, params.latents.steps}
+    student = [_open(folder, "student", steps) for steps in sorted(sample.steps)]
+    teacher_steps = {*sample.teacher_steps, latents.steps}
     teacher = [_open(folder, "teacher", steps) for steps in sorted(teacher_steps)]
-    full = next(each for each in teacher if each.steps == params.latents.steps)
-    expected = len(texts) * params.latents.per_prompt
-    hashes = {each.store.metadata["prompts_sha256"] for each in (*student, *teacher)}
-    for each in (*student, *teacher):
-        if len(each.store) != expected:
+    full = next(pictures for pictures in teacher if pictures.steps == latents.steps)
+    expected = len(texts) * latents.per_prompt
+    hashes = {pictures.store.metadata["prompts_sha256"] for pictures in (*student, *teacher)}
+    for pictures in (*student, *teacher):
+        if len(pictures.store) != expected:
             raise CdmError(
-                f"{folder}/{each.model}/{each.key} holds {len(each.store)} pictures, but {len(texts)} prompts"
-                f" of {params.latents.per_prompt} samples make {expected}: run the stage `sample` again"
+                f"{folder}/{pictures.model}/{pictures.key} holds {len(pictures.store)} pictures, but"
+                f" {len(texts)} prompts of {latents.per_prompt} samples make {expected}: run the stage `sample` again"
             )
     if len(hashes) > 1:
         raise CdmError(
             f"the sample sets in {folder} were drawn for different prompts: run the stage `sample` again"
         )
-    return Samples(student, teacher, full, list(texts), params.latents.per_prompt, hashes.pop())
+    return Samples(student, teacher, full, list(texts), latents.per_prompt, hashes.pop())
 
 
 def _open(folder: Path, model: str, steps: int) -> SampleSet:

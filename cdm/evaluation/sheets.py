@@ -62,10 +62,10 @@ def _sheet(
 ) -> bytes:
     rows = [prompt * samples.per_prompt + noise for prompt in prompts for noise in range(noises)]
 
-    def column(each: SampleSet) -> Column:
-        steps = "1 step" if each.steps == 1 else f"{each.steps} steps"
-        note = "1 evaluation" if each.evaluations == 1 else f"{each.evaluations} evaluations"
-        return Column(steps, note, each.pictures(rows).unflatten(0, (len(prompts), noises)))
+    def column(shown: SampleSet) -> Column:
+        steps = "1 step" if shown.steps == 1 else f"{shown.steps} steps"
+        note = "1 evaluation" if shown.evaluations == 1 else f"{shown.evaluations} evaluations"
+        return Column(steps, note, shown.pictures(rows).unflatten(0, (len(prompts), noises)))
 
     titles = ("Teacher, guided", "Student, no guidance") if samples.guided else ("Teacher", "Student")
     groups = [

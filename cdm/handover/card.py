@@ -10,23 +10,17 @@ from typing import Any, Literal
 
 from ruamel.yaml import YAML
 
+from cdm.evaluation.measures import HEADLINES, JUDGED
 from cdm.families.common import SCHEDULER, read_config
 from cdm.flow import inference_sigmas
+from cdm.models.hub import is_hub_id
 from cdm.models.student import Model
-from cdm.preflight import is_hub_id
 
 Layout = Literal["diffusers", "lora", "single-file"]
 STEPS = (1, 2, 4, 8)
 """Numbers of steps whose levels a card spells out."""
 PROMPT = "PROMPT"
-COLUMNS = {
-    "evaluations": "evaluations",
-    "frechet_distance": "Fréchet distance",
-    "style_distance": "style distance",
-    "attribute_accuracy": "all attributes right",
-    "precision": "precision",
-    "recall": "recall",
-}
+COLUMNS = [JUDGED["evaluations"], *HEADLINES, JUDGED["precision"], JUDGED["recall"]]
 """Figures of `metrics/quality.json` that a card shows, where they are there."""
 
 
@@ -198,13 +192,13 @@ def _quality(quality: Mapping[str, Any] | None) -> str:
         for name in ("teacher", "student")
         for steps, figures in quality[name].items()
     ]
-    shown = [key for key in COLUMNS if all(key in figures for _, _, figures in rows)]
+    shown = [column for column in COLUMNS if all(column.key in figures for _, _, figures in rows)]
     lines = [
-        "| model | steps | " + " | ".join(COLUMNS[key] for key in shown) + " |",
+        "| model | steps | " + " | ".join(column.title for column in shown) + " |",
         "| --- |" + " ---: |" * (len(shown) + 1),
     ]
     for name, steps, figures in sorted(rows, key=lambda row: (row[0] == "student", row[1])):
-        cells = " | ".join(f"{figures[key]:g}" for key in shown)
+        cells = " | ".join(f"{figures[column.key]:g}" for column in shown)
         lines.append(f"| {name} | {steps} | {cells} |")
     return "\n".join(lines)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from cdm.data.store import digest_of, sha256, write_json
 from cdm.errors import CdmError
 from cdm.families import get_family
-from cdm.preflight import is_hub_id
 from cdm.system.progress import track
 
 INDEX = "model_index.json"
@@ -20,6 +19,11 @@ SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 """Files that a pipeline is loaded from: configs, vocabularies and weights, but no pickles and no code."""
 LFS_POINTER = b"version https://git-lfs"
 """What a file starts with that Git LFS has not fetched."""
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether `source` is `org/name` on a hub; where `org` is a folder here, one inside it was meant."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None and not Path(source).parent.is_dir()
 
 
 def resolve(source: str, revision: str | None = None) -> Path:
@@ -102,6 +106,8 @@ class TeacherManifest:
     @property
     def digest(self) -> str:
         """Hash of what the model is and of the size at which it draws, wherever it lies."""
+        from cdm.data.store import digest_of  # needs torch, which the check of a params file does without
+
         return digest_of([self.family, self.files, self.latent_shape])
 
     def folder(self) -> Path:
@@ -109,6 +115,8 @@ class TeacherManifest:
         return resolve(self.source, self.revision)
 
     def write(self, path: Path) -> None:
+        from cdm.data.store import write_json
+
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, asdict(self))
 
@@ -152,6 +160,8 @@ def pipeline_class(folder: Path) -> str:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of the files in `folder` that a pipeline is loaded from, by path in it, sorted."""
+    from cdm.data.store import sha256
+
     paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and "fp16" not in path.name)
     return {path.relative_to(folder).as_posix(): sha256(path) for path in track(paths, "hash", unit="file")}
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from cdm.errors import CdmError
 from cdm.families import get_family
+from cdm.models.hub import is_hub_id
 from cdm.params import Lora, Teacher
-from cdm.preflight import is_hub_id
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def resize(images: Tensor, side: int = SIDE) -> Tensor:
 class InceptionFeatures:
     """The 2,048 pooled features that FID and KID are defined on. `path`: the weights. Raises CdmError."""
 
-    def __init__(self, path: Path, device: torch.device) -> None:
+    def __init__(self, path: Path, device: torch.device, name: str = "") -> None:
         weights = read_weights(path)
         for name, layer in (network := Inception()).named_modules():
             if isinstance(layer, nn.BatchNorm2d):  # pytorch-fid's file lacks these counters, which nothing uses

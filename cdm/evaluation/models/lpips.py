@@ -42,7 +42,7 @@ class Lpips:
     divided by their length over channels: the squared distance of `sqrt(w_c / places) a_c`.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, name: str = "") -> None:
         weights = read_weights(folder / BACKBONE)
         features = {
             name.removeprefix("features."): weight

@@ -1,0 +1,318 @@
+"""The measures that an evaluation can take, and the models that they look at pictures with: one record each.
+
+Whatever needs to know of a measure reads its record: the check of a params file, the search for its models before a
+run, its computation, and every table and plot that shows it. Another measure is another record in `MEASURES`, and the
+function that it names. Functions and classes are named as "module:name" and imported when they are used (`load`), so
+that this module needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from operator import attrgetter
+from typing import Any, Literal
+
+from cdm.errors import CdmError
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number that is measured of a sample set: its key in metrics/quality.json, and how tables and plots show it."""
+
+    key: str
+    title: str
+    better: Literal["low", "high", None] = None
+    """Which values are good; None: those of the reference, neither more nor less."""
+    meaning: str = ""
+    """What it says, for a reader of the report."""
+    decimals: int = 3
+    """Behind the point, in the tables that compare methods."""
+    percent: bool = False
+    """Whether it is a share that reads well in per cent."""
+
+    @property
+    def arrow(self) -> str:
+        """Which way is better: ↓, ↑ or nothing."""
+        return {"low": "↓", "high": "↑", None: ""}[self.better]
+
+
+@dataclass(frozen=True)
+class MetricModel:
+    """A model that measures: a field of the section `evaluate.models` says where it is."""
+
+    key: str
+    """The name of that field."""
+    title: str
+    """What the report calls it."""
+    loader: str
+    """Makes it from its file or folder (Path), a torch device, and the name that the report shows (str)."""
+    files: tuple[str, ...] = ()
+    """What its folder must hold, as patterns; empty where the model is one file of weights."""
+    command: str | None = None
+    """Gets it in the form that is read here; None where it comes from a hub as it is."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure that `evaluate.metrics` can choose."""
+
+    name: str
+    kind: Literal["distance", "variety", "score", "pairs"]
+    """What it is computed from, and so what `compute` is called with:
+
+    distance  the features of a set and of the reference: compute(ours, theirs, neighbours), of two
+              cdm.evaluation.feature_sets.FeatureSet and `evaluate.neighbours`, returns a value for each quantity
+    variety   the features of a set alone: compute(features), of a float64 matrix (pictures, features), returns a value;
+              the first quantity is that of all pictures, the second the mean of those of each prompt
+    score     each picture and its prompt: compute(*models) returns a cdm.evaluation.models.base.PictureScorer, whose
+              mean is the quantity
+    pairs     the pictures of one prompt: compute(model, pictures) returns a value, whose mean is the quantity
+    """
+    models: tuple[str, ...]
+    """Keys of the models that it needs; the features of a distance or variety are those of the first."""
+    compute: str
+    quantities: tuple[Quantity, ...]
+    uses_neighbours: bool = False
+    """Whether it looks at nearest neighbours, of which small sets have too few."""
+
+
+def load(name: str) -> Any:
+    """The function or class that "module:name" names; its module is imported."""
+    module, _, attribute = name.partition(":")
+    return attrgetter(attribute)(import_module(module))
+
+
+_PICTURES = ("config.json", "preprocessor_config.json", "*.safetensors")
+_PICTURES_AND_TEXTS = (*_PICTURES, "vocab.json", "merges.txt")
+_MODELS = (
+    MetricModel("clip", "CLIP", "cdm.evaluation.models.clip:Clip", _PICTURES_AND_TEXTS),
+    MetricModel("dinov2", "DINOv2", "cdm.evaluation.models.dinov2:Dinov2Features", _PICTURES),
+    MetricModel("pick_score", "PickScore", "cdm.evaluation.models.clip:Clip", _PICTURES_AND_TEXTS),
+    MetricModel(
+        "hps",
+        "HPS v2",
+        "cdm.evaluation.models.clip:Clip",
+        _PICTURES_AND_TEXTS,
+        "hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir . && hf download"
+        " laion/CLIP-ViT-H-14-laion2B-s32B-b79K --include '*.json' --include '*.txt' --local-dir hps-base"
+        " && python scorers/convert_hps.py HPS_v2.1_compressed.pt hps-base hps",
+    ),
+    MetricModel(
+        "inception",
+        "InceptionV3",
+        "cdm.evaluation.models.inception:InceptionFeatures",
+        command="curl -LO https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+        "weights-inception-2015-12-05-6726825d.pth",
+    ),
+    MetricModel(
+        "aesthetic",
+        "the aesthetic head",
+        "cdm.evaluation.models.clip:AestheticHead",
+        command="curl -LO https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
+        "sac+logos+ava1-l14-linearMSE.pth",
+    ),
+    MetricModel(
+        "lpips",
+        "LPIPS",
+        "cdm.evaluation.models.lpips:Lpips",
+        ("alexnet-owt-7be5be79.pth", "alex.pth"),
+        "mkdir -p lpips && cd lpips && curl -LO https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+        " -LO https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth",
+    ),
+)
+MODELS: dict[str, MetricModel] = {model.key: model for model in _MODELS}
+"""By the key of `evaluate.models`."""
+
+
+_JUDGED = (
+    Quantity("evaluations", "Evaluations"),
+    Quantity(
+        "frechet_distance",
+        "Fréchet distance",
+        "low",
+        "how far what the pictures show is from the reference",
+        decimals=2,
+    ),
+    Quantity(
+        "style_distance",
+        "Style distance",
+        "low",
+        "the same for how they show it: blur, contrast, colour",
+        decimals=2,
+    ),
+    Quantity(
+        "attribute_accuracy",
+        "All attributes right",
+        "high",
+        "pictures that show everything that their prompt names",
+        percent=True,
+    ),
+    Quantity("precision", "Precision", "high", "samples that lie among the reference pictures"),
+    Quantity("recall", "Recall", "high", "reference pictures that lie among the samples"),
+    Quantity(
+        "diversity",
+        "Diversity",
+        None,
+        "mean distance of two pictures of a prompt; best where real ones are",
+        decimals=2,
+    ),
+    Quantity("density", "Density", None, "reference pictures around a sample; about 1 for perfect samples"),
+    Quantity("coverage", "Coverage", "high", "reference pictures with a sample in their neighbourhood"),
+    Quantity("kernel_distance", "Kernel distance", "low", "another distance; 0 on average for perfect samples"),
+    Quantity(
+        "frechet_to_teacher", "Fréchet to teacher", "low", "to the teacher's full-length samples, same noise"
+    ),
+    Quantity("style_to_teacher", "Style to teacher", "low", "the same for style"),
+)
+JUDGED: dict[str, Quantity] = {quantity.key: quantity for quantity in _JUDGED}
+"""What every evaluation measures (cdm.evaluation.quality), with the judge or on the pixels, by key."""
+HEADLINES = [JUDGED[key] for key in ("frechet_distance", "style_distance", "attribute_accuracy")]
+"""What a summary shows."""
+
+
+def _on_features(model: str, frechet: str, kernel: str) -> list[Measure]:
+    """The measures on the features of one model; `frechet` and `kernel` are the titles of its two distances."""
+    title = MODELS[model].title
+
+    def quantity(key: str, name: str, better: Literal["low", "high", None], meaning: str) -> Quantity:
+        return Quantity(f"{key}_{model}", name, better, f"{meaning}; features of {title}")
+
+    return [
+        Measure(
+            f"frechet_{model}",
+            "distance",
+            (model,),
+            "cdm.evaluation.feature_sets:frechet",
+            (quantity("frechet", frechet, "low", "Fréchet distance to the reference"),),
+        ),
+        Measure(
+            f"kernel_{model}",
+            "distance",
+            (model,),
+            "cdm.evaluation.feature_sets:kernel",
+            (
+                quantity(
+                    "kernel",
+                    kernel,
+                    "low",
+                    "kernel distance to the reference; 0 on average for perfect samples",
+                ),
+            ),
+        ),
+        Measure(
+            f"prdc_{model}",
+            "distance",
+            (model,),
+            "cdm.evaluation.feature_sets:manifold",
+            (
+                quantity(
+                    "precision",
+                    f"Precision, {title}",
+                    "high",
+                    "samples that lie among the reference pictures",
+                ),
+                quantity("recall", f"Recall, {title}", "high", "reference pictures that lie among the samples"),
+                quantity("density", f"Density, {title}", None, "reference pictures around a sample"),
+                quantity(
+                    "coverage",
+                    f"Coverage, {title}",
+                    "high",
+                    "reference pictures with a sample in their neighbourhood",
+                ),
+            ),
+            uses_neighbours=True,
+        ),
+        Measure(
+            f"vendi_{model}",
+            "variety",
+            (model,),
+            "cdm.evaluation.distances:vendi",
+            (
+                quantity("vendi", f"Vendi, {title}", None, "effective number of different pictures"),
+                quantity(
+                    "vendi_in_prompt",
+                    f"Vendi in a prompt, {title}",
+                    None,
+                    "the same of the pictures of one prompt",
+                ),
+            ),
+        ),
+    ]
+
+
+def _score(name: str, models: tuple[str, ...], compute: str, title: str, meaning: str) -> Measure:
+    quantity = Quantity(name, title, "high", meaning)
+    return Measure(name, "score", models, compute, (quantity,))
+
+
+_MEASURES = (
+    *_on_features("inception", "FID", "KID"),
+    *_on_features("dinov2", "FD, DINOv2", "KD, DINOv2"),
+    Measure(
+        "cmmd",
+        "distance",
+        ("clip",),
+        "cdm.evaluation.feature_sets:cmmd",
+        (Quantity("cmmd", "CMMD", "low", "kernel distance to the reference in CLIP's image embeddings"),),
+    ),
+    _score(
+        "clip_score",
+        ("clip",),
+        "cdm.evaluation.models.clip:clip_score",
+        "CLIPScore",
+        "how well a picture fits its prompt, as CLIP sees it",
+    ),
+    _score(
+        "pick_score",
+        ("pick_score",),
+        "cdm.evaluation.models.clip:pick_score",
+        "PickScore",
+        "which picture of a prompt people would pick, as a model has learnt it",
+    ),
+    _score(
+        "hps",
+        ("hps",),
+        "cdm.evaluation.models.clip:hps",
+        "HPS v2",
+        "the same, learnt from other people's choices",
+    ),
+    _score(
+        "aesthetic",
+        ("clip", "aesthetic"),
+        "cdm.evaluation.models.clip:Aesthetic",
+        "Aesthetic",
+        "how beautiful people would find the picture, whatever its prompt",
+    ),
+    Measure(
+        "lpips",
+        "pairs",
+        ("lpips",),
+        "cdm.evaluation.models.lpips:Lpips.mean_distance",
+        (
+            Quantity(
+                "lpips_diversity", "LPIPS diversity", None, "mean LPIPS distance of two pictures of one prompt"
+            ),
+        ),
+    ),
+)
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in _MEASURES}
+"""What `evaluate.metrics` can choose, by name."""
+
+
+def check_name(name: str) -> str:
+    """`name` if it is a measure's; raises CdmError with the known names."""
+    if name not in MEASURES:
+        raise CdmError(f"unknown measure {name!r} (known: {', '.join(MEASURES)})")
+    return name
+
+
+def chosen(names: Iterable[str]) -> list[Measure]:
+    """The measures of these names; raises CdmError with the known names."""
+    return [MEASURES[check_name(name)] for name in names]
+
+
+def quantities() -> dict[str, Quantity]:
+    """The quantities of all measures in `MEASURES`, by key."""
+    return {quantity.key: quantity for measure in MEASURES.values() for quantity in measure.quantities}
