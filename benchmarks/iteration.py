@@ -23,7 +23,7 @@ from benchmarks.counting import CountingNetworks
 from benchmarks.plain import PlainDistiller
 from cdm.families import get_family
 from cdm.params import Distill, Params, Schedule, load
-from cdm.planning.architectures import longcat_image, sd3_medium
+from cdm.planning.architecture import published
 from cdm.planning.plan import flops
 from cdm.training.distiller import Distiller
 from cdm.training.optim import Learner
@@ -31,6 +31,11 @@ from cdm.training.optim import Learner
 BATCH = 48
 EVERY = 2  # fake-score updates a student update, as the authors have it
 AUTHORS = Schedule(kind="dynamic", min_len=1, max_len=28, sigma_min=0.02, sigma_max=0.98)
+PUBLISHED = {
+    "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "longcat": "meituan-longcat/LongCat-Image",
+}
+"""Architectures that are counted on meta tensors, by family."""
 
 
 class World:
@@ -177,7 +182,8 @@ def main(
             f"  the miniature, measured: FLOPs {small_plain.flops / small.flops:.2f}x fewer,"
             f" time {small_plain.seconds / small.seconds:.2f}x less ({1000 * small.seconds:.0f} ms an iteration)"
         )
-        for architecture in (sd3_medium(), longcat_image()):
+        for family, source in PUBLISHED.items():
+            architecture = published(get_family(family), source)
             forward, both = flops(architecture)
             total, total_plain = (c.forwards * forward + c.with_graph * both for c in (ours, plain))
             print(

@@ -22,8 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from cdm.families import get_family
 from cdm.params import Params, load, parse
-from cdm.planning.architectures import Architecture, find
-from cdm.planning.plan import MemoryPlanner
+from cdm.planning.architecture import Architecture, find
+from cdm.planning.memory import MemoryPlanner
 from cdm.training.distiller import Distiller
 from cdm.training.networks import FullNetworks, LoraNetworks, Networks
 from cdm.training.state import TrainingState
@@ -65,7 +65,7 @@ def rounds(params: Params, architecture: Architecture, count: int = 2) -> None:
     inputs = {
         name: torch.randn_like(value)
         for name, value in architecture.inputs(1).items()
-        if name in architecture.conditioning
+        if name in architecture.text_shapes
     }
     distiller = Distiller(
         networks,
@@ -90,7 +90,7 @@ def measure(params: Params, how: str) -> int:
     """Bytes at the peak of `rounds` in this process, by the `allocated` or the `resident` measure."""
     architecture = find(params.teacher, params.prompts.max_sequence_length)
     if how == "resident":
-        architecture.parameters()  # loads the libraries
+        architecture.family.count_parameters(architecture.configs)  # loads the libraries
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         rounds(params, architecture)
         return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

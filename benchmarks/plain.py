@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cdm.families.base import expand_to_batch
 from cdm.flow import euler_step
 from cdm.losses import direction_loss, guidance_direction, matching_direction
 from cdm.randomness import Draws
@@ -58,7 +59,7 @@ class PlainDistiller(Distiller):
             self.predict(anchor, with_graph=True)
             x0 = anchor.x0
             _, at_ca, _ = self.renoise_at_anchor(anchor, x0.detach(), draws)
-            empty = {name: row.expand(len(x0), *row.shape[1:]) for name, row in self.empty.items()}
+            empty = expand_to_batch(self.empty, len(x0))
             x0_cond = self.ask("teacher", [at_ca.query(anchor.conditioning)])[0]
             x0_uncond = self.ask("teacher", [at_ca.query(empty)])[0]
             terms["ca"] = direction_loss(x0, guidance_direction(x0, x0_cond, x0_uncond, losses.ca.scale))

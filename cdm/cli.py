@@ -147,8 +147,9 @@ def plan(
 ) -> None:
     """Say what the training of FILE will take: memory, FLOPs, disk and time. Needs no weights and no GPU."""
     from cdm.params import load
-    from cdm.planning.architectures import find
-    from cdm.planning.plan import make_plan, stored_prompts, table
+    from cdm.planning.architecture import find
+    from cdm.planning.plan import make_plan, stored_prompts
+    from cdm.planning.tables import table
 
     params = load(file)
     made = make_plan(
@@ -161,7 +162,9 @@ def plan(
         prompts=stored_prompts(params),
     )
     print(
-        json.dumps(made.as_dict(), indent=1) if as_json else "\n".join(table(made, params, flops, utilisation))
+        json.dumps(made.as_dict(), indent=1)
+        if as_json
+        else "\n".join(table(made, params.distill, flops, utilisation))
     )
 
 

@@ -18,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 from cdm.data.sampling import evaluations
 from cdm.errors import CdmError
 from cdm.params import Count, Params, Positive, Rate, Section, load, parse
-from cdm.planning.plan import first_share, forwards_of_round
+from cdm.planning.forwards import first_share, forwards_of_round
 
 PARAMS = Path("comparison/params.yaml")
 CELLS = Path("comparison/cells")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, family_names, family_of_pipeline, get_family
+from cdm.families.base import expand_to_batch
 from cdm.flow import inference_sigmas
 from cdm.params import Lora
 from cdm.rollout import integrate
@@ -94,10 +95,6 @@ def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
     return cases(request.param)
 
 
-def expanded(empty: Conditioning) -> Conditioning:
-    return {name: tensor.expand(2, *tensor.shape[1:]) for name, tensor in empty.items()}
-
-
 def test_there_is_a_tiny_pipeline_of_each_family() -> None:
     assert {name.removesuffix("_t5") for name in BUILDERS} == set(family_names())
     for name in family_names():
@@ -113,7 +110,7 @@ def test_a_family_is_imported_when_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_velocity_steps_equal_the_pipeline(case: Case, guidance_scale: float) -> None:
-    conditioning, empty = case.encode(PROMPTS), expanded(case.encode([""]))
+    conditioning, empty = case.encode(PROMPTS), expand_to_batch(case.encode([""]), 2)
     transformer = case.family.load_transformer(case.folder)
 
     def velocity(x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

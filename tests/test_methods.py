@@ -29,7 +29,7 @@ from cdm.losses import (
     state_score_loss,
 )
 from cdm.params import Losses, Schedule, load
-from cdm.planning import plan
+from cdm.planning import forwards
 from cdm.training.distiller import Distiller
 from cdm.training.points import Anchor
 from tests.engine import DIMENSIONS, build, distill_settings
@@ -439,7 +439,7 @@ def test_the_plan_counts_the_forwards_of_every_method(
     distill = distill_settings(rollouts=rollouts, batch_size=24, losses=losses(**terms))
     distiller, networks = build(distill=distill, schedule=schedule, micro_batch=24 // parts)
     distiller.round(0)
-    planned = plan.forwards_of_round(distill, schedule, 2.0, parts=parts)
+    planned = forwards.forwards_of_round(distill, schedule, 2.0, parts=parts)
     with_graph = sum(count for key, count in networks.samples.items() if key.endswith("+graph")) / 24
     assert with_graph == planned.with_graph
     plain = networks.samples.total() / 24 - with_graph

@@ -14,7 +14,7 @@ from cdm.data import prompts
 from cdm.errors import CdmError
 from cdm.models import hub
 from cdm.params import Optimiser, Params
-from cdm.planning import plan
+from cdm.planning import memory
 from cdm.preflight import check_paths
 from cdm.training.optim import Learner, fits_8bit, messages
 from cdm.training.state import TrainingState
@@ -163,10 +163,12 @@ class TestEightBit:
 
         state = saved[0].student.state()
         assert any(value.dtype == torch.uint8 for value in state.values())
-        from cdm.planning import architectures
+        from cdm.planning import architecture
 
-        size = plan.sizes(architectures.find(params.teacher, 0))
-        assert sum(value.nbytes for value in state.values()) == plan.optimiser_bytes(
+        size = memory.sizes(architecture.find(params.teacher, 0))
+        assert sum(value.nbytes for value in state.values()) == memory.optimiser_bytes(
             size, params.distill.student
         )
-        assert plan.optimiser_bytes(size, params.distill.student) < plan.optimiser_bytes(size, Optimiser(lr=1))
+        assert memory.optimiser_bytes(size, params.distill.student) < memory.optimiser_bytes(
+            size, Optimiser(lr=1)
+        )

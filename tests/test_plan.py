@@ -13,16 +13,20 @@ import huggingface_hub
 import pytest
 import torch
 from ruamel.yaml import YAML
+from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import iteration, memory
+from benchmarks import iteration
+from benchmarks.memory import measure
 from cdm import cli
 from cdm.errors import CdmError
-from cdm.families import get_family
+from cdm.families import family_names, get_family
 from cdm.models import hub
 from cdm.params import Lora, Optimiser, Params, Schedule, parse
-from cdm.planning import architectures, plan
-from cdm.planning.architectures import Architecture
+from cdm.planning import architecture, forwards, memory, plan, tables
+from cdm.planning.architecture import Architecture
 from cdm.planning.footprint import Footprint, Network
 from cdm.randomness import Draws
 from cdm.schedule import draw_rollouts
@@ -31,7 +35,7 @@ from cdm.training.distiller import Distiller
 from cdm.training.networks import FullNetworks, LoraNetworks
 from cdm.training.state import TrainingState
 from tests.engine import build, distill_settings
-from tests.tiny_pipelines import PROMPTS, RESOLUTION, TEXT_TOKENS
+from tests.tiny_pipelines import BUILDERS, PROMPTS, RESOLUTION, TEXT_TOKENS
 
 DYNAMIC = Schedule(kind="dynamic", min_len=2, max_len=6, sigma_min=0.1, sigma_max=0.9)
 FIXED = Schedule(kind="fixed", min_len=1, max_len=1, sigma_min=0.02, sigma_max=0.98)
@@ -47,32 +51,32 @@ def changed(params: Params, **sections: dict[str, Any]) -> Params:
 
 @pytest.fixture
 def tiny(tiny_params: Params) -> Architecture:
-    return architectures.find(tiny_params.teacher, tiny_params.prompts.max_sequence_length)
+    return architecture.find(tiny_params.teacher, tiny_params.prompts.max_sequence_length)
 
 
 # Architectures
 
 
+def count_stored(folder: Path) -> int:
+    """Numbers in the safetensors files of a model, its constants included."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
+
+
 def test_a_folder_is_planned_from_its_configs(tiny: Architecture, tiny_sd3: Path) -> None:
-    size = plan.sizes(tiny)
-    assert size.stored == hub.count_parameters(tiny_sd3 / "transformer")
-    assert tiny.parameters() == size.learning == size.stored - 8 * 8 * 16  # the position embedding is constant
-    encoders = [tiny_sd3 / "text_encoder", tiny_sd3 / "text_encoder_2"]
-    assert tiny.encoder_parameters == sum(map(hub.count_parameters, encoders))
+    size = memory.sizes(tiny)
+    assert size.stored == count_stored(tiny_sd3 / "transformer")
+    assert size.learning == size.stored - 8 * 8 * 16  # the position embedding is constant
+    assert size.learning == hub.describe("sd3", str(tiny_sd3), None).parameters
+    assert tiny.encoder_parameters == sum(map(count_stored, tiny_sd3.glob("text_encoder*")))
     assert tiny.shift == 3.0
     assert tiny.conditioning_bytes() == 4 * (8 * 64 + 64)  # 8 tokens and the pooled text, 64 wide
 
 
-def test_sd3_medium_is_known_without_its_files(tiny_params: Params) -> None:
-    teacher = tiny_params.teacher.model_copy(
-        update={"source": "stabilityai/stable-diffusion-3-medium-diffusers"}
-    )
-    known = architectures.find(teacher, 256)
-    assert known.parameters() == 2_028_328_000
-    assert known.conditioning_bytes() == 4 * ((77 + 256) * 4096 + 2048)
-
-
-@pytest.mark.parametrize("name", ["sd3_t5", "longcat", "flux"])
+@pytest.mark.parametrize("name", BUILDERS)
 def test_a_family_is_planned_as_its_pipeline_is(
     name: str, tiny_params: Params, tiny_pipeline: Callable[[str], Path]
 ) -> None:
@@ -81,57 +85,90 @@ def test_a_family_is_planned_as_its_pipeline_is(
     teacher = tiny_params.teacher.model_copy(
         update={"family": family.name, "source": str(folder), "resolution": RESOLUTION}
     )
-    planned = architectures.find(teacher, tokens)
-    assert plan.sizes(planned).stored == hub.count_parameters(folder / "transformer")
-    assert planned.encoder_parameters == sum(map(hub.count_parameters, folder.glob("text_encoder*")))
+    planned = architecture.find(teacher, tokens)
+    assert memory.sizes(planned).stored == count_stored(folder / "transformer")
+    assert planned.encoder_parameters == sum(map(count_stored, folder.glob("text_encoder*")))
+    assert planned.latent_shape == family.latent_shape(folder, RESOLUTION)
     assert planned.shift == family.shift(folder, RESOLUTION)
-    pipeline = family.load_pipeline(folder, image=False)
-    conditioning = family.encode(pipeline, PROMPTS, tokens)
-    with torch.device("meta"):
-        inputs, model = planned.inputs(2), planned.build()
-    assert {name: value.shape for name, value in inputs.items() if name in planned.conditioning} == {
-        name: value.shape for name, value in conditioning.items()
-    }
-    pixels = torch.Size(family.latent_shape(folder, RESOLUTION)).numel()
-    assert planned.velocity(model, inputs).numel() == 2 * pixels
+    conditioning = family.encode(family.load_pipeline(folder, image=False), PROMPTS, tokens)
+    assert planned.text_shapes == {name: tuple(value.shape[1:]) for name, value in conditioning.items()}
+    assert 2 * planned.conditioning_bytes() == sum(value.nbytes for value in conditioning.values())
 
 
-def test_published_models_are_known_without_their_files(tiny_params: Params) -> None:
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_plan_counts_what_a_real_forward_makes(
+    name: str, tiny_params: Params, tiny_pipeline: Callable[[str], Path]
+) -> None:
+    """Fake tensors hold as much as real ones, and meta tensors take as many FLOPs, in every family."""
+    folder, family = tiny_pipeline(name), get_family(name.removesuffix("_t5"))
+    update = {"family": family.name, "source": str(folder), "resolution": RESOLUTION}
+    planned = architecture.find(tiny_params.teacher.model_copy(update=update), TEXT_TOKENS[name])
+    model = family.load_transformer(folder)
+    inputs = {name: torch.rand_like(value) for name, value in planned.inputs(2).items()}
+    # Torch's counter knows no kernel of attention on the CPU but the plain one.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        assert planned.velocity(model, inputs).shape == (2, *planned.latent_shape)
+    assert counter.get_total_flops() == 2 * plan.flops(planned)[0]
+    network = Network.of(planned)
+    assert network.forward(2).held == 4 * 2 * math.prod(planned.latent_shape)
+    held = network.update(1, 2).held
+    assert 0 < network.update(1, 2, checkpointing=True).held < held
+
+
+SOURCES = [(family, source) for family in family_names() for source in get_family(family).published]
+BILLIONS = {
+    "stabilityai/stable-diffusion-3-medium-diffusers": 2.03,
+    "stabilityai/stable-diffusion-3.5-medium": 2.24,  # 2.47 with its positions, which do not learn
+    "stabilityai/stable-diffusion-3.5-large": 8.06,
+    "black-forest-labs/FLUX.1-dev": 11.9,
+    "black-forest-labs/FLUX.1-schnell": 11.9,
+    "meituan-longcat/LongCat-Image": 6.2,
+    "Qwen/Qwen-Image": 20.4,
+    "Tongyi-MAI/Z-Image": 6.15,
+    "Tongyi-MAI/Z-Image-Turbo": 6.15,
+}
+"""Parameters of the transformer, as the authors of the models have published them."""
+
+
+@pytest.mark.parametrize(("family", "source"), SOURCES, ids=lambda value: value.split("/")[-1])
+def test_a_published_model_is_known_without_its_files(family: str, source: str, tiny_params: Params) -> None:
+    teacher = tiny_params.teacher.model_copy(update={"family": family, "source": source})
+    known = architecture.find(teacher, 128)
+    assert known.family.count_parameters(known.configs) == pytest.approx(1e9 * BILLIONS[source], rel=0.03)
+    assert known.latent_shape == (16, 128, 128)
+    assert known.name == f"{source}, 1024 x 1024"
+
+
+def test_published_configs_say_shift_and_text(tiny_params: Params) -> None:
     def known(family: str, source: str, **update: Any) -> Architecture:
         named = {"family": family, "source": source, **update}
-        return architectures.find(tiny_params.teacher.model_copy(update=named), 512)
+        return architecture.find(tiny_params.teacher.model_copy(update=named), 256)
 
+    medium = known("sd3", "stabilityai/stable-diffusion-3-medium-diffusers")
+    assert medium.conditioning_bytes() == 4 * ((77 + 256) * 4096 + 2048)
     flux = known("flux", "black-forest-labs/FLUX.1-dev")
-    assert flux.parameters() == 11_901_408_320
     assert flux.shift == pytest.approx(math.exp(1.15))
-    assert flux.inputs(1)["hidden_states"].shape == (1, 4096, 64)
     smaller = known("flux", "black-forest-labs/FLUX.1-dev", resolution=512)
     assert smaller.shift == pytest.approx(math.exp(0.5 + 0.65 * 768 / 3840))
-    assert smaller.inputs(1)["hidden_states"].shape == (1, 1024, 64)
-    longcat = known("longcat", "meituan-longcat/LongCat-Image")
-    assert longcat.conditioning_bytes() == 4 * 512 * 3584
-
-
-def test_a_family_that_cannot_be_planned_is_a_line(
-    tiny_params: Params, tiny_pipeline: Callable[[str], Path]
-) -> None:
-    update = {"family": "z_image", "source": str(tiny_pipeline("z_image"))}
-    with pytest.raises(
-        CdmError, match=r"^teacher.family: z_image cannot be planned \(only sd3, longcat, flux can\)$"
-    ):
-        architectures.find(tiny_params.teacher.model_copy(update=update), 32)
+    assert smaller.latent_shape == (16, 64, 64)
+    qwen = known("qwen_image", "Qwen/Qwen-Image")
+    assert qwen.conditioning_bytes() == 256 * (4 * 3584 + 1)  # a byte of mask for each token
+    assert known("z_image", "Tongyi-MAI/Z-Image").shift == 6.0
 
 
 def test_a_hub_model_is_found_in_the_cache_and_else_refused(
     tiny_params: Params, tiny_sd3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = tiny_params.teacher.model_copy(update={"source": "somebody/their-model"})
-    with pytest.raises(CdmError, match="somebody/their-model is not on this disk, and not known without it"):
-        architectures.find(teacher, 0)
+    message = (
+        r"their-model is not on this disk, and not known without it \(of the family sd3, stabilityai/.* are\)"
+    )
+    with pytest.raises(CdmError, match=message):
+        architecture.find(teacher, 0)
     monkeypatch.setattr(
         huggingface_hub, "try_to_load_from_cache", lambda _, name, **options: str(tiny_sd3 / name)
     )
-    assert architectures.find(teacher, 0).conditioning_bytes() == 4 * (8 * 64 + 64)
+    assert architecture.find(teacher, 0).conditioning_bytes() == 4 * (8 * 64 + 64)
 
 
 # Activations
@@ -205,7 +242,7 @@ def test_held_activations_are_the_saved_tensors(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(**inputs, return_dict=False)[0]
+        output = tiny.velocity(model, inputs)
     total = sum(t.untyped_storage().nbytes() for key, t in saved.items() if key not in known)
     held = Network.of(tiny).update(1, 3, checkpointing=checkpointing).held
     assert held == pytest.approx(total + output.untyped_storage().nbytes(), rel=0.01)
@@ -255,7 +292,7 @@ def test_forwards_are_those_of_the_engine(
     counted = iteration.count(Distiller, schedule, rollouts, 20, micro_batch, **changes)
     distill = distill_settings(rollouts=rollouts, **changes)
     parts = iteration.BATCH // (micro_batch or iteration.BATCH)
-    planned = plan.forwards_of_round(distill, schedule, SHIFT, parts=parts)
+    planned = forwards.forwards_of_round(distill, schedule, SHIFT, parts=parts)
     assert planned.with_graph / distill.student_every == pytest.approx(counted.with_graph)
     random = 0.5 if schedule.max_len > 6 else 0.14  # four standard errors of the anchors' depth
     assert planned.plain / distill.student_every == pytest.approx(counted.forwards, abs=random)
@@ -266,7 +303,7 @@ def test_forwards_of_a_round_of_the_fake_score_alone(rollouts: str) -> None:
     distill = distill_settings(rollouts=rollouts, fake_only=2, batch_size=400)
     distiller, networks = build(distill=distill, schedule=FIXED)
     distiller.round(0)
-    planned = plan.forwards_of_round(distill, FIXED, SHIFT, learns=False)
+    planned = forwards.forwards_of_round(distill, FIXED, SHIFT, learns=False)
     assert networks.samples["fake+graph"] / 400 == planned.with_graph
     assert networks.samples["student"] / 400 == pytest.approx(planned.plain, abs=0.3)
 
@@ -286,12 +323,12 @@ def test_mean_anchor_is_that_of_the_schedules(kind: str, shift: float, spacing: 
         }
     )
     rollouts = draw_rollouts(schedule, shift, Draws(0, 0, range(2000), torch.device("cpu")))
-    assert plan.mean_anchor_sigma(schedule, shift) == pytest.approx(
+    assert forwards.mean_anchor_sigma(schedule, shift) == pytest.approx(
         float(rollouts.anchor_sigma.mean()), abs=0.03
     )
     depth = sum(rollouts.depth) / 2000
-    assert plan.mean_depth(schedule) == pytest.approx(depth, abs=0.12)
-    assert plan.first_share(schedule) == pytest.approx(rollouts.depth.count(0) / 2000, abs=0.04)
+    assert forwards.mean_depth(schedule) == pytest.approx(depth, abs=0.12)
+    assert forwards.first_share(schedule) == pytest.approx(rollouts.depth.count(0) / 2000, abs=0.04)
 
 
 # Memory and disk
@@ -316,10 +353,10 @@ def test_optimisers_and_files_have_the_planned_bytes(
 ) -> None:
     params = changed(tiny_params, distill={"lora": lora})
     run = engine_run(params, tiny_sd3)
-    size = plan.sizes(plan.as_learner(params.distill, tiny))
-    planned = plan.optimiser_bytes(size, params.distill.student)
+    size = memory.sizes(memory.as_learner(params.distill, tiny))
+    planned = memory.optimiser_bytes(size, params.distill.student)
     assert sum(value.nbytes for value in run.student.state().values()) == planned
-    disk = plan.plan_disk(params, tiny, size, prompts=10)
+    disk = plan.plan_disk(params.distill, "fp32", tiny, size, prompts=10)
     saved = run.checkpoint()
     tensors = [value for group in saved.tensors.values() for value in group.values()]
     assert sum(value.nbytes for value in tensors) == disk.checkpoint
@@ -330,7 +367,7 @@ def test_optimisers_and_files_have_the_planned_bytes(
     assert disk.checkpoint < files < 2 * disk.checkpoint  # headers, which a large model makes small
     run.networks.save_student(run.average, tiny_sd3, tmp_path / "student")
     weights = tmp_path / "student" / ("transformer" if lora is None else "")
-    assert disk.student == 4 * hub.count_parameters(weights)
+    assert disk.student == 4 * count_stored(weights)
 
 
 @pytest.mark.parametrize(
@@ -346,8 +383,8 @@ def test_planned_memory_is_what_the_engine_takes(
         schedule={"min_len": 1, "max_len": 2},
         runtime={"micro_batch": micro_batch},
     )
-    planned = plan.MemoryPlanner(params, tiny, 1, "none").plan(params.distill.gradient_checkpointing)
-    assert planned.peak == pytest.approx(memory.measure(params, "allocated"), rel=0.1)
+    planned = memory.MemoryPlanner(params, tiny, 1, "none").plan(params.distill.gradient_checkpointing)
+    assert planned.peak == pytest.approx(measure(params, "allocated"), rel=0.1)
 
 
 FLOAT32_STATES = Optimiser(lr=1e-3)
@@ -355,7 +392,7 @@ PROBE = {"every": 10, "track": "data/latents"}
 
 
 def test_8bit_states_take_a_quarter_of_those_that_fit() -> None:
-    size = plan.Sizes(
+    size = memory.Sizes(
         frozen=0,
         learning=1_000_000,
         tensors=10,
@@ -365,22 +402,24 @@ def test_8bit_states_take_a_quarter_of_those_that_fit() -> None:
         largest_block=(0, 0),
         outside=(0, 0),
     )
-    small = plan.optimiser_bytes(size, Optimiser(lr=1e-3, states="8bit"))
+    small = memory.optimiser_bytes(size, Optimiser(lr=1e-3, states="8bit"))
     assert small == 2 * 512_000 + 2 * 4 * 2_000 + 8 * 488_000 + 40
-    assert plan.optimiser_bytes(size, FLOAT32_STATES) == 8 * 1_000_000 + 40
+    assert memory.optimiser_bytes(size, FLOAT32_STATES) == 8 * 1_000_000 + 40
 
 
 def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) -> None:
     def planned(
-        processes: int = 1, sharding: plan.Sharding = "none", **sections: dict[str, Any]
-    ) -> plan.Memory:
+        processes: int = 1, sharding: memory.Sharding = "none", **sections: dict[str, Any]
+    ) -> memory.Memory:
         params = changed(tiny_params, **sections)
-        return plan.MemoryPlanner(params, tiny, processes, sharding).plan(params.distill.gradient_checkpointing)
+        return memory.MemoryPlanner(params, tiny, processes, sharding).plan(
+            params.distill.gradient_checkpointing
+        )
 
-    size, base = plan.sizes(tiny), planned()
+    size, base = memory.sizes(tiny), planned()
     network = 4 * size.learning
     assert base.kept["student"] == base.kept["teacher"] == network + 4 * size.buffers
-    assert base.kept["AdamW of student and fake score"] == 2 * plan.optimiser_bytes(size, FLOAT32_STATES)
+    assert base.kept["AdamW of student and fake score"] == 2 * memory.optimiser_bytes(size, FLOAT32_STATES)
     assert planned(distill={"precision": "bf16"}).kept["teacher"] == base.kept["teacher"] // 2
     assert (
         sum(planned(distill={"keep": "best", "probe": PROBE}).kept.values())
@@ -397,13 +436,13 @@ def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) ->
     assert two.activations == base.activations // 2
     sharded = planned(2, "fsdp")
     assert sharded.kept["moving average"] == network // 2
-    assert sharded.kept["AdamW of student and fake score"] == plan.optimiser_bytes(size, FLOAT32_STATES)
+    assert sharded.kept["AdamW of student and fake score"] == memory.optimiser_bytes(size, FLOAT32_STATES)
     assert sharded.moments["optimiser step"] == sharded.activations + network // 2
     half = {"precision": "bf16"}
     # Sharded weights come in bfloat16, so autocast's copies are not there, nor what float32 norms leave in float32.
     assert planned(2, "fsdp", distill=half).activations < planned(2, distill=half).activations - size.learning
     lora = planned(distill={"lora": {"rank": 3, "alpha": 6.0}})
-    adapter = 4 * plan.sizes(tiny.adapted(Lora(rank=3, alpha=6))).learning
+    adapter = 4 * memory.sizes(tiny.adapted(Lora(rank=3, alpha=6))).learning
     assert lora.kept["teacher, the base of all"] == base.kept["teacher"]
     assert lora.kept["adapters of student and fake score"] == 2 * adapter
     assert lora.moments["optimiser step"] == lora.activations + adapter
@@ -422,7 +461,7 @@ def test_a_run_adds_up(tiny: Architecture, tiny_params: Params) -> None:
     assert update == pytest.approx(3 * forward, rel=0.1)
     flops = 0.0
     for rounds, learns in ((10, False), (40, True)):
-        calls = plan.forwards_of_round(params.distill, params.schedule, 3.0, learns=learns)
+        calls = forwards.forwards_of_round(params.distill, params.schedule, 3.0, learns=learns)
         flops += rounds * 8 * (calls.plain * forward + calls.with_graph * update)
     assert made.compute.run_flops == pytest.approx(flops)
     assert made.compute.seconds == pytest.approx(flops / (2 * 1e9 * 0.5))
@@ -500,4 +539,4 @@ def test_the_command_refuses_in_a_line(
     [(999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (81.1e9, "81.1 GB"), (2e13, "20,000 GB")],
 )
 def test_sizes_are_readable(value: float, text: str) -> None:
-    assert plan._bytes(value) == text
+    assert tables._bytes(value) == text

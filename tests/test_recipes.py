@@ -12,7 +12,7 @@ from cdm.data.prompts import read_prompts
 from cdm.errors import CdmError
 from cdm.handover import recipes
 from cdm.params import load
-from cdm.planning import architectures, plan
+from cdm.planning import architecture, memory
 from cdm.preflight import check_paths
 from tests.test_cli import Command, command  # noqa: F401 - a fixture
 
@@ -108,8 +108,8 @@ def test_the_prompts_to_start_with_are_distinct_and_apart() -> None:
 @pytest.mark.parametrize("path", ONE_GPU, ids=lambda path: path.stem)
 def test_one_gpu_is_enough_and_the_comment_says_how_much(path: Path) -> None:
     params = load(path)
-    architecture = architectures.find(params.teacher, params.prompts.max_sequence_length)
-    peak = plan.MemoryPlanner(params, architecture, 1, "none").plan(params.distill.gradient_checkpointing).peak
+    found = architecture.find(params.teacher, params.prompts.max_sequence_length)
+    peak = memory.MemoryPlanner(params, found, 1, "none").plan(params.distill.gradient_checkpointing).peak
     card = int(re.search(r"(\d+)gb$", path.stem)[1]) * 2**30  # type: ignore[index]
     assert peak * WASTE + CONTEXT < card
     (recipe,) = (each for each in recipes.list_recipes(FOLDER) if each.path == path)

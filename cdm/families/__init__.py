@@ -8,15 +8,28 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
 
 from cdm.errors import CdmError
-from cdm.families.base import Conditioning, Family
+
+if TYPE_CHECKING:
+    from cdm.families.base import Conditioning, Family
 
 __all__ = ["Conditioning", "Family", "family_names", "family_of_pipeline", "get_family", "source_files"]
 
 _SHARED = ("base", "common")
 """Modules of this package that are no family."""
+
+if not TYPE_CHECKING:  # so that a type checker knows the two names that there are, and no others
+
+    def __getattr__(name: str) -> Any:
+        """`Conditioning` and `Family`, imported when they are asked for: with them comes torch, and what only names
+        families, such as the check of a params file, does not wait for it."""
+        if name in ("Conditioning", "Family"):
+            return getattr(import_module(f"{__name__}.base"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def family_names() -> list[str]:
@@ -49,4 +62,5 @@ def family_of_pipeline(class_name: str) -> Family:
 
 def source_files(family: Family) -> list[str]:
     """The files that hold a family's code, to tell whether two runs had the same."""
-    return [inspect.getfile(kind) for kind in type(family).__mro__ if kind is not object]
+    kinds = [kind for kind in type(family).__mro__ if kind.__module__.startswith(__name__)]
+    return [*map(inspect.getfile, kinds), str(Path(__file__).with_name("common.py"))]

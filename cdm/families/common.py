@@ -1,24 +1,26 @@
-"""What families have in common: folders and their configs, loading and saving, packing, and a loop that samples."""
+"""What families have in common: configs of a diffusers folder, loading, packing and positions, and schedulers."""
 
 from __future__ import annotations
 
 import json
-import math
-import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from cdm.errors import CdmError
-from cdm.families.base import Conditioning
 from cdm.system.progress import quieten_libraries
+
+if TYPE_CHECKING:
+    from cdm.families.base import Conditioning
 
 PATCH = 2
 """Latents on a side of an image token, in every architecture here."""
+INDEX = "model_index.json"
+"""The file of a diffusers folder that names the parts of its pipeline."""
+TRANSFORMER, AUTOENCODER = "transformer/config.json", "vae/config.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 TOKENS, MASK, POOLED = "encoder_hidden_states", "encoder_hidden_states_mask", "pooled_projections"
 """Names in a conditioning: of the text's tokens, of which of them are real, and of what stands for the whole text."""
@@ -27,166 +29,28 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_ATTENTION = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 """The same, for the text in a stream of its own."""
 
+Configs = Path | Mapping[str, Mapping[str, Any]]
+"""Where configs are read: a diffusers folder, or the contents of such files by their paths in one."""
 
-class DiffusersFamily(ABC):
-    """A family whose parts are diffusers': a subclass names them, and says what its transformer takes and returns."""
-
-    name: ClassVar[str]
-    pipeline_class_name: ClassVar[str]
-    transformer_class_name: ClassVar[str]
-    text_components: ClassVar[list[str]]
-    """Parts of the pipeline that only encode prompts."""
-    lora_targets: ClassVar[list[str]]
-    resolution: ClassVar[int] = 1024
-    """Pixels on a side of a picture, where nobody says otherwise."""
-
-    # Configs.
-
-    def latent_channels(self, source: Path) -> int:
-        """Channels of the latents: here, of the autoencoder."""
-        return int(read_config(source, "vae/config.json")["latent_channels"])
-
-    def pixels_per_latent(self, source: Path) -> int:
-        """Pixels on a side of one latent."""
-        return 2 ** (len(read_config(source, "vae/config.json")["block_out_channels"]) - 1)
-
-    def latent_shape(self, source: Path, resolution: int | None = None) -> tuple[int, ...]:
-        resolution = resolution or self.resolution
-        pixels = self.pixels_per_latent(source)
-        if resolution % (pixels * PATCH):
-            nearest = max(round(resolution / (pixels * PATCH)), 1) * pixels * PATCH
-            raise CdmError(
-                f"teacher.resolution is {resolution}, but this model draws multiples of {pixels * PATCH} pixels:"
-                f" use {nearest}"
-            )
-        return self.latent_channels(source), resolution // pixels, resolution // pixels
-
-    def shift(self, source: Path, resolution: int | None = None) -> float:
-        scheduler = read_config(source, SCHEDULER)
-        if not scheduler.get("use_dynamic_shifting"):
-            return float(scheduler.get("shift", 1.0))
-        mu = dynamic_shift(scheduler, self.latent_shape(source, resolution))
-        return mu if scheduler.get("time_shift_type") == "linear" else math.exp(mu)
-
-    # Loading and saving.
-
-    def left_out(self, source: Path, *, text: bool, image: bool, transformer: bool) -> list[str]:
-        """Parts of the pipeline that are not loaded."""
-        del source
-        parts = [] if text else list(self.text_components)
-        return parts + ([] if image else ["vae"]) + ([] if transformer else ["transformer"])
-
-    def load_pipeline(
-        self,
-        source: Path,
-        *,
-        text: bool = True,
-        image: bool = True,
-        transformer: bool = True,
-        dtype: torch.dtype | None = None,
-    ) -> Any:
-        left_out = self.left_out(source, text=text, image=image, transformer=transformer)
-        pipeline = load(self.pipeline_class_name, source, dtype, **dict.fromkeys(left_out))
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
-    def load_transformer(self, source: Path, dtype: torch.dtype | None = None) -> nn.Module:
-        transformer: nn.Module = load(self.transformer_class_name, source, dtype, subfolder="transformer")
-        return transformer.eval()
-
-    def save_student(self, transformer: nn.Module, source: Path, folder: Path) -> None:
-        shutil.rmtree(folder / "transformer", ignore_errors=True)
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("transformer", ".*"))
-        save: Any = transformer.save_pretrained  # of every diffusers model
-        save(folder / "transformer")
-        scheduler = read_config(folder, SCHEDULER)
-        if scheduler.get("shift_terminal") is not None:  # see `set_scheduler`
-            (folder / SCHEDULER).write_text(json.dumps(scheduler | {"shift_terminal": None}, indent=2) + "\n")
-
-    def save_lora(self, weights: dict[str, Tensor], config: dict[str, Any], folder: Path) -> None:
-        from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-        from safetensors.torch import save_file
-
-        # Not by diffusers' own writer: it puts two entries in random order, so that files differ from run to run.
-        metadata = json.dumps({f"transformer.{key}": value for key, value in config.items()}, sort_keys=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {f"transformer.{name}": value.contiguous() for name, value in weights.items()},
-            folder / LORA_WEIGHT_NAME_SAFE,
-            metadata={LORA_ADAPTER_METADATA_KEY: metadata},
-        )
-
-    def load_lora(self, pipeline: Any, folder: Path) -> None:
-        from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-
-        # Not by the pipeline's loader: some have none, and the others miss the text encoders where they are not loaded.
-        load_adapter = pipeline.transformer.load_lora_adapter
-        try:
-            load_adapter(folder, weight_name=LORA_WEIGHT_NAME_SAFE, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise CdmError(f"{folder}: cannot be loaded as a LoRA: {' '.join(str(error).split())}") from None
-
-    # Conditioning. Where no vector stands for a whole prompt, all its tokens do.
-
-    @abstractmethod
-    def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
-        """See `Family.encode`."""
-
-    def embedding_width(self, conditioning: Conditioning) -> int:
-        return conditioning.get(POOLED, conditioning[TOKENS]).shape[-1]
-
-    def add_embedding(self, conditioning: Conditioning, embedding: Tensor) -> Conditioning:
-        if POOLED in conditioning:
-            return conditioning | {POOLED: conditioning[POOLED] + embedding}
-        return conditioning | {TOKENS: conditioning[TOKENS] + embedding[:, None]}
-
-    # Sampling.
-
-    @abstractmethod
-    def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """See `Family.velocity`."""
-
-    def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-        return uncond + scale * (cond - uncond)
-
-    def sample(
-        self,
-        pipeline: Any,
-        noise: Tensor,
-        conditioning: Conditioning,
-        empty: Conditioning,
-        sigmas_unshifted: list[float],
-        guidance_scale: float,
-    ) -> Tensor:
-        scheduler = set_scheduler(pipeline.scheduler, noise.shape[1:], sigmas_unshifted, noise.device)
-        negative = {name: tensor.expand(len(noise), *tensor.shape[1:]) for name, tensor in empty.items()}
-        x = noise
-        with torch.no_grad():
-            for timestep in scheduler.timesteps:
-                sigma = (timestep / scheduler.config.num_train_timesteps).expand(len(x))
-                velocity = self.velocity(pipeline.transformer, x, sigma, conditioning)
-                if guidance_scale != 1:
-                    uncond = self.velocity(pipeline.transformer, x, sigma, negative)
-                    velocity = self.guide(velocity, uncond, guidance_scale)
-                x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
-        return x
-
-    def call_options(
-        self, source: Path, latent_shape: tuple[int, ...], max_sequence_length: int | None
-    ) -> dict[str, Any]:
-        height, width = (size * self.pixels_per_latent(source) for size in latent_shape[-2:])
-        return {"height": height, "width": width, "guidance_scale": 1.0}
-
-    def decode(self, pipeline: Any, latents: Tensor) -> Tensor:
-        vae = pipeline.vae
-        scaled = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-        with torch.no_grad():
-            images: Tensor = vae.decode(scaled, return_dict=False)[0]
-        return to_unit_range(images)
+T5_XXL, CLIP_L = 4_762_310_656, 123_060_480
+QWEN2_5_VL_7B = 8_292_166_656
+"""Parameters of text encoders that published models share; CLIP-L without its projection."""
+DYNAMIC_SHIFT: dict[str, Any] = {
+    "use_dynamic_shifting": True,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+}
+"""The scheduler of FLUX.1-dev and of the models after it, whose shift grows with the picture."""
+KL_AUTOENCODER = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
+"""The autoencoder of Stable Diffusion 3 and of FLUX.1, with a latent for 8 x 8 pixels."""
 
 
-def read_config(source: Path, name: str) -> dict[str, Any]:
-    """The JSON file `name` of a diffusers folder; raises CdmError if it cannot be read."""
+def read_config(source: Configs, name: str) -> dict[str, Any]:
+    """The JSON file `name` of a diffusers folder, or what is known of it; raises CdmError if it cannot be read."""
+    if isinstance(source, Mapping):
+        return dict(source[name])
     try:
         config: dict[str, Any] = json.loads((source / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -15,16 +15,23 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cdm.families.base import Conditioning, Family
+from cdm.families.base import Conditioning, Family, Published
 from cdm.families.common import (
     ATTENTION,
+    AUTOENCODER,
+    CLIP_L,
+    DYNAMIC_SHIFT,
+    KL_AUTOENCODER,
     POOLED,
+    SCHEDULER,
+    T5_XXL,
     TEXT_ATTENTION,
     TOKENS,
-    DiffusersFamily,
+    TRANSFORMER,
+    Configs,
     grid_positions,
     pack,
-    token_limit,
+    read_config,
     unpack,
 )
 
@@ -32,15 +39,42 @@ EMBEDDED_GUIDANCE = 3.5
 """The pipeline's default `guidance_scale`."""
 
 
-class Flux(DiffusersFamily):
+def _published(*, guidance_embeds: bool, scheduler: dict[str, Any]) -> Published:
+    """One of the two FLUX.1 models, which differ in their input for guidance and in their scheduler alone."""
+    transformer = {
+        "in_channels": 64,
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "guidance_embeds": guidance_embeds,
+    }
+    return Published(
+        {TRANSFORMER: transformer, SCHEDULER: scheduler, AUTOENCODER: KL_AUTOENCODER}, CLIP_L + T5_XXL
+    )
+
+
+class Flux(Family):
     name = "flux"
     pipeline_class_name = "FluxPipeline"
     transformer_class_name = "FluxTransformer2DModel"
     text_components: ClassVar = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]
     lora_targets: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
+    published: ClassVar = {
+        "black-forest-labs/FLUX.1-dev": _published(guidance_embeds=True, scheduler=DYNAMIC_SHIFT),
+        "black-forest-labs/FLUX.1-schnell": _published(guidance_embeds=False, scheduler={"shift": 1.0}),
+    }
+
+    def conditioning_shapes(
+        self, source: Configs, max_sequence_length: int | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        config, length = read_config(source, TRANSFORMER), self.text_tokens(max_sequence_length)
+        return {TOKENS: (length, config["joint_attention_dim"]), POOLED: (config["pooled_projection_dim"],)}
 
     def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
-        length = token_limit(max_sequence_length, default=512, most=512)
+        length = self.text_tokens(max_sequence_length)
         with torch.no_grad():
             tokens, pooled, _ = pipeline.encode_prompt(prompts, max_sequence_length=length)
         return {TOKENS: tokens, POOLED: pooled}
@@ -51,7 +85,7 @@ class Flux(DiffusersFamily):
         options = super().call_options(source, latent_shape, max_sequence_length)
         return options | {
             "guidance_scale": EMBEDDED_GUIDANCE,
-            "max_sequence_length": max_sequence_length or 512,
+            "max_sequence_length": max_sequence_length or self.default_tokens,
         }
 
     def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

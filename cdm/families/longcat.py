@@ -12,32 +12,62 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cdm.families.base import Conditioning, Family
+from cdm.families.base import Conditioning, Family, Published
 from cdm.families.common import (
     ATTENTION,
+    AUTOENCODER,
+    DYNAMIC_SHIFT,
+    KL_AUTOENCODER,
+    QWEN2_5_VL_7B,
+    SCHEDULER,
     TEXT_ATTENTION,
     TOKENS,
-    DiffusersFamily,
+    TRANSFORMER,
+    Configs,
     grid_positions,
     pack,
-    token_limit,
+    read_config,
     unpack,
 )
 
 
-class LongCatImage(DiffusersFamily):
+class LongCatImage(Family):
     name = "longcat"
     pipeline_class_name = "LongCatImagePipeline"
     transformer_class_name = "LongCatImageTransformer2DModel"
     text_components: ClassVar = ["text_encoder", "tokenizer"]
     lora_targets: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
+    published: ClassVar = {
+        "meituan-longcat/LongCat-Image": Published(
+            {
+                TRANSFORMER: {  # half the blocks of FLUX.1, which are the defaults of its class in diffusers
+                    "in_channels": 64,
+                    "num_layers": 10,
+                    "num_single_layers": 20,
+                    "attention_head_dim": 128,
+                    "num_attention_heads": 24,
+                    "joint_attention_dim": 3584,
+                    "pooled_projection_dim": 3584,
+                },
+                SCHEDULER: DYNAMIC_SHIFT,
+                AUTOENCODER: KL_AUTOENCODER,
+            },
+            QWEN2_5_VL_7B,
+        )
+    }
+
+    def conditioning_shapes(
+        self, source: Configs, max_sequence_length: int | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        width = read_config(source, TRANSFORMER)["joint_attention_dim"]
+        return {TOKENS: (self.text_tokens(max_sequence_length), width)}
 
     def left_out(self, source: Path, *, text: bool, image: bool, transformer: bool) -> list[str]:
         parts = super().left_out(source, text=text, image=image, transformer=transformer)
         return [*parts, "text_processor"]  # it only rewrites prompts
 
     def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
-        pipeline.tokenizer_max_length = token_limit(max_sequence_length, default=512, most=512)
+        pipeline.tokenizer_max_length = self.text_tokens(max_sequence_length)
         with torch.no_grad():
             tokens, _ = pipeline.encode_prompt(prompts)
         return {TOKENS: tokens}

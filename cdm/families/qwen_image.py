@@ -12,35 +12,65 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cdm.families.base import Conditioning, Family
+from cdm.families.base import Conditioning, Family, Published
 from cdm.families.common import (
     ATTENTION,
+    AUTOENCODER,
+    DYNAMIC_SHIFT,
+    MASK,
+    QWEN2_5_VL_7B,
+    SCHEDULER,
     TEXT_ATTENTION,
-    DiffusersFamily,
+    TOKENS,
+    TRANSFORMER,
+    Configs,
     pack,
     pad_tokens,
     read_config,
     to_unit_range,
-    token_limit,
     unpack,
 )
 
 
-class QwenImage(DiffusersFamily):
+class QwenImage(Family):
     name = "qwen_image"
     pipeline_class_name = "QwenImagePipeline"
     transformer_class_name = "QwenImageTransformer2DModel"
     text_components: ClassVar = ["text_encoder", "tokenizer"]
     lora_targets: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
+    most_tokens = 1024
+    published: ClassVar = {
+        "Qwen/Qwen-Image": Published(
+            {
+                TRANSFORMER: {
+                    "in_channels": 64,
+                    "out_channels": 16,
+                    "num_layers": 60,
+                    "attention_head_dim": 128,
+                    "num_attention_heads": 24,
+                    "joint_attention_dim": 3584,
+                },
+                SCHEDULER: DYNAMIC_SHIFT | {"max_image_seq_len": 8192, "max_shift": 0.9},
+                AUTOENCODER: {"z_dim": 16, "temperal_downsample": [False, True, True]},
+            },
+            QWEN2_5_VL_7B,
+        )
+    }
 
-    def latent_channels(self, source: Path) -> int:
-        return int(read_config(source, "vae/config.json")["z_dim"])
+    def latent_channels(self, source: Configs) -> int:
+        return int(read_config(source, AUTOENCODER)["z_dim"])
 
-    def pixels_per_latent(self, source: Path) -> int:
-        return 2 ** len(read_config(source, "vae/config.json")["temperal_downsample"])
+    def pixels_per_latent(self, source: Configs) -> int:
+        return 2 ** len(read_config(source, AUTOENCODER)["temperal_downsample"])
+
+    def conditioning_shapes(
+        self, source: Configs, max_sequence_length: int | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        config, length = read_config(source, TRANSFORMER), self.text_tokens(max_sequence_length)
+        return {TOKENS: (length, config["joint_attention_dim"]), MASK: (length,)}
 
     def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
-        length = token_limit(max_sequence_length, default=512, most=1024)
+        length = self.text_tokens(max_sequence_length)
         with torch.no_grad():
             tokens, mask = pipeline.encode_prompt(prompts, max_sequence_length=length)
         texts = (
@@ -55,7 +85,10 @@ class QwenImage(DiffusersFamily):
     ) -> dict[str, Any]:
         options = super().call_options(source, latent_shape, max_sequence_length)
         del options["guidance_scale"]  # of guidance-distilled models
-        return options | {"true_cfg_scale": 1.0, "max_sequence_length": max_sequence_length or 512}
+        return options | {
+            "true_cfg_scale": 1.0,
+            "max_sequence_length": max_sequence_length or self.default_tokens,
+        }
 
     def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         height, width = x.shape[-2:]

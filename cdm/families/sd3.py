@@ -9,11 +9,56 @@ import torch
 from torch import Tensor, nn
 
 from cdm.errors import CdmError
-from cdm.families.base import Conditioning, Family
-from cdm.families.common import ATTENTION, POOLED, TEXT_ATTENTION, TOKENS, DiffusersFamily, read_config
+from cdm.families.base import Conditioning, Family, Published, expand_to_batch
+from cdm.families.common import (
+    ATTENTION,
+    AUTOENCODER,
+    INDEX,
+    KL_AUTOENCODER,
+    POOLED,
+    SCHEDULER,
+    T5_XXL,
+    TEXT_ATTENTION,
+    TOKENS,
+    TRANSFORMER,
+    Configs,
+    read_config,
+)
+
+TOKENIZER = "tokenizer/tokenizer_config.json"
+CLIPS = 123_650_304 + 694_659_840
+"""Parameters of CLIP-L and of OpenCLIP-bigG, with their projections."""
 
 
-class StableDiffusion3(DiffusersFamily):
+def _published(blocks: int, **transformer: Any) -> Published:
+    """One of the published models: all have `blocks` blocks and as many heads of 64, the same text encoders and the
+    same shift."""
+    width = 64 * blocks
+    sizes: dict[str, Any] = {
+        "sample_size": 128,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": blocks,
+        "attention_head_dim": 64,
+        "num_attention_heads": blocks,
+        "joint_attention_dim": 4096,
+        "caption_projection_dim": width,
+        "pooled_projection_dim": 2048,
+    }
+    return Published(
+        {
+            INDEX: {"text_encoder_3": ["transformers", "T5EncoderModel"]},
+            TRANSFORMER: sizes | transformer,
+            SCHEDULER: {"shift": 3.0},
+            AUTOENCODER: KL_AUTOENCODER,
+            TOKENIZER: {"model_max_length": 77},
+        },
+        CLIPS + T5_XXL,
+    )
+
+
+class StableDiffusion3(Family):
     name = "sd3"
     pipeline_class_name = "StableDiffusion3Pipeline"
     transformer_class_name = "SD3Transformer2DModel"
@@ -21,9 +66,16 @@ class StableDiffusion3(DiffusersFamily):
         f"{kind}{suffix}" for suffix in ("", "_2", "_3") for kind in ("text_encoder", "tokenizer")
     ]
     lora_targets: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
+    published: ClassVar = {
+        "stabilityai/stable-diffusion-3-medium-diffusers": _published(24, pos_embed_max_size=192),
+        "stabilityai/stable-diffusion-3.5-medium": _published(
+            24, pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=range(13)
+        ),
+        "stabilityai/stable-diffusion-3.5-large": _published(38, pos_embed_max_size=192, qk_norm="rms_norm"),
+    }
 
     def left_out(self, source: Path, *, text: bool, image: bool, transformer: bool) -> list[str]:
-        index = read_config(source, "model_index.json")
+        index = read_config(source, INDEX)
         parts = [name for name in self.text_components if not text or not (index.get(name) or [None])[0]]
         if not image:
             parts.append("vae")
@@ -31,11 +83,11 @@ class StableDiffusion3(DiffusersFamily):
             parts.append("transformer")
         return parts
 
-    def latent_channels(self, source: Path) -> int:
-        return int(read_config(source, "transformer/config.json")["in_channels"])
+    def latent_channels(self, source: Configs) -> int:
+        return int(read_config(source, TRANSFORMER)["in_channels"])
 
-    def latent_shape(self, source: Path, resolution: int | None = None) -> tuple[int, ...]:
-        config = read_config(source, "transformer/config.json")
+    def latent_shape(self, source: Configs, resolution: int | None = None) -> tuple[int, ...]:
+        config = read_config(source, TRANSFORMER)
         if resolution is None:
             return config["in_channels"], config["sample_size"], config["sample_size"]
         shape = super().latent_shape(source, resolution)
@@ -49,6 +101,24 @@ class StableDiffusion3(DiffusersFamily):
     def default_length(with_t5: bool) -> int:
         """The pipeline's default, or none of the zeros that stand in for T5."""
         return 256 if with_t5 else 0
+
+    def default_length_of(self, source: Configs) -> int:
+        """The default for the pipeline in a folder."""
+        return self.default_length((read_config(source, INDEX).get("text_encoder_3") or [None])[0] is not None)
+
+    def conditioning_shapes(
+        self, source: Configs, max_sequence_length: int | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        if max_sequence_length is None:
+            max_sequence_length = self.default_length_of(source)
+        config, clip_tokens = (
+            read_config(source, TRANSFORMER),
+            read_config(source, TOKENIZER)["model_max_length"],
+        )
+        return {
+            TOKENS: (clip_tokens + max_sequence_length, config["joint_attention_dim"]),
+            POOLED: (config["pooled_projection_dim"],),
+        }
 
     def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
         if max_sequence_length is None:
@@ -69,8 +139,7 @@ class StableDiffusion3(DiffusersFamily):
         self, source: Path, latent_shape: tuple[int, ...], max_sequence_length: int | None
     ) -> dict[str, Any]:
         if max_sequence_length is None:
-            with_t5 = (read_config(source, "model_index.json").get("text_encoder_3") or [None])[0] is not None
-            max_sequence_length = self.default_length(with_t5)
+            max_sequence_length = self.default_length_of(source)
         options = super().call_options(source, latent_shape, max_sequence_length)
         return options | {"max_sequence_length": max_sequence_length}
 
@@ -87,7 +156,7 @@ class StableDiffusion3(DiffusersFamily):
         sigmas_unshifted: list[float],
         guidance_scale: float,
     ) -> Tensor:
-        negative = {name: tensor.expand(len(noise), *tensor.shape[1:]) for name, tensor in empty.items()}
+        negative = expand_to_batch(empty, len(noise))
         height, width = (size * pipeline.vae_scale_factor for size in noise.shape[-2:])
         latents: Tensor = pipeline(
             prompt_embeds=conditioning[TOKENS],

@@ -12,19 +12,61 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cdm.families.base import Conditioning, Family
-from cdm.families.common import ATTENTION, MASK, TOKENS, DiffusersFamily, pad_tokens, token_limit
+from cdm.families.base import Conditioning, Family, Published
+from cdm.families.common import (
+    ATTENTION,
+    AUTOENCODER,
+    KL_AUTOENCODER,
+    MASK,
+    SCHEDULER,
+    TOKENS,
+    TRANSFORMER,
+    Configs,
+    pad_tokens,
+    read_config,
+)
+
+QWEN3_4B = 4_022_468_096
+"""Parameters of the text encoder."""
 
 
-class ZImage(DiffusersFamily):
+def _published(shift: float) -> Published:
+    """One of the published models, which differ in their scheduler alone."""
+    transformer = {
+        "in_channels": 16,
+        "dim": 3840,
+        "n_layers": 30,
+        "n_refiner_layers": 2,
+        "n_heads": 30,
+        "n_kv_heads": 30,
+        "cap_feat_dim": 2560,
+        "axes_dims": [32, 48, 48],
+        "axes_lens": [1536, 512, 512],
+    }
+    return Published(
+        {TRANSFORMER: transformer, SCHEDULER: {"shift": shift}, AUTOENCODER: KL_AUTOENCODER}, QWEN3_4B
+    )
+
+
+class ZImage(Family):
     name = "z_image"
     pipeline_class_name = "ZImagePipeline"
     transformer_class_name = "ZImageTransformer2DModel"
     text_components: ClassVar = ["text_encoder", "tokenizer"]
     lora_targets: ClassVar = ATTENTION
+    published: ClassVar = {
+        "Tongyi-MAI/Z-Image": _published(shift=6.0),
+        "Tongyi-MAI/Z-Image-Turbo": _published(shift=3.0),
+    }
+
+    def conditioning_shapes(
+        self, source: Configs, max_sequence_length: int | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        length = self.text_tokens(max_sequence_length)
+        return {TOKENS: (length, read_config(source, TRANSFORMER)["cap_feat_dim"]), MASK: (length,)}
 
     def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
-        length = token_limit(max_sequence_length, default=512, most=512)
+        length = self.text_tokens(max_sequence_length)
         with torch.no_grad():
             texts, _ = pipeline.encode_prompt(
                 list(prompts), do_classifier_free_guidance=False, max_sequence_length=length
@@ -35,10 +77,15 @@ class ZImage(DiffusersFamily):
         self, source: Path, latent_shape: tuple[int, ...], max_sequence_length: int | None
     ) -> dict[str, Any]:
         options = super().call_options(source, latent_shape, max_sequence_length)
-        return options | {"guidance_scale": 0.0, "max_sequence_length": max_sequence_length or 512}
+        return options | {
+            "guidance_scale": 0.0,
+            "max_sequence_length": max_sequence_length or self.default_tokens,
+        }
 
     def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        texts = [text[real] for text, real in zip(conditioning[TOKENS], conditioning[MASK], strict=True)]
+        texts = list(conditioning[TOKENS])
+        if MASK in conditioning:
+            texts = [text[real] for text, real in zip(texts, conditioning[MASK], strict=True)]
         frames = list(x[:, :, None])  # pictures as videos of one frame
         return -torch.stack(transformer(frames, 1 - sigma, texts, return_dict=False)[0])[:, :, 0]
 

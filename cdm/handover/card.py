@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from ruamel.yaml import YAML
 
 from cdm.evaluation.measures import HEADLINES, JUDGED
-from cdm.families.common import SCHEDULER, read_config
+from cdm.families.common import INDEX, SCHEDULER, read_config
 from cdm.flow import inference_sigmas
 from cdm.models.hub import is_hub_id
 from cdm.models.student import Model
@@ -147,7 +146,7 @@ def _levels(steps: int) -> list[float]:
 def _loading(export: Export, teacher: str) -> str:
     """The lines of Python that make `pipeline`."""
     family = export.model.family
-    index = json.loads((export.model.base / "model_index.json").read_text(encoding="utf-8"))
+    index = read_config(export.model.base, INDEX)
     absent = [name for name, value in index.items() if isinstance(value, list) and value[0] is None]
     without = "".join(f", {name}=None" for name in absent)
     kind = family.pipeline_class_name

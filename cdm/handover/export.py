@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cdm.data.store import Store, StoreError, digest_of
 from cdm.errors import CdmError
+from cdm.families.common import INDEX, read_config
 from cdm.handover.card import Export, Layout, model_card
 from cdm.handover.drawing import Precision
 from cdm.models.hub import file_hashes
@@ -94,8 +95,7 @@ def _check_layout(student: Path, model: Model, layout: Layout) -> None:
 
 
 def _transformer_class(model: Model) -> str:
-    index = json.loads((model.base / "model_index.json").read_text(encoding="utf-8"))
-    return str(index["transformer"][1])
+    return str(read_config(model.base, INDEX)["transformer"][1])
 
 
 def _has_single_file_loader(kind: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from cdm.errors import CdmError
 from cdm.families import get_family
+from cdm.families.common import INDEX, read_config
 from cdm.system.progress import track
 
-INDEX = "model_index.json"
 SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 """Files that a pipeline is loaded from: configs, vocabularies and weights, but no pickles and no code."""
 LFS_POINTER = b"version https://git-lfs"
@@ -145,7 +144,7 @@ def describe(family: str, source: str, revision: str | None, resolution: int | N
         revision=resolved_revision(folder),
         latent_shape=list(model.latent_shape(folder, resolution)),
         shift=model.shift(folder, resolution),
-        parameters=count_parameters(folder / "transformer"),
+        parameters=model.count_parameters(folder),
         files=file_hashes(folder),
     )
 
@@ -153,8 +152,8 @@ def describe(family: str, source: str, revision: str | None, resolution: int | N
 def pipeline_class(folder: Path) -> str:
     """Name of the diffusers pipeline that a folder holds."""
     try:
-        return str(json.loads((folder / INDEX).read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_config(folder, INDEX)["_class_name"])
+    except (KeyError, TypeError):
         raise CdmError(f"{folder / INDEX}: does not name a diffusers pipeline") from None
 
 
@@ -168,7 +167,7 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 def check_files(folder: Path) -> None:
     """CdmError that names the part of a pipeline, or the file of its weights, that is missing or damaged."""
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index = read_config(folder, INDEX)
     parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
     for part in parts:
         if not (folder / part).is_dir():
@@ -196,11 +195,6 @@ def _check_shards(index: Path) -> None:
 def _weights(folder: Path) -> list[Path]:
     """The safetensors files of a part that are loaded."""
     return [path for path in sorted(folder.glob("*.safetensors")) if "fp16" not in path.name]
-
-
-def count_parameters(folder: Path) -> int:
-    """Number of parameters in the safetensors files of a model, from their headers."""
-    return sum(math.prod(shape) for path in _weights(folder) for shape in _shapes(path))
 
 
 def _shapes(path: Path) -> list[list[int]]:

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cdm.planning.architectures import Architecture
+from cdm.planning.architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,14 @@ class Network:
             inputs = self._inputs(batch)
             parameters = list(self.model.parameters())
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            known = [*parameters, *gradients, *self.model.buffers(), *inputs.values()]
+            constants = [*self.model.buffers(), *_unregistered(self.model)]
+            known = [*parameters, *gradients, *constants, *inputs.values()]
             live = stack.enter_context(LiveBytes(known))
             yield live, run
 
 
 def _make_fake(model: nn.Module, *, frozen: torch.dtype, learning: torch.dtype) -> None:
-    """Puts fake tensors on the CPU in the place of a meta model's parameters and buffers."""
+    """Puts fake tensors on the CPU in the place of a meta model's parameters and constants."""
     buffers = torch.float32 if all(parameter.requires_grad for parameter in model.parameters()) else frozen
     for module in model.modules():
         for name, value in list(module.named_parameters(recurse=False)):
@@ -157,6 +158,14 @@ def _make_fake(model: nn.Module, *, frozen: torch.dtype, learning: torch.dtype) 
         for name, buffer in list(module.named_buffers(recurse=False)):
             dtype = buffers if buffer.is_floating_point() else buffer.dtype
             setattr(module, name, torch.empty(buffer.shape, dtype=dtype))
+        for name, constant in list(vars(module).items()):
+            if isinstance(constant, Tensor):
+                setattr(module, name, torch.empty(constant.shape, dtype=constant.dtype))
+
+
+def _unregistered(model: nn.Module) -> list[Tensor]:
+    """Constants that a model keeps as plain attributes, such as Qwen-Image's complex rotations."""
+    return [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
 
 
 def _normalise_in_float32(model: nn.Module) -> None:

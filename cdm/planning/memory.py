@@ -1,0 +1,208 @@
+"""Memory of a training process: sizes of what is kept are exact, activations are counted on fake tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from cdm.errors import CdmError
+from cdm.params import Distill, Optimiser, Params
+from cdm.planning.architecture import ENCODED, FLOAT32, Architecture
+from cdm.planning.footprint import Footprint, Network
+from cdm.planning.forwards import keeps_graph, unshared_samples
+from cdm.training.optim import BLOCK, MESSAGE, fits_8bit
+from cdm.training.sharding import blocks_of
+
+Sharding = Literal["none", "fsdp"]
+"""none: each process holds all networks; fsdp: FSDP2 spreads them over the processes."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a transformer."""
+
+    frozen: int
+    """Parameters that do not learn."""
+    learning: int
+    """Parameters that do."""
+    tensors: int
+    """Matrices and vectors that learn, each with a step count in the optimiser."""
+    in_8bit: int
+    """Parameters that learn whose moments can be kept in 8 bits."""
+    buffers: int
+    """Elements of constants, such as position embeddings."""
+    stored: int
+    """Elements in its file: parameters, and constants that are stored with them."""
+    largest_block: tuple[int, int]
+    """Parameters of the largest block, frozen and learning: what sharding gathers at once."""
+    outside: tuple[int, int]
+    """Parameters in no block, frozen and learning."""
+
+
+def sizes(architecture: Architecture) -> Sizes:
+    """The sizes of `architecture`."""
+    with torch.device("meta"):
+        model = architecture.build()
+
+    def count(module: nn.Module) -> tuple[int, int]:
+        numbers = [0, 0]
+        for parameter in module.parameters():
+            numbers[parameter.requires_grad] += parameter.numel()
+        return numbers[0], numbers[1]
+
+    blocks = [count(block) for block in blocks_of(model)]
+    frozen, learning = count(model)
+    return Sizes(
+        frozen=frozen,
+        learning=learning,
+        tensors=sum(parameter.requires_grad for parameter in model.parameters()),
+        in_8bit=sum(p.numel() for p in model.parameters() if p.requires_grad and fits_8bit(p.shape)),
+        buffers=sum(buffer.numel() for buffer in model.buffers()),
+        stored=sum(value.numel() for value in model.state_dict().values()),
+        largest_block=max(blocks, key=sum, default=(0, 0)),
+        outside=(frozen - sum(b[0] for b in blocks), learning - sum(b[1] for b in blocks)),
+    )
+
+
+def optimiser_bytes(size: Sizes, settings: Optimiser) -> int:
+    """AdamW's states of one role: two moments, and a step count for each tensor; float32 but for 8-bit moments.
+
+    Those are a byte each, and a float32 scale for each block.
+    """
+    small = size.in_8bit if settings.states == "8bit" else 0
+    return FLOAT32 * (2 * (size.learning - small) + size.tensors) + 2 * (small + FLOAT32 * small // BLOCK)
+
+
+def both_optimisers_bytes(size: Sizes, distill: Distill) -> int:
+    """AdamW's states of student and fake score."""
+    return optimiser_bytes(size, distill.student) + optimiser_bytes(size, distill.fake)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a process: what is `kept` all the time, and beside it what each `moment` holds at most."""
+
+    checkpointing: bool
+    activations: int
+    """Of the student's one graph: what its forward leaves for its backward."""
+    kept: dict[str, int]
+    moments: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        return sum(self.kept.values()) + max(self.moments.values())
+
+
+class MemoryPlanner:
+    """Plans the memory of a process; networks on fake tensors are built once."""
+
+    def __init__(self, params: Params, architecture: Architecture, processes: int, sharding: Sharding) -> None:
+        self.params, self.architecture, self.processes = params, architecture, processes
+        self.sharded = sharding == "fsdp" and processes > 1
+        self.share = per_process(params.distill.batch_size, processes)
+        self.batch = min(params.runtime.micro_batch or self.share, self.share)
+        self.parts = -(-self.share // self.batch)
+        learner = as_learner(params.distill, architecture)
+        self.size, self.teacher_size = sizes(learner), sizes(architecture.frozen())
+        autocast = torch.bfloat16 if params.distill.precision == "bf16" else None
+        self.running_bytes = (autocast or torch.float32).itemsize
+        options = {"autocast": autocast, "cuda": params.runtime.device != "cpu"}
+        self.learner = Network.of(learner, sharded=self.sharded, **options)
+        self.teacher = Network.of(architecture.frozen(), **options)
+        self.row_bytes = architecture.sample_bytes()
+
+    def plan(self, checkpointing: bool) -> Memory:
+        """The memory with gradient checkpointing on or off."""
+        one = self._update(1, checkpointing)
+        return Memory(checkpointing, one.held, self._kept(), self._moments(checkpointing, one))
+
+    def _kept(self) -> dict[str, int]:
+        size, spread = self.size, self.processes if self.sharded else 1
+        learning = FLOAT32 * size.learning // spread
+        teacher = self.running_bytes * (self.teacher_size.frozen // spread + size.buffers)
+        if self.params.distill.lora is None:
+            network = learning + FLOAT32 * size.buffers
+            kept = {"teacher": teacher, "student": network, "fake score": network}
+        else:
+            kept = {"teacher, the base of all": teacher, "adapters of student and fake score": 2 * learning}
+        kept["moving average"] = learning
+        if self.params.distill.keep == "best":
+            kept["moving average of the best probe"] = learning
+        kept["AdamW of student and fake score"] = both_optimisers_bytes(size, self.params.distill) // spread
+        kept["the batch's conditioning and latents"] = self.share * self.row_bytes
+        if self.params.prompts.embed == "online" and not self.params.runtime.offload_encoders:
+            kept["text encoders"] = self._encoders()
+        return kept
+
+    def _encoders(self) -> int:
+        return ENCODED[self.params.prompts.precision] * self.architecture.encoder_parameters
+
+    def _update(self, graphs: int, checkpointing: bool) -> Footprint:
+        """Forwards and a backward; of several micro-batches the last, which finds gradients."""
+        accumulates = self.parts > 1
+        seen = self.learner.update(graphs, self.batch, checkpointing=checkpointing, accumulates=accumulates)
+        apart = self._gradients() if accumulates or self.sharded else 0
+        return Footprint(seen.held, seen.peak + apart)
+
+    def _moments(self, checkpointing: bool, one: Footprint) -> dict[str, int]:
+        losses = self.params.distill.losses
+        graphs = losses.at_anchor + sum(needs.student_graph for needs in losses.needs.values())
+        kept = one.held if losses.at_anchor and keeps_graph(checkpointing, self.parts) else 0
+        backward = one if graphs == 1 else self._update(graphs, checkpointing)
+        gradients, gathered = self._gradients(), self._gathered()
+        before = gradients if self.parts > 1 else 0
+        reduced = min(gradients, FLOAT32 * MESSAGE) if self.processes > 1 and not self.sharded else 0
+        visiting = self.params.prompts.embed == "online" and self.params.runtime.offload_encoders
+        encoding = {"encoding a batch's prompts": self._encoders()} if visiting else {}
+        return encoding | {
+            "rollout": self.learner.forward(self.batch).peak + gathered,
+            "fake score's update": kept + one.peak + gathered,
+            "questions to teacher and fake score": backward.held + before + self._questions(one) + gathered,
+            "student's update": backward.peak + gathered,
+            "optimiser step": kept + gradients + reduced,
+        }
+
+    def _questions(self, one: Footprint) -> int:
+        """The largest call, with its inputs put together: the teacher's, the fake score's, or with a graph to the fake
+        score's input, or the student's with its derivative, which is twice a forward."""
+        distill = self.params.distill
+        needs = distill.losses.needs.values()
+        separate = unshared_samples(distill, self.params.schedule, self.architecture.shift) > 0
+        teacher = sum(each.teacher - each.teacher_shared * (not separate) for each in needs)
+        calls = [(self.teacher, teacher), (self.learner, sum(each.fake for each in needs))]
+        calls += [(self.learner, each.student) for each in needs]
+        peaks = [
+            network.forward(queries * self.batch).peak + queries * self.batch * self.row_bytes
+            for network, queries in calls
+            if queries
+        ]
+        return max([*peaks, one.peak if any(each.fake_graph for each in needs) else 0])
+
+    def _gradients(self) -> int:
+        """Of one role: those of the other are gone when it starts."""
+        return FLOAT32 * self.size.learning // (self.processes if self.sharded else 1)
+
+    def _gathered(self) -> int:
+        """Sharded: parameters outside the blocks, the block at work and the next, in the type in which they run, and
+        a block's gradients, twice: whole, and in line for their processes, in float32."""
+        if not self.sharded:
+            return 0
+        (frozen, learning), (outside_frozen, outside_learning) = self.size.largest_block, self.size.outside
+        parameters = outside_frozen + outside_learning + 2 * (frozen + learning)
+        return self.running_bytes * (parameters + learning) + FLOAT32 * learning
+
+
+def as_learner(distill: Distill, architecture: Architecture) -> Architecture:
+    """The architecture as student and fake score: all of it learns, or an adapter."""
+    return architecture if distill.lora is None else architecture.adapted(distill.lora)
+
+
+def per_process(batch_size: int, processes: int) -> int:
+    """Samples of a process; CdmError if the batch does not divide."""
+    share, rest = divmod(batch_size, processes)
+    if rest:
+        raise CdmError(f"distill.batch_size {batch_size} does not divide over {processes} processes")
+    return share

@@ -1,0 +1,89 @@
+"""A plan as a table for people; sizes in units of 1000."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cdm.params import Distill
+from cdm.planning.memory import Memory
+from cdm.planning.plan import Disk, Plan
+
+
+def table(plan: Plan, distill: Distill, peak_flops: float, utilisation: float) -> list[str]:
+    """Lines of the plan of a training with the settings `distill`, on GPUs of `peak_flops` FLOP/s used to
+    `utilisation`."""
+    compute, disk = plan.compute, plan.disk
+    sharding = "sharded (FSDP2)" if plan.sharding == "fsdp" else "each with all networks"
+    processes = f"{plan.processes} processes, {sharding}" if plan.processes > 1 else "one process"
+    learning = "all learn" if distill.lora is None else f"{plan.learning:,} of an adapter learn"
+    both = sorted((plan.memory, plan.memory_otherwise), key=lambda memory: memory.checkpointing)
+    return [
+        f"{plan.architecture}: {plan.parameters:,} parameters, {learning}, {distill.precision}",
+        f"{distill.iterations:,} iterations of {distill.batch_size} samples; {processes},"
+        f" {plan.batch} samples each, {plan.micro_batch} at once",
+        "",
+        *_memory_lines(both, distill.gradient_checkpointing),
+        "",
+        "compute, all processes",
+        _row("forward-equivalents a sample, an iteration", [f"{compute.equivalents:.2f}"]),
+        _row("a forward of a sample", [_flop(compute.forward_flops)]),
+        _row("a forward with its backward", [_flop(compute.update_flops)]),
+        _row("an iteration", [_flop(compute.iteration_flops)]),
+        _row("the run", [_flop(compute.run_flops)]),
+        _row(f"time at {peak_flops / 1e12:g} TFLOP/s a GPU, {utilisation:.0%} used", [_time(compute.seconds)]),
+        "",
+        "disk",
+        *_disk_lines(disk),
+    ]
+
+
+def _memory_lines(both: Sequence[Memory], checkpointing: bool) -> list[str]:
+    marks = ["(set)" if memory.checkpointing == checkpointing else "" for memory in both]
+    rows = [
+        _row("memory of a process; gradient checkpointing", ["off", "on"]),
+        *([_row("", marks)]),
+        *(_row(f"  {name}", [_bytes(memory.kept[name]) for memory in both]) for name in both[0].kept),
+        _row("beside these, at most", []),
+        *(_row(f"  {name}", [_bytes(memory.moments[name]) for memory in both]) for name in both[0].moments),
+        _row("  (what one graph of the student holds)", [_bytes(memory.activations) for memory in both]),
+        _row("peak", [_bytes(memory.peak) for memory in both]),
+    ]
+    return [row.rstrip() for row in rows]
+
+
+def _disk_lines(disk: Disk) -> list[str]:
+    if disk.embeddings is None:
+        embeddings = _row("  embeddings, a prompt (the lists cannot be read here)", [_bytes(disk.prompt)])
+    else:
+        embeddings = _row(f"  embeddings of {disk.prompts:,} prompts", [_bytes(disk.embeddings)])
+    return [
+        embeddings,
+        _row("  checkpoints: two kept, one being written", [_bytes(disk.checkpoints)]),
+        _row("  the student's weights", [_bytes(disk.student)]),
+    ]
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return f"{name:<48}" + "".join(f"{cell:>12}" for cell in cells)
+
+
+def _scaled(value: float, units: Sequence[str]) -> str:
+    for unit in units[:-1]:
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.1f} {units[-1]}" if value < 10_000 else f"{value:,.0f} {units[-1]}"
+
+
+def _bytes(value: float) -> str:
+    return _scaled(value, ["B", "kB", "MB", "GB"])
+
+
+def _flop(value: float) -> str:
+    return _scaled(value, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"])
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
