@@ -31,8 +31,8 @@ from cdm.losses import (
 from cdm.params import Losses, Schedule, load
 from cdm.planning import plan
 from cdm.training.distiller import Anchor, Distiller, Terms
-from tests.engine import DIMENSIONS, build, distill_settings
-from tests.gaussian import GaussianFlowMap, GaussianModel, optimal_velocity, optimal_x0
+from reference.gaussian import GaussianFlowMap, GaussianModel, optimal_velocity, optimal_x0
+from reference.world import DIMENSIONS, build, distill_settings
 
 TEACHER = {"offset": 0.5, "deviation": 0.7}
 FIXED = Schedule(kind="fixed", min_len=1, max_len=1, sigma_min=0.02, sigma_max=0.98)

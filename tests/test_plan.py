@@ -15,7 +15,6 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
-from benchmarks import iteration, memory
 from cdm import cli
 from cdm.errors import CdmError
 from cdm.families import get_family
@@ -30,12 +29,13 @@ from cdm.training import checkpoint
 from cdm.training.distiller import Distiller
 from cdm.training.loop import Run
 from cdm.training.networks import FullNetworks, LoraNetworks
-from tests.engine import build, distill_settings
+from reference import costs, memory
+from reference.world import build, distill_settings
 from tests.tiny_pipelines import PROMPTS, RESOLUTION, TEXT_TOKENS
 
 DYNAMIC = Schedule(kind="dynamic", min_len=2, max_len=6, sigma_min=0.1, sigma_max=0.9)
 FIXED = Schedule(kind="fixed", min_len=1, max_len=1, sigma_min=0.02, sigma_max=0.98)
-SHIFT = 2.0  # of tests.engine
+SHIFT = 2.0  # of reference.world
 
 
 def changed(params: Params, **sections: dict[str, Any]) -> Params:
@@ -235,7 +235,7 @@ def terms(ca_bounded: bool, dm_bounded: bool) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("schedule", "micro_batch", "changes"),
     [
-        (iteration.AUTHORS, None, {}),
+        (costs.AUTHORS, None, {}),
         (DYNAMIC, None, {}),
         (FIXED, None, {"student_every": 1}),
         (FIXED, None, {"student_every": 3, "iterations": 21, "gradient_checkpointing": True}),
@@ -252,9 +252,9 @@ def terms(ca_bounded: bool, dm_bounded: bool) -> dict[str, Any]:
 def test_forwards_are_those_of_the_engine(
     schedule: Schedule, micro_batch: int | None, changes: dict[str, Any], rollouts: str
 ) -> None:
-    counted = iteration.count(Distiller, schedule, rollouts, 20, micro_batch, **changes)
+    counted = costs.count(Distiller, schedule, rollouts, 20, micro_batch, **changes)
     distill = distill_settings(rollouts=rollouts, **changes)
-    parts = iteration.BATCH // (micro_batch or iteration.BATCH)
+    parts = costs.BATCH // (micro_batch or costs.BATCH)
     planned = plan.forwards_of_round(distill, schedule, SHIFT, parts=parts)
     assert planned.with_graph / distill.student_every == pytest.approx(counted.with_graph)
     random = 0.5 if schedule.max_len > 6 else 0.14  # four standard errors of the anchors' depth
