@@ -17,7 +17,7 @@ from cdm.training import checkpoint
 from cdm.training.distiller import Distiller
 from cdm.training.loop import Inputs, distill
 from cdm.training.watch import Places
-from tests.launching import in_two_processes
+from tests.launching import in_two_processes, succeed_in_two_processes
 from tests.test_training import read_log, write_params
 
 ADAPTER = {"rank": 4, "alpha": 8}
@@ -133,8 +133,7 @@ def test_lora_is_sharded_too(tiny_sd3: Path, tmp_path: Path, gradient_checkpoint
 
 
 def test_weights_are_gathered_in_bf16_and_held_in_float32() -> None:
-    for code, errors in in_two_processes("tests.run_bf16"):
-        assert code == 0, errors
+    succeed_in_two_processes("tests.run_bf16")
 
 
 @pytest.mark.slow
