@@ -11,26 +11,24 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.counting import CountingNetworks
-from benchmarks.plain import PlainDistiller
 from cdm.families import get_family
 from cdm.params import Distill, Params, Schedule, load
 from cdm.planning.architecture import published
 from cdm.planning.plan import flops
 from cdm.training.distiller import Distiller
 from cdm.training.optim import Learner
+from reference.costs import AUTHORS, BATCH, Cost, count
+from reference.counting import CountingNetworks
+from reference.plain import PlainDistiller
 
-BATCH = 48
 EVERY = 2  # fake-score updates a student update, as the authors have it
-AUTHORS = Schedule(kind="dynamic", min_len=1, max_len=28, sigma_min=0.02, sigma_max=0.98)
 PUBLISHED = {
     "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
     "longcat": "meituan-longcat/LongCat-Image",
@@ -52,8 +50,8 @@ class World:
         self.teacher = self.family.load_transformer(self.source)
 
     def distiller(
-        self, kind: type[Distiller], schedule: Schedule, rollouts: str
-    ) -> tuple[Distiller, CountingNetworks]:
+        self, kind: type[Distiller | PlainDistiller], schedule: Schedule, rollouts: str
+    ) -> tuple[Distiller | PlainDistiller, CountingNetworks]:
         changes = {
             "batch_size": BATCH,
             "rollouts": rollouts,
@@ -92,45 +90,6 @@ def check_equal(world: World, schedule: Schedule, rollouts: str) -> float:
             gap = (value - other[name]).detach().norm() / other[name].detach().norm().clamp(min=1e-6)
             differences.append(float(gap))
     return max(differences)
-
-
-@dataclass
-class Cost:
-    """Of an iteration (a fake-score update and half a student update)."""
-
-    forwards: float
-    with_graph: float
-    flops: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def equivalents(self) -> float:
-        return self.forwards + 3 * self.with_graph
-
-
-def count(
-    kind: type[Distiller],
-    schedule: Schedule,
-    rollouts: str,
-    rounds: int = 40,
-    micro_batch: int | None = None,
-    **changes: Any,
-) -> Cost:
-    """Forwards a sample and iteration, from rounds of the real engine on networks that cost nothing.
-
-    `changes` are settings of `distill`.
-    """
-    from tests.engine import build, distill_settings
-
-    distill = distill_settings(rollouts=rollouts, batch_size=BATCH, **changes)
-    distiller, networks = build(
-        kind, distill=distill, schedule=schedule, samples=range(BATCH), micro_batch=micro_batch
-    )
-    for number in range(rounds):
-        distiller.round(distill.student_every * number)
-    samples = rounds * distill.student_every * BATCH
-    with_graph = sum(n for key, n in networks.samples.items() if key.endswith("+graph"))
-    return Cost((networks.samples.total() - with_graph) / samples, with_graph / samples)
 
 
 def measure(world: World, schedule: Schedule, seconds: float) -> tuple[Cost, Cost]:

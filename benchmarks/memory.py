@@ -10,23 +10,17 @@ that of docs/planning.md.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from torch.profiler import ProfilerActivity, profile
 
-from cdm.families import get_family
 from cdm.params import Params, load, parse
-from cdm.planning.architecture import Architecture, find
+from cdm.planning.architecture import find
 from cdm.planning.memory import MemoryPlanner
-from cdm.training.distiller import Distiller
-from cdm.training.networks import FullNetworks, LoraNetworks, Networks
-from cdm.training.state import TrainingState
+from reference.memory import measure
 
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "full, fp32": {},
@@ -45,63 +39,6 @@ def case_params(params: Params, case: str) -> Params:
     for section, changes in CASES[case].items():
         values[section] |= changes
     return parse(values)
-
-
-def rounds(params: Params, architecture: Architecture, count: int = 2) -> None:
-    """The engine's first rounds, with everything that a run keeps, on random prompts."""
-    family, source = get_family(params.teacher.family), Path(params.teacher.source)
-    teacher, lora = family.load_transformer(source), params.distill.lora
-    options: dict[str, Any] = {
-        "autocast": torch.bfloat16 if params.distill.precision == "bf16" else None,
-        "gradient_checkpointing": params.distill.gradient_checkpointing,
-    }
-    networks: Networks = (
-        FullNetworks(family, teacher, **options)
-        if lora is None
-        else LoraNetworks(family, teacher, lora, seed=0, **options)
-    )
-    del teacher
-    state = TrainingState.start(networks, params.distill)
-    inputs = {
-        name: torch.randn_like(value)
-        for name, value in architecture.inputs(1).items()
-        if name in architecture.text_shapes
-    }
-    distiller = Distiller(
-        networks,
-        state.student,
-        state.fake,
-        distill=params.distill,
-        schedule=params.schedule,
-        shift=architecture.shift,
-        seed=0,
-        prompts=lambda _, samples: {name: v.repeat_interleave(len(samples), 0) for name, v in inputs.items()},
-        empty=inputs,
-        latent_shape=family.latent_shape(source),
-        samples=range(params.distill.batch_size),
-        micro_batch=params.runtime.micro_batch,
-    )
-    for number in range(count):
-        distiller.round(number * params.distill.student_every)
-        state.update_average(params.distill.ema)
-
-
-def measure(params: Params, how: str) -> int:
-    """Bytes at the peak of `rounds` in this process, by the `allocated` or the `resident` measure."""
-    architecture = find(params.teacher, params.prompts.max_sequence_length)
-    if how == "resident":
-        architecture.family.count_parameters(architecture.configs)  # loads the libraries
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        rounds(params, architecture)
-        return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        rounds(params, architecture)
-    now = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
 
 
 def main(

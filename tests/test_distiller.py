@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.plain import PlainDistiller
 from cdm.params import Losses
 from cdm.randomness import Draws
 from cdm.training.points import Anchor, with_level
 from cdm.training.terms import extrapolate
-from tests.engine import DIMENSIONS, build, class_means, distill_settings, parameters
+from reference.plain import PlainDistiller
+from reference.world import DIMENSIONS, build, class_means, distill_settings, parameters
 
 ONLY = {
     "ca": Losses.model_validate({"ca": {"weight": 1, "scale": 2}, "dm": {"weight": 0}, "cdm": {"weight": 0}}),
@@ -39,10 +39,21 @@ ONLY = {
                 "cdm": {"weight": 1, "bounded": True},
             }
         },
+        {"losses": ONLY["ca"]},
+        {"losses": ONLY["dm"]},
         {"losses": ONLY["cdm"]},
+        {
+            "losses": {
+                "ca": {"weight": 0.7, "scale": 3, "fade": 0.5},
+                "dm": {"weight": 1},
+                "cdm": {"weight": 0.2},
+                "min_norm": 2.0,
+            }
+        },
         {"fake_knows_level": True},
+        {"fake_only": 2, "merge": 0.5},
     ],
-    ids=["default", "every", "no-dm-unbounded", "bounded", "cdm-only", "level"],
+    ids=["default", "every", "no-dm-unbounded", "bounded", "ca", "dm", "cdm", "fade", "level", "fake-only"],
 )
 def test_equals_the_plain_order_of_operations(changes: dict, rollouts: str):
     """Three rounds on the same random numbers: the same losses and, through the updates, the same gradients."""

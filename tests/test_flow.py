@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdm import flow
-from tests.gaussian import optimal_velocity
+from reference.gaussian import optimal_velocity
 
 
 def batch(count: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

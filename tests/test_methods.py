@@ -32,8 +32,8 @@ from cdm.params import Losses, Schedule, load
 from cdm.planning import forwards
 from cdm.training.distiller import Distiller
 from cdm.training.points import Anchor
-from tests.engine import DIMENSIONS, build, distill_settings
-from tests.gaussian import GaussianFlowMap, GaussianModel, optimal_velocity, optimal_x0
+from reference.gaussian import GaussianFlowMap, GaussianModel, optimal_velocity, optimal_x0
+from reference.world import DIMENSIONS, build, distill_settings
 
 TEACHER = {"offset": 0.5, "deviation": 0.7}
 FIXED = Schedule(kind="fixed", min_len=1, max_len=1, sigma_min=0.02, sigma_max=0.98)

@@ -18,7 +18,7 @@ from cdm.planning import memory
 from cdm.preflight import check_paths
 from cdm.training.optim import Learner, fits_8bit, messages
 from cdm.training.state import TrainingState
-from tests.launching import in_two_processes
+from tests.launching import succeed_in_two_processes
 from tests.run_states import learner, network
 from tests.test_training import assert_same, run
 from tests.write_params import write_params
@@ -113,8 +113,7 @@ class TestEightBit:
 
     def test_sharded_states_are_those_of_one_process_and_change_hands(self, tmp_path: Path) -> None:
         """33 and 17 rows over two processes: slices of different lengths."""
-        for code, errors in in_two_processes("tests.run_states", tmp_path):
-            assert code == 0, errors
+        succeed_in_two_processes("tests.run_states", tmp_path)
         whole, second = learner("8bit"), learner("8bit")
         train(whole, range(5))
         state = load_file(tmp_path / "states")

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import iteration
-from benchmarks.memory import measure
 from cdm import cli
 from cdm.errors import CdmError
 from cdm.families import family_names, get_family
@@ -34,12 +32,14 @@ from cdm.training import checkpoint
 from cdm.training.distiller import Distiller
 from cdm.training.networks import FullNetworks, LoraNetworks
 from cdm.training.state import TrainingState
-from tests.engine import build, distill_settings
+from reference import costs
+from reference.memory import measure
+from reference.world import build, distill_settings
 from tests.tiny_pipelines import BUILDERS, PROMPTS, RESOLUTION, TEXT_TOKENS
 
 DYNAMIC = Schedule(kind="dynamic", min_len=2, max_len=6, sigma_min=0.1, sigma_max=0.9)
 FIXED = Schedule(kind="fixed", min_len=1, max_len=1, sigma_min=0.02, sigma_max=0.98)
-SHIFT = 2.0  # of tests.engine
+SHIFT = 2.0  # of reference.world
 
 
 def changed(params: Params, **sections: dict[str, Any]) -> Params:
@@ -272,7 +272,7 @@ def terms(ca_bounded: bool, dm_bounded: bool) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("schedule", "micro_batch", "changes"),
     [
-        (iteration.AUTHORS, None, {}),
+        (costs.AUTHORS, None, {}),
         (DYNAMIC, None, {}),
         (FIXED, None, {"student_every": 1}),
         (FIXED, None, {"student_every": 3, "iterations": 21, "gradient_checkpointing": True}),
@@ -289,9 +289,9 @@ def terms(ca_bounded: bool, dm_bounded: bool) -> dict[str, Any]:
 def test_forwards_are_those_of_the_engine(
     schedule: Schedule, micro_batch: int | None, changes: dict[str, Any], rollouts: str
 ) -> None:
-    counted = iteration.count(Distiller, schedule, rollouts, 20, micro_batch, **changes)
+    counted = costs.count(Distiller, schedule, rollouts, 20, micro_batch, **changes)
     distill = distill_settings(rollouts=rollouts, **changes)
-    parts = iteration.BATCH // (micro_batch or iteration.BATCH)
+    parts = costs.BATCH // (micro_batch or costs.BATCH)
     planned = forwards.forwards_of_round(distill, schedule, SHIFT, parts=parts)
     assert planned.with_graph / distill.student_every == pytest.approx(counted.with_graph)
     random = 0.5 if schedule.max_len > 6 else 0.14  # four standard errors of the anchors' depth

@@ -7,7 +7,7 @@ import torch
 from cdm.flow import euler_step, inference_sigmas
 from cdm.rollout import integrate, simulate
 from cdm.schedule import Rollouts
-from tests.gaussian import optimal_velocity
+from reference.gaussian import optimal_velocity
 
 SIGMAS = torch.tensor([[1.0, 0.8, 0.5, 0.2], [1.0, 0.6, 0.0, 0.0], [1.0, 0.7, 0.3, 0.0], [1.0, 0.9, 0.4, 0.1]])
 

@@ -18,7 +18,7 @@ from cdm.training.distiller import Distiller
 from cdm.training.inputs import Inputs
 from cdm.training.loop import distill
 from cdm.training.watch import Places
-from tests.launching import in_two_processes
+from tests.launching import in_two_processes, succeed_in_two_processes
 from tests.test_training import read_log
 from tests.write_params import write_params
 
@@ -135,8 +135,7 @@ def test_lora_is_sharded_too(tiny_sd3: Path, tmp_path: Path, gradient_checkpoint
 
 
 def test_weights_are_gathered_in_bf16_and_held_in_float32() -> None:
-    for code, errors in in_two_processes("tests.run_bf16"):
-        assert code == 0, errors
+    succeed_in_two_processes("tests.run_bf16")
 
 
 @pytest.mark.slow

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import random
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,10 +18,12 @@ from cdm.errors import CdmError
 from cdm.models import hub
 from cdm.models.hub import TeacherManifest
 from cdm.params import Params, load
+from cdm.training.distiller import Distiller
 from cdm.training.identity import fingerprint
 from cdm.training.inputs import Inputs
 from cdm.training.loop import distill
 from cdm.training.state import check_finite
+from tests.launching import Started, succeed_in_two_processes
 from tests.write_params import ITERATIONS, write_params
 
 
@@ -68,13 +65,8 @@ def uninterrupted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def start(world: Path, out: Path, checkpoints: Path, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.run_distill", str(world), str(out), str(checkpoints)],
-        env={**os.environ, **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(world: Path, out: Path) -> Started:
+    return Started("tests.run_distill", world, out, out / "ck")
 
 
 def assert_same(out: Path, expected: Path) -> None:
@@ -106,8 +98,6 @@ def test_log_has_a_row_a_round_with_blanks_where_the_student_rests(uninterrupted
 
 
 def test_resumes_bit_for_bit_after_a_crash(world: Path, uninterrupted: Path, tmp_path: Path, monkeypatch):
-    from cdm.training.distiller import Distiller
-
     real, crash_at = Distiller.round, [10, 22, 24]
 
     def round_or_crash(self: Distiller, iteration: int) -> dict[str, float]:
@@ -124,53 +114,47 @@ def test_resumes_bit_for_bit_after_a_crash(world: Path, uninterrupted: Path, tmp
 
 
 def test_resumes_bit_for_bit_after_sigkill_at_any_moment(world: Path, uninterrupted: Path, tmp_path: Path):
-    """Killed three times at random moments of its life, then left to finish."""
-    moments = random.Random()
-    for _ in range(3):
-        process = start(world, tmp_path, tmp_path / "ck")
-        folder = tmp_path / "ck"
+    """Killed after each of three checkpoints, at several distances, then left to finish."""
+    for seconds in (0.0, 0.03, 0.09):
+        process, folder = start(world, tmp_path), tmp_path / "ck"
         before = set(folder.glob("*/step-*"))
-        while set(folder.glob("*/step-*")) == before and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.15))
-        process.kill()
-        process.communicate()
-    process = start(world, tmp_path, tmp_path / "ck")
-    assert process.communicate()[1] is not None
-    assert process.returncode == 0
+        while set(folder.glob("*/step-*")) == before and process.runs:
+            time.sleep(0.001)
+        time.sleep(seconds)
+        process.send(signal.SIGKILL)
+        process.finish()
+    code, errors = start(world, tmp_path).finish()
+    assert code == 0, errors
     assert_same(tmp_path, uninterrupted)
 
 
-def test_sigterm_saves_and_exits_with_its_code(world: Path, uninterrupted: Path, tmp_path: Path):
-    process = start(world, tmp_path, tmp_path / "ck")
-    while not list((tmp_path / "ck").glob("*/step-*")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-    assert process.returncode in (128 + signal.SIGTERM, 0)  # 0: it was done before the signal arrived
-    if process.returncode:
-        assert not (tmp_path / "student").exists()
-        assert len(list((tmp_path / "ck").glob("*/step-*"))) in (1, 2)
-        again = start(world, tmp_path, tmp_path / "ck")
-        again.communicate()
-        assert again.returncode == 0
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_with_its_code(
+    world: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+):
+    """The signal comes in a round that does not end at a checkpoint."""
+    real = Distiller.round
+
+    def round_with_signal(self: Distiller, iteration: int) -> dict[str, float]:
+        if iteration == 8:
+            signal.raise_signal(number)
+        return real(self, iteration)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distiller, "round", round_with_signal)
+        with pytest.raises(SystemExit) as stopped:
+            run(world, tmp_path)
+    assert stopped.value.code == 128 + number
+    assert not (tmp_path / "student").exists()
+    steps = [path.name for path in sorted(tmp_path.glob("ck/*/step-*"))]
+    assert steps[-1] == "step-00000010"
+    run(world, tmp_path)
     assert_same(tmp_path, uninterrupted)
 
 
 def test_two_processes_share_the_batch_of_one(world: Path, uninterrupted: Path, tmp_path: Path):
     """Over gloo: the same samples, so the same losses and student to rounding."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2"}
-    ranks = [
-        start(world, tmp_path, tmp_path / "ck", RANK=str(rank), LOCAL_RANK=str(rank), **common)
-        for rank in (0, 1)
-    ]
-    for process in ranks:
-        errors = process.communicate()[1]
-        assert process.returncode == 0, errors
+    succeed_in_two_processes("tests.run_distill", world, tmp_path, tmp_path / "ck")
     one, two = read_log(uninterrupted), read_log(tmp_path)
     assert len(one) == len(two)
     for mine, theirs in zip(two[:8], one[:8], strict=True):
@@ -198,8 +182,6 @@ def test_divergence_names_the_term():
 
 
 def test_divergence_keeps_the_last_checkpoint(world: Path, tmp_path: Path, monkeypatch):
-    from cdm.training.distiller import Distiller
-
     real = Distiller.round
 
     def diverge(self: Distiller, iteration: int) -> dict[str, float]:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import socket
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +31,7 @@ from cdm.training.loop import distill
 from cdm.training.networks import FullNetworks
 from cdm.training.probe import QualityProbe, draw_student, exchange, exchanged, falls_due, latent_features
 from cdm.training.watch import Places, Stopwatch, TimedNetworks, Watch
+from tests.launching import succeed_in_two_processes
 from tests.write_params import write_params
 
 ITERATIONS = 12
@@ -465,33 +462,13 @@ def test_resumes_bit_for_bit_with_probe_and_pictures(
     assert list((torn / "ck").iterdir()) == []
 
 
-def in_two_processes(*command: str) -> None:
-    """Runs a module in two processes that know of each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", *command],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for process in ranks:
-        errors = process.communicate()[1]
-        assert process.returncode == 0, errors
-
-
 def test_a_sharded_network_works_with_exchanged_parameters_and_then_with_its_own() -> None:
-    in_two_processes("tests.run_exchange")
+    succeed_in_two_processes("tests.run_exchange")
 
 
 @pytest.mark.slow
 def test_two_processes_probe_as_one(world: Path, watched: Path, tmp_path: Path) -> None:
-    in_two_processes("tests.run_distill", str(world), str(tmp_path), str(tmp_path / "ck"))
+    succeed_in_two_processes("tests.run_distill", world, tmp_path, tmp_path / "ck")
     first = {row["iteration"]: row for row in read_log(watched)}["4"]
     mine = {row["iteration"]: row for row in read_log(tmp_path)}["4"]
     for name in ("probe_steps1", "probe_steps2", "probe"):

@@ -1,21 +1,21 @@
-"""A distiller on the exact Gaussian world, for tests of the engine."""
+"""A training step whose teacher is exact: Gaussian data of two classes in three dimensions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.counting import CountingNetworks
 from cdm.params import Distill, Schedule
 from cdm.randomness import Draws
 from cdm.rollout import Conditioning
 from cdm.training.distiller import Distiller, Pairs
 from cdm.training.networks import FullNetworks, LevelAwareFake, Networks
 from cdm.training.optim import Learner
-from tests.gaussian import GaussianFamily, GaussianModel
+from reference.counting import CountingNetworks
+from reference.gaussian import GaussianFamily, GaussianModel
 
 DIMENSIONS = 3
 
@@ -52,16 +52,19 @@ def flow_pairs(draws: Draws) -> Pairs:
 
 
 def build(
-    kind: type[Distiller] = Distiller,
+    kind: Callable[..., Any] = Distiller,
     distill: Distill | None = None,
     schedule: Schedule = SCHEDULE,
     teacher: nn.Module | None = None,
     student: nn.Module | None = None,
     fake: nn.Module | None = None,
     **options: Any,
-) -> tuple[Distiller, CountingNetworks]:
-    """A distiller whose student starts away from the teacher, so that every gradient is there; the fake score is the
-    teacher unless it is given."""
+) -> tuple[Any, CountingNetworks]:
+    """A `Distiller`, or another `kind` with its interface, and the networks of which it asks.
+
+    The student starts away from the teacher, so that every gradient is there; the fake score is the teacher unless
+    it is given.
+    """
     distill = distill or distill_settings()
     teacher = teacher or GaussianModel(DIMENSIONS, offset=0.5, deviation=0.7)
     networks = CountingNetworks(GaussianFamily(), teacher)
