@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from cdm.params import Distill, Schedule
 from cdm.randomness import Draws
 from cdm.rollout import Conditioning
-from cdm.training.distiller import Distiller, Pairs
+from cdm.training.distiller import Distiller
 from cdm.training.networks import FullNetworks, LevelAwareFake, Networks
 from cdm.training.optim import Learner
+from cdm.training.terms import Pairs
 from reference.counting import CountingNetworks
 from reference.gaussian import GaussianFamily, GaussianModel
 
