@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cdm.errors import CdmError
+from cdm.params import load
 from comparison.collect import (
     ACCURACY,
     DIVERSITY,
@@ -24,7 +25,7 @@ from comparison.collect import (
 )
 from comparison.design import Table, load_comparison
 from comparison.results import RESULTS, Estimate, Row, Summary, TeacherResult
-from stages.common import run
+from stages.common import PARAMS, run
 
 HEADINGS = {
     "updates": "Equal numbers of student updates",
@@ -248,7 +249,7 @@ def state(found: Collected) -> list[str]:
     """What the tables lack, and what in them was made by other code than today's."""
     from comparison.run import training_code
 
-    code = training_code()
+    code = training_code(load(PARAMS).teacher.family)
     older = {
         f"{summary.method}-{seed}"
         for _, summary in found.summaries

@@ -7,15 +7,26 @@ from typing import Annotated
 
 import typer
 
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import load
 from cdm.system.launcher import launch
-from stages.common import PARAMS, PromptsFolder, StudentFolder, TeacherFile, run, stage
+from stages.common import (
+    CHECKPOINTS,
+    PARAMS,
+    LatentsFolder,
+    PromptsFolder,
+    StudentFolder,
+    TeacherFile,
+    run,
+    stage,
+)
 
 
 def main(
     teacher: TeacherFile = Path("data/teacher.json"),
     prompts: PromptsFolder = Path("data/prompts"),
+    latents: LatentsFolder = Path("data/latents"),
+    pairs: Annotated[Path, typer.Option(help="Pairs that the stage `latents` wrote.")] = Path("data/pairs"),
     student: StudentFolder = Path("models/student"),
     log: Annotated[Path, typer.Option(help="CSV to write, a row a round.")] = Path("logs/distill.csv"),
     pictures: Annotated[Path, typer.Option(help="Folder of pictures to write while training.")] = Path(
@@ -25,14 +36,14 @@ def main(
 ) -> None:
     """Distil the student; an interrupted run is taken up where it stopped."""
     launch("stages.distill", load(PARAMS).runtime.accelerate_config)
-    from cdm.training.loop import Inputs, checkpoint_root, distill
+    from cdm.training.loop import Inputs, distill
     from cdm.training.watch import Places
 
-    with stage("seed", "prompts", "schedule", "distill") as params:
-        inputs = Inputs.gather(params, TeacherManifest.read(teacher), prompts)
-        checkpoints = checkpoint_root()
-        places = Places(pictures, timing, checkpoints.with_name("trackers"))
-        distill(params, inputs, checkpoints=checkpoints, student=student, log=log, places=places)
+    of_prompts = ("prompts.embed", "prompts.max_sequence_length", "prompts.precision")
+    with stage("seed", *of_prompts, "schedule", "distill") as params:
+        inputs = Inputs.gather(params, TeacherManifest.read(teacher), prompts, latents, pairs)
+        places = Places(pictures, timing, CHECKPOINTS.with_name("trackers"))
+        distill(params, inputs, checkpoints=CHECKPOINTS, student=student, log=log, places=places)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent
 COPIED = ("cdm", "stages", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/.gitignore", ".dvc/config")
 TINY: dict[str, Any] = {
-    "teacher": {"source": "world/teacher", "track": "world/teacher"},
-    "prompts": {"train": ["world/train.txt"], "eval": ["world/eval.txt"], "track": "world", "eval_count": 4},
+    "teacher": {"source": "world/teacher"},
+    "prompts": {"train": ["world/train.txt"], "eval": ["world/eval.txt"], "eval_count": 4},
     "latents": {"steps": 3, "per_prompt": 4},
     "schedule": {"min_len": 1, "max_len": 2},
     "distill": {
@@ -90,7 +90,6 @@ def make_repository(folder: Path, home: Path, teacher: Path, *also: str) -> Repo
     params = yaml.load((ROOT / "params.yaml").read_text())
     for section, values in TINY.items():
         params[section].update(values)
-    params["evaluate"]["track"] = [params["evaluate"]["judge"], params["evaluate"]["real"]]
     with (folder / "params.yaml").open("w") as file:
         yaml.dump(params, file)
 

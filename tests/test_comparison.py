@@ -19,10 +19,10 @@ import pytest
 from ruamel.yaml import YAML
 from scipy import stats
 
-from cdm.data.store import sha256
 from cdm.errors import CdmError
 from cdm.params import Params, load, parse
 from cdm.planning.plan import forwards_of_round, mean_anchor_sigma
+from cdm.system.files import sha256
 from comparison import design, figure, results, table
 from comparison.collect import METRICS, Collected, collect
 from comparison.design import Comparison

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from safetensors.torch import load_file
 
 from cdm.data import prompts, sampling
 from cdm.errors import CdmError
-from cdm.models import hub
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest, describe
 from cdm.params import Params, load
 from cdm.training.loop import Inputs, check_finite, distill, fingerprint
 
@@ -36,8 +36,8 @@ def write_params(folder: Path, teacher: Path, **distill_changes: Any) -> Params:
     )
     values: dict[str, Any] = {
         "seed": 5,
-        "teacher": {"family": "sd3", "source": str(teacher), "track": str(teacher), "guidance_scale": 2.0},
-        "prompts": {"train": [str(lists)], "track": str(lists), "eval_count": 1, "max_sequence_length": 0},
+        "teacher": {"family": "sd3", "source": str(teacher), "guidance_scale": 2.0},
+        "prompts": {"train": [str(lists)], "eval_count": 1, "max_sequence_length": 0},
         "latents": {"steps": 2, "per_prompt": 1},
         "schedule": {"kind": "dynamic", "min_len": 1, "max_len": 4, "sigma_min": 0.1, "sigma_max": 0.9},
         "distill": {
@@ -54,7 +54,7 @@ def write_params(folder: Path, teacher: Path, **distill_changes: Any) -> Params:
             **distill_changes,
         },
         "sample": {"steps": [1], "teacher_steps": [1]},
-        "evaluate": {"track": ["params.yaml", "params.yaml"]},
+        "evaluate": {},
         "runtime": {"device": "cpu", "checkpoint_every": 4, "pictures_every": 0},
     }
     YAML().dump(values, folder / "params.yaml")
@@ -66,7 +66,7 @@ def world(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The inputs of a distillation of the tiny teacher."""
     folder = tmp_path_factory.mktemp("world")
     params = write_params(folder, tiny_sd3)
-    manifest = hub.describe("sd3", str(tiny_sd3), None)
+    manifest = describe("sd3", str(tiny_sd3), None)
     manifest.write(folder / "teacher.json")
     prompts.build(params, manifest, folder / "prompts")
     return folder
@@ -218,9 +218,9 @@ def test_fingerprint_follows_what_matters_and_nothing_else(world: Path):
     inputs = gather(world, params)
     same = params.model_copy(update={"runtime": params.runtime.model_copy(update={"checkpoint_every": 9})})
     other = params.model_copy(update={"seed": 6})
-    assert fingerprint(same, inputs.digests) == fingerprint(params, inputs.digests)
-    assert fingerprint(other, inputs.digests) != fingerprint(params, inputs.digests)
-    assert fingerprint(params, ["other data"]) != fingerprint(params, inputs.digests)
+    assert fingerprint(same, inputs) == fingerprint(params, inputs)
+    assert fingerprint(other, inputs) != fingerprint(params, inputs)
+    assert fingerprint(params, replace(inputs, digests=["other data"])) != fingerprint(params, inputs)
 
 
 def test_divergence_names_the_term():
@@ -256,9 +256,9 @@ def test_a_regression_learns_from_pairs_of_these_prompts_and_this_teacher(
 ):
     """A student without a fake score: its regression falls, its checkpoints are whole, others' pairs are refused."""
     (tmp_path / "world").mkdir()
-    pairs = tmp_path / "pairs"
+    pairs = world / "pairs"
     terms = {name: {"weight": 0.0} for name in ("dm", "cdm")} | {"ca": {"weight": 0.0, "scale": 0.0}}
-    terms |= {"regression": {"weight": 1.0, "track": str(pairs)}}
+    terms |= {"regression": {"weight": 1.0}}
     values = YAML(typ="safe").load((world / "params.yaml").read_text())
     values["latents"]["train_pairs"] = 6
     values["distill"] |= {"losses": terms, "student_every": 1, "fake_only": 0, "iterations": 24}

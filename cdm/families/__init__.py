@@ -6,14 +6,13 @@ architecture and on no other. `docs/adding-a-family.md` shows how to write one.
 
 from __future__ import annotations
 
-import inspect
 from importlib import import_module
 from pkgutil import iter_modules
 
 from cdm.errors import CdmError
 from cdm.families.base import Conditioning, Family
 
-__all__ = ["Conditioning", "Family", "family_names", "family_of_pipeline", "get_family", "source_files"]
+__all__ = ["Conditioning", "Family", "family_names", "family_of_pipeline", "get_family"]
 
 _SHARED = ("base", "common")
 """Modules of this package that are no family."""
@@ -45,8 +44,3 @@ def family_of_pipeline(class_name: str) -> Family:
             return family
     known = ", ".join(family.pipeline_class_name for family in families)
     raise CdmError(f"no family draws with a {class_name} (known: {known})")
-
-
-def source_files(family: Family) -> list[str]:
-    """The files that hold a family's code, to tell whether two runs had the same."""
-    return [inspect.getfile(kind) for kind in type(family).__mro__ if kind is not object]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import math
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,17 +18,19 @@ import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from cdm.data.prompts import OnlinePrompts, PromptSet
+from cdm.data.prompt_set import OnlinePrompts, PromptSet
 from cdm.data.reference import Reference
-from cdm.data.store import MANIFEST, Store, sha256
+from cdm.data.store import MANIFEST, Store
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, get_family
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.models.student import FULL, LORA, Origin
 from cdm.params import Params
 from cdm.randomness import Draws, prompt_indices
 from cdm.system.device import choose_device
+from cdm.system.files import digest_of, sha256
 from cdm.system.progress import track
+from cdm.system.provenance import code_digest
 from cdm.training import checkpoint, sharding
 from cdm.training.checkpoint import Checkpoint
 from cdm.training.distiller import Distiller, Metrics, Pairs
@@ -40,22 +39,13 @@ from cdm.training.optim import Learner, blend, ema_decay
 from cdm.training.probe import Figures, QualityProbe, falls_due
 from cdm.training.watch import Places, Watch, open_watch
 
-CODE = (
-    "consistency",
-    "training/distiller",
-    "evaluation/distances",
-    "flow",
-    "losses",
-    "training/networks",
-    "training/optim",
-    "training/probe",
-    "randomness",
-    "rollout",
-    "schedule",
-    "training/sharding",
-    "training/loop",
-)
-"""Modules whose change makes another experiment of the same parameters: no checkpoint is taken across it."""
+SHAPING: dict[str, bool | set[str]] = {
+    "seed": True,
+    "prompts": {"embed", "max_sequence_length", "precision"},
+    "schedule": True,
+    "distill": True,
+}
+"""Parameters that shape a student, as `params` of the stage in dvc.yaml has them; texts of prompts count by hash."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +69,31 @@ class Inputs:
     """Noise and the teacher's samples of training prompts, for a regression if there is one."""
 
     @classmethod
-    def gather(cls, params: Params, teacher: TeacherManifest, prompts: Path) -> Inputs:
-        """The inputs that the stages `teacher` and `prompts` have written, and for a probe what the stage `latents`
-        has; CdmError if one is missing."""
+    def gather(
+        cls,
+        params: Params,
+        teacher: TeacherManifest,
+        prompts: Path,
+        latents: Path | None = None,
+        pairs: Path | None = None,
+    ) -> Inputs:
+        """The inputs that earlier stages have written: `latents` are read for a probe, `pairs` for a regression.
+
+        Both lie beside the folder `prompts` unless they are given. Raises CdmError if one is missing.
+        """
         source, family = teacher.folder(), get_family(teacher.family)
         texts, empty = PromptSet(prompts / "train"), PromptSet(prompts / "empty")
         online = params.prompts.embed == "online"
         train = OnlinePrompts(texts, family, source, params) if online else texts
         digests = [teacher.digest, train.sha256]
         reference = None
-        if params.distill.probe.every:
-            reference = Reference.open(prompts, Path(params.distill.probe.track), teacher)
+        if params.distill.probe.reference == "latents":
+            reference = Reference.open(prompts, latents or prompts.with_name("latents"), teacher)
             digests.append(reference.digest)
-        pairs = None
+        store = None
         if params.distill.losses.regression.weight:
-            pairs = open_pairs(Path(params.distill.losses.regression.track), teacher, train.sha256)
-            digests.append(sha256(pairs.folder / MANIFEST))
+            store = open_pairs(pairs or prompts.with_name("pairs"), teacher, train.sha256)
+            digests.append(sha256(store.folder / MANIFEST))
         return cls(
             family,
             teacher,
@@ -106,7 +105,7 @@ class Inputs:
             digests,
             PromptSet(prompts / "eval"),
             reference,
-            pairs,
+            store,
         )
 
 
@@ -122,13 +121,11 @@ def open_pairs(folder: Path, teacher: TeacherManifest, prompts_sha256: str) -> S
     return pairs
 
 
-def fingerprint(params: Params, digests: list[str]) -> str:
+def fingerprint(params: Params, inputs: Inputs) -> str:
     """Names an experiment: equal for runs that would give the same student, so that one resumes another."""
-    here = Path(__file__).parent.parent
-    code = {name: hashlib.sha256((here / f"{name}.py").read_bytes()).hexdigest() for name in CODE}
-    sections = params.model_dump(mode="json", include={"seed", "prompts", "schedule", "distill"})
-    identity = json.dumps([sections, digests, code, torch.__version__], sort_keys=True)
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+    sections = params.model_dump(mode="json", include=SHAPING)
+    code = code_digest("distill", inputs.family.name)
+    return digest_of([sections, inputs.digests, code, torch.__version__])[:16]
 
 
 @dataclass
@@ -240,7 +237,7 @@ def distill(
     it saves and exits with 128 + signal. Raises CdmError if the experiment is running already, the batch does not
     divide over the processes, or a loss is no longer finite.
     """
-    name = f"distill-{fingerprint(params, inputs.digests)}"
+    name = f"distill-{fingerprint(params, inputs)}"
     folder = checkpoints / name
     accelerator = Accelerator(
         cpu=choose_device(params.runtime.device).type == "cpu",
@@ -466,8 +463,3 @@ def save_student(
     networks.save_student(average, inputs.source, folder)
     record = LORA if isinstance(networks, LoraNetworks) else FULL
     Origin.of(inputs.teacher, params).write(folder / record)
-
-
-def checkpoint_root() -> Path:
-    """Where checkpoints live: in the repository that DVC was started in, also when it runs in a copy of it."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / "checkpoints"
