@@ -39,8 +39,14 @@ def main(
     from cdm.training.loop import Inputs, distill
     from cdm.training.watch import Places
 
-    of_prompts = ("prompts.embed", "prompts.max_sequence_length", "prompts.precision")
-    with stage("seed", *of_prompts, "schedule", "distill") as params:
+    with stage(
+        "seed",
+        "prompts.embed",
+        "prompts.max_sequence_length",
+        "prompts.precision",
+        "schedule",
+        "distill",
+    ) as params:
         inputs = Inputs.gather(params, TeacherManifest.read(teacher), prompts, latents, pairs)
         places = Places(pictures, timing, CHECKPOINTS.with_name("trackers"))
         distill(params, inputs, checkpoints=CHECKPOINTS, student=student, log=log, places=places)

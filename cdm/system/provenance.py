@@ -90,7 +90,8 @@ STAGES: dict[str, tuple[str, ...]] = {
 
 SHAPES_NOTHING = (
     "cdm/data/external.py",  # its answers are the files in data/inputs, which stages depend on
-    "cdm/data/prompt_formats.py",  # beyond the stage prompts
+    "cdm/data/prompt_formats.py",  # to the stage teacher
+    "cdm/data/prompt_set.py",  # to the stage prompts
     "cdm/errors.py",
     "cdm/models/hub.py",  # where a model is; which one it is, is in data/teacher.json
     "cdm/models/manifest.py",  # its answer is data/teacher.json
