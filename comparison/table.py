@@ -233,7 +233,7 @@ def main(
 
     found = collect(load_comparison())
     if not found.summaries:
-        raise CdmError(f"{RESULTS}: no results of the present cells yet: dvc repro comparison/dvc.yaml")
+        raise CdmError(f"{RESULTS}: no results of the present cells yet: make comparison")
     write_csv(found, csv_file)
     page.write_text(markdown(found), encoding="utf-8")
     shutil.rmtree(figures, ignore_errors=True)

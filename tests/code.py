@@ -144,7 +144,7 @@ def _used(module: str, statement: ast.stmt) -> Iterator[Node]:
 
 
 def _reached(module: str, without: Collection[str]) -> Iterator[ast.stmt]:
-    """All statements that a script can reach, by name, in the repository; none through modules of files in `without`."""
+    """Statements that a script can reach, by name, in the repository; none through a file in `without`."""
     waiting, seen = [(module, ""), (module, "main")], set[Node]()
     while waiting:
         node = waiting.pop()

@@ -104,7 +104,9 @@ def make_repository(folder: Path, home: Path, teacher: Path, *also: str) -> Repo
     for name in (*COPIED, *also):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache")
+            )
         else:
             shutil.copy(ROOT / name, folder / name)
     shutil.copytree(teacher, folder / "world/teacher")

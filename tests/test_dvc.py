@@ -226,9 +226,9 @@ def test_every_module_shapes_some_stage_or_the_command() -> None:
 def test_the_miniature_depends_on_its_own_scripts(name: str) -> None:
     stage = MINIATURE_STAGES[name]
     imported = {path for path in code.imported_files(f"miniature.{name}") if path.startswith("miniature/")}
-    assert files(stage) == imported
-    assert stage["cmd"] == f"python -m miniature.{name}"
-    assert stage["params"] == [{"miniature/params.yaml": ["seed", name]}]
+    assert {f"miniature/{dep}" for dep in stage["deps"] if dep.endswith(".py")} == imported
+    assert stage["cmd"] == f"cd .. && python -m miniature.{name}"
+    assert stage["params"] == ["seed", name]
 
 
 def test_the_miniature_stays_in_git() -> None:
@@ -237,7 +237,7 @@ def test_the_miniature_stays_in_git() -> None:
         for entry in [*stage["outs"], *stage.get("metrics", [])]:
             ((path, options),) = entry.items()
             assert options == {"cache": False}
-            assert (ROOT / path).exists(), f"{path} is missing: the repository comes with it"
+            assert (ROOT / "miniature" / path).exists(), f"{path} is missing: the repository comes with it"
 
 
 def md5(path: Path) -> str:
@@ -255,8 +255,36 @@ def test_a_fresh_clone_does_not_train_the_miniature() -> None:
     params = pipeline("miniature/params.yaml")
     for name, stage in MINIATURE_STAGES.items():
         assert locked[name]["cmd"] == stage["cmd"]
-        assert locked[name]["params"] == {"miniature/params.yaml": {key: params[key] for key in ("seed", name)}}
+        assert locked[name]["params"] == {"params.yaml": {key: params[key] for key in ("seed", name)}}
         assert {entry["path"] for entry in locked[name]["deps"]} == set(stage["deps"])
         assert {entry["path"] for entry in locked[name]["outs"]} == outs(stage)
         for entry in [*locked[name]["deps"], *locked[name]["outs"]]:
-            assert md5(ROOT / entry["path"]) == entry["md5"], f"{entry['path']} differs from miniature/dvc.lock"
+            assert md5(ROOT / "miniature" / entry["path"]) == entry["md5"], (
+                f"{entry['path']} is another than locked"
+            )
+
+
+@pytest.mark.parametrize("folder", ["comparison", "miniature"])
+def test_another_pipeline_is_a_project_of_its_own(folder: str) -> None:
+    """So that DVC, asked in the repository, speaks of the six stages alone."""
+    assert (ROOT / folder / ".dvc/config").read_text() == (ROOT / ".dvc/config").read_text()
+    assert (ROOT / folder / ".dvcignore").is_file()
+    assert not any(folder in dep for stage in STAGES.values() for dep in stage["deps"])
+
+
+def test_a_fresh_clone_runs_no_cell_of_the_comparison() -> None:
+    """Of what is in Git; the data that all cells share are made by the repository's own pipeline."""
+    locked, own = pipeline("comparison/dvc.lock")["stages"], pipeline("dvc.lock")["stages"]
+    cells = {name: stage for name, stage in locked.items() if "@" in name or name == "teacher"}
+    assert len(cells) == len(list((ROOT / "comparison/results").rglob("*.json"))) > 80
+    for name, stage in cells.items():
+        for entry in [*stage["deps"], *stage["outs"]]:
+            if entry["path"] != "pairs" and not entry["path"].startswith("../data/"):
+                path = ROOT / "comparison" / entry["path"]
+                assert md5(path) == entry["md5"], f"{name}: {entry['path']} is another than locked"
+    made = {entry["path"]: entry["md5"] for stage in own.values() for entry in stage["outs"]}
+    for path in ("data/teacher.json", "data/latents"):
+        shared = {
+            each["md5"] for stage in cells.values() for each in stage["deps"] if each["path"] == f"../{path}"
+        }
+        assert shared == {made[path]}, f"{path} is another than the cells were made from"

@@ -7,8 +7,8 @@ request  {"format": "cdm-scorer-1", "set": "student/steps4",
 answer   {"scores": {"NAME": [a number for each image, in order], ...}, "summary": {"NAME": a number, ...}}
 
 Either part of the answer may be missing. It ends with exit code 0; with any other the end of what it wrote to
-standard error is shown. Answers are kept by what was asked (command, its files, and pictures), so that a failure of one scorer
-or set costs nothing of the others.
+standard error is shown. Answers are kept by what was asked (command, its files, pictures), so that a failure of one
+scorer or set costs nothing of the others.
 """
 
 from __future__ import annotations
