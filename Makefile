@@ -44,7 +44,8 @@ table: $(VENV)/installed ## Compare experiments: what was changed, and the main 
 	@dvc exp show --only-changed --md --drop '$(MINOR)'
 
 comparison: $(VENV)/installed ## Compare the methods, three seeds each (hours; stop it when you like, it goes on)
-	@dvc repro comparison/dvc.yaml
+	@dvc repro latents
+	@dvc --cd comparison repro
 	@printf '\n%s\n' 'Tables         comparison/table.md, comparison/table.csv' 'Figures        comparison/figures/'
 
 install: $(VENV)/installed ## Make .venv and install the pipeline into it

@@ -47,8 +47,6 @@ class Teacher(Section):
     """A diffusers folder, or the id `org/name` of a model on a hub."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; null means its main branch. Resolved to a commit and recorded."""
-    track: str
-    """A path whose change reruns everything: the folder itself where `source` is one, else this params file."""
     guidance_scale: Guidance
     """Classifier-free guidance of the teacher in every comparison and in the cached latents; 1 is none."""
     resolution: Positive | None = None
@@ -62,14 +60,6 @@ class Teacher(Section):
         except CdmError as error:
             raise ValueError(str(error)) from None
 
-    @model_validator(mode="after")
-    def _track_follows_source(self) -> Teacher:
-        if Path(self.source).is_dir() and Path(self.source) != Path(self.track):
-            raise ValueError(
-                f"track is {self.track!r} but source is the folder {self.source!r}: set teacher.track to that folder"
-            )
-        return self
-
 
 class Prompts(Section):
     """What the student learns from, and what it is judged on."""
@@ -80,8 +70,6 @@ class Prompts(Section):
     """Files of evaluation prompts; where empty, `eval_count` prompts are held back from the training ones."""
     eval_count: Positive
     """Number of evaluation prompts: the first of `eval`, or a random choice of the training prompts."""
-    track: str
-    """A path whose change reruns everything that uses prompts: the one list, or the folder that holds them all."""
     column: str = "prompt"
     """Column or key that holds the prompt in .jsonl, .csv and .parquet files."""
     max_sequence_length: Count
@@ -90,15 +78,6 @@ class Prompts(Section):
     """Encode the training prompts once into shards, or while training (for lists too long to store)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the text encoders, and what embeddings are stored in (training takes them as float32)."""
-
-    @model_validator(mode="after")
-    def _track_holds_lists(self) -> Prompts:
-        for name in (*self.train, *self.eval):
-            if not Path(name).is_relative_to(self.track):
-                raise ValueError(
-                    f"track is {self.track!r}, which does not hold {name!r}: set prompts.track to a folder that does"
-                )
-        return self
 
 
 class Latents(Section):
@@ -244,20 +223,10 @@ class RegressionLoss(TermSettings):
 
     weight: Weight = 0.0
     """Factor of the term in the student's loss (DMD 0.25); at 0 nothing of it is computed."""
-    track: str
-    """The folder of the pairs (`latents.train_pairs`); without a weight a path that the training reads anyway."""
 
     @property
     def needs(self) -> Needs:
         return Needs(student_graph=1, pairs=True)
-
-    @model_validator(mode="after")
-    def _track_is_a_folder(self) -> RegressionLoss:
-        if self.weight and (not self.track or Path(self.track).suffix):
-            raise ValueError(
-                f"track is {self.track!r}, but the regression learns from pairs: set it to their folder, data/pairs"
-            )
-        return self
 
 
 class ScoreGradientLoss(TermSettings):
@@ -297,7 +266,7 @@ class Losses(Section):
     ca: GuidanceLoss
     dm: MatchingLoss
     cdm: OffTrajectoryLoss
-    regression: RegressionLoss = RegressionLoss(track="")
+    regression: RegressionLoss = RegressionLoss()
     sgmd: ScoreGradientLoss = ScoreGradientLoss()
     consistency: ConsistencyLoss = ConsistencyLoss()
     min_norm: Rate = 0.1
@@ -369,22 +338,17 @@ class Lora(Section):
 class Probe(Section):
     """How good the student is while it learns: a Fréchet distance of its latents to the teacher's."""
 
-    every: Count = 0
-    """Iterations between two probes; the last iteration has one too; 0 is never."""
+    reference: Literal["none", "latents"] = "none"
+    """What the student is compared with: the teacher's full-length latents; none is no probe."""
+    every: Positive = 200
+    """Iterations between two probes; the last iteration has one too."""
     samples: Annotated[int, Field(ge=2)] = 256
     """Samples at each number of steps: best a multiple of the evaluation prompts, some hundreds."""
     steps: Annotated[list[Positive], Field(min_length=1)] = [1, 2, 4, 8]
     """Numbers of steps that are probed; their mean is what `distill.keep` goes by."""
-    track: str = ""
-    """The folder of the teacher's latents to compare with; without a probe a path that the training reads anyway."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Probe:
-        if self.every and (not self.track or Path(self.track).suffix):
-            raise ValueError(
-                f"track is {self.track!r}, but a probe compares with the teacher's latents: set it to their folder,"
-                " data/latents"
-            )
         if len(set(self.steps)) != len(self.steps):
             raise ValueError(f"steps names a number twice: {self.steps}")
         return self
@@ -437,8 +401,8 @@ class Distill(Section):
             raise ValueError(
                 "fake_knows_level needs a fake score of its own weights: set lora to null, or it to false"
             )
-        if self.keep == "best" and not self.probe.every:
-            raise ValueError("keep is best, but nothing tells which is: set probe.every, such as to 200")
+        if self.keep == "best" and self.probe.reference == "none":
+            raise ValueError("keep is best, but nothing tells which is: set probe.reference to latents")
         if self.renoise_max <= self.renoise_min:
             raise ValueError(f"renoise_max {self.renoise_max} is not above renoise_min {self.renoise_min}")
         for name in ("iterations", "fake_only"):
@@ -512,8 +476,6 @@ class Evaluate(Section):
     """Folder of a judge (a classifier of the prompts' attributes); its features give the distances."""
     real: str | None = None
     """A safetensors file of real pictures of the evaluation prompts; null compares with the teacher alone."""
-    track: tuple[str, str]
-    """Paths whose change reruns the evaluation: `judge` and `real`, each replaced by this params file where null."""
     neighbours: Positive = 3
     """k of the nearest-neighbour radii in precision and recall."""
     metrics: list[str] = []
@@ -531,14 +493,6 @@ class Evaluate(Section):
             return [measures.check_name(name) for name in names]
         except CdmError as error:
             raise ValueError(str(error)) from None
-
-    @model_validator(mode="after")
-    def _track_follows(self) -> Evaluate:
-        for name, tracked in zip(("judge", "real"), self.track, strict=True):
-            path = getattr(self, name)
-            if path is not None and path != tracked:
-                raise ValueError(f"track names {tracked!r} where {name} is {path!r}: make them equal")
-        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Evaluate:

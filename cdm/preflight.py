@@ -68,3 +68,10 @@ def _missing_scorers(evaluate: Evaluate) -> Iterator[str]:
         for name in arguments:
             if name.endswith(".py") and not Path(name).is_file():
                 yield f"evaluate.scorers: {scorer.name}: {name}: no such file"
+
+
+def program_files(command: str) -> list[str]:
+    """The files that a scorer's command names: its program where that is a path in this folder, and its arguments."""
+    program, *arguments = shlex.split(command)
+    named = [*([program] if "/" in program and not Path(program).is_absolute() else []), *arguments]
+    return [name for name in named if Path(name).is_file()]

@@ -22,7 +22,7 @@ def main(
     """Train a student, draw from it, and write down what it scores; an interrupted cell is taken up again."""
     import torch
 
-    from cdm.models.hub import TeacherManifest
+    from cdm.models.manifest import TeacherManifest
     from comparison import design
     from comparison.results import RESULTS, Result, result_path
     from comparison.run import RUNS, cell_params, measured, trained, training_code
@@ -35,7 +35,7 @@ def main(
         method=method,
         seed=seed,
         settings=settings,
-        code=training_code(),
+        code=training_code(manifest.family),
         torch=torch.__version__,
         student_updates=design.student_updates(params),
         forward_equivalents=design.forward_equivalents(params, manifest.shift),

@@ -18,7 +18,7 @@ def main(
 ) -> None:
     """Draw as many of the teacher's samples of training prompts, with their noise, as any method asks for."""
     from cdm.data.sampling import cache_training_pairs
-    from cdm.models.hub import TeacherManifest
+    from cdm.models.manifest import TeacherManifest
     from comparison.run import cell_params
 
     with cell_params(CELLS / "pairs.yaml", PARAMS) as (params, _):

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from ruamel.yaml import YAML
 
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import Params, load
 from comparison import design
 from stages.common import PARAMS, TeacherFile, run

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Self
 
-from cdm.data.store import write_json
 from cdm.errors import CdmError
+from cdm.system.files import write_json
 from comparison.design import Table
 
 RESULTS = Path("comparison/results")

@@ -12,23 +12,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cdm.data.prompts import PromptSet
+from cdm.data.prompt_set import PromptSet
 from cdm.data.sampling import draw_samples
-from cdm.data.store import code_fingerprint, sha256
 from cdm.errors import CdmError
 from cdm.evaluation.features import load_extractor
 from cdm.evaluation.quality import Evaluation, evaluate
 from cdm.evaluation.samples import open_samples, read_real
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import Params, load, parse
 from cdm.preflight import check_paths
 from cdm.system import host
-from cdm.training import identity
+from cdm.system.files import sha256
+from cdm.system.provenance import code_digest
+from cdm.training.identity import fingerprint
 from cdm.training.inputs import Inputs
 from cdm.training.loop import distill
 from comparison.design import changed
 
 RUNS = Path("comparison/runs")
+PAIRS = Path("comparison/pairs")
+"""What a regression learns from: drawn once, for all cells."""
 TRAINED = "trained.txt"
 """Names the training whose student is in the folder."""
 
@@ -41,7 +44,7 @@ def cell_params(path: Path, root: Path, seed: int | None = None) -> Iterator[tup
     changed since: DVC would take the results for those of the new one.
     """
     if not path.is_file():
-        raise CdmError(f"{path}: missing: it is written by `dvc repro comparison/dvc.yaml:resolve`")
+        raise CdmError(f"{path}: missing: it is written by `dvc repro resolve`")
     before = sha256(path)
     runtime = load(root).runtime.model_dump(mode="json")
     values = {**load(path).model_dump(mode="json"), "runtime": runtime}
@@ -57,8 +60,8 @@ def cell_params(path: Path, root: Path, seed: int | None = None) -> Iterator[tup
 
 def trained(params: Params, teacher: TeacherManifest, prompts: Path, folder: Path) -> Path:
     """The folder of the student of `params`, which is trained if `folder` does not hold it yet."""
-    inputs = Inputs.gather(params, teacher, prompts)
-    name = identity.fingerprint(params, inputs.digests)
+    inputs = Inputs.gather(params, teacher, prompts, pairs=PAIRS)
+    name = fingerprint(params, inputs)
     student, marker = folder / "student", folder / TRAINED
     if student.is_dir() and marker.is_file() and marker.read_text() == name:
         print(f"{student}: trained already")
@@ -84,7 +87,6 @@ def measured(
     return evaluation
 
 
-def training_code() -> str:
+def training_code(family: str) -> str:
     """Fingerprint of the code that a training's result depends on."""
-    here = Path(identity.__file__).parent.parent
-    return code_fingerprint(*(here / f"{name}.py" for name in identity.CODE))[:16]
+    return code_digest("distill", family)[:16]

@@ -12,10 +12,11 @@ import typer
 
 from cdm.errors import CdmError
 from cdm.evaluation.measures import JUDGED, Quantity
+from cdm.params import load
 from comparison.collect import METRICS, Collected, collect
 from comparison.design import Table, load_comparison
 from comparison.results import RESULTS, Estimate, Row, Summary, TeacherResult
-from stages.common import run
+from stages.common import PARAMS, run
 
 HEADINGS = {
     "updates": "Equal numbers of student updates",
@@ -222,7 +223,7 @@ def main(
 
     found = collect(load_comparison())
     if not found.summaries:
-        raise CdmError(f"{RESULTS}: no results of the present cells yet: dvc repro comparison/dvc.yaml")
+        raise CdmError(f"{RESULTS}: no results of the present cells yet: make comparison")
     write_csv(found, csv_file)
     page.write_text(markdown(found), encoding="utf-8")
     shutil.rmtree(figures, ignore_errors=True)
@@ -238,7 +239,7 @@ def state(found: Collected) -> list[str]:
     """What the tables lack, and what in them was made by other code than today's."""
     from comparison.run import training_code
 
-    code = training_code()
+    code = training_code(load(PARAMS).teacher.family)
     older = {
         f"{summary.method}-{seed}"
         for _, summary in found.summaries

@@ -14,7 +14,7 @@ def main(
     latents: LatentsFolder = Path("data/latents"),
 ) -> None:
     """Measure the teacher with guidance, and without it: in the place of a student."""
-    from cdm.models.hub import TeacherManifest
+    from cdm.models.manifest import TeacherManifest
     from comparison.results import RESULTS, TeacherResult
     from comparison.run import RUNS, cell_params, measured
 

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,28 +19,31 @@ from cdm.preflight import check_paths
 from cdm.system import host
 
 PARAMS = Path("params.yaml")
+REPOSITORY = Path(os.environ.get("DVC_ROOT", "."))
+"""The repository that DVC was started in, also where it runs an experiment in a copy of it."""
+CHECKPOINTS = REPOSITORY / "checkpoints"
 
-TeacherFile = Annotated[Path, typer.Option(help="What the stage `teacher` wrote.")]
+TeacherFile = Annotated[Path, typer.Option(help="What the stage `teacher` writes.")]
 PromptsFolder = Annotated[Path, typer.Option(help="What the stage `prompts` wrote.")]
 LatentsFolder = Annotated[Path, typer.Option(help="What the stage `latents` wrote.")]
 StudentFolder = Annotated[Path, typer.Option(help="The student, a diffusers folder.")]
 
 
 @contextmanager
-def stage(*sections: str) -> Iterator[Params]:
-    """The parameters of a stage that reads `sections` of them; `runtime` is applied and free to change.
+def stage(*keys: str) -> Iterator[Params]:
+    """The parameters of a stage that reads these of them, by dotted key; `runtime` is applied and free to change.
 
     Raises CdmError at once if the params file cannot be used or names files that are not there, so that a bad
-    path of the last stage stops the first; and at the end if one of the sections has changed since the start:
-    DVC reads the parameters after a stage and would record the new ones for results of the old.
+    path of the last stage stops the first; and at the end if one of `keys` has changed since the start: DVC reads
+    the parameters after a stage and would record the new ones for results of the old.
     """
     params = load(PARAMS)
     check_paths(params)
     host.prepare(params.runtime)
-    before = _values(params, sections)
+    before = _values(params, keys)
     yield params
-    after = _values(load(PARAMS), sections)
-    changed = [name for name in sections if before[name] != after[name]]
+    after = _values(load(PARAMS), keys)
+    changed = [key for key in keys if before[key] != after[key]]
     if changed:
         raise CdmError(
             f"{PARAMS}: {', '.join(changed)} changed while the stage ran, so its results belong to the old values:"
@@ -46,8 +51,10 @@ def stage(*sections: str) -> Iterator[Params]:
         )
 
 
-def _values(params: Params, sections: tuple[str, ...]) -> dict[str, Any]:
-    return params.model_dump(include=set(sections))
+def _values(params: Params, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The plain values of dotted keys."""
+    values = params.model_dump()
+    return {key: reduce(getitem, key.split("."), values) for key in keys}
 
 
 def run(main: Callable[..., None]) -> None:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import load
 from cdm.system.launcher import launch
-from stages.common import PARAMS, PromptsFolder, StudentFolder, TeacherFile, run, stage
+from stages.common import (
+    CHECKPOINTS,
+    PARAMS,
+    LatentsFolder,
+    PromptsFolder,
+    StudentFolder,
+    TeacherFile,
+    run,
+    stage,
+)
 
 
 def main(
     teacher: TeacherFile = Path("data/teacher.json"),
     prompts: PromptsFolder = Path("data/prompts"),
+    latents: LatentsFolder = Path("data/latents"),
+    pairs: Annotated[Path, typer.Option(help="Pairs that the stage `latents` wrote.")] = Path("data/pairs"),
     student: StudentFolder = Path("models/student"),
     log: Annotated[Path, typer.Option(help="CSV to write, a row a round.")] = Path("logs/distill.csv"),
     pictures: Annotated[Path, typer.Option(help="Folder of pictures to write while training.")] = Path(
@@ -30,11 +40,17 @@ def main(
     from cdm.training.loop import distill
     from cdm.training.watch import Places
 
-    with stage("seed", "prompts", "schedule", "distill") as params:
-        inputs = Inputs.gather(params, TeacherManifest.read(teacher), prompts)
-        checkpoints = Path(os.environ.get("DVC_ROOT", ".")) / "checkpoints"  # kept, also by runs in a copy
-        places = Places(pictures, timing, checkpoints.with_name("trackers"))
-        distill(params, inputs, checkpoints=checkpoints, student=student, log=log, places=places)
+    with stage(
+        "seed",
+        "prompts.embed",
+        "prompts.max_sequence_length",
+        "prompts.precision",
+        "schedule",
+        "distill",
+    ) as params:
+        inputs = Inputs.gather(params, TeacherManifest.read(teacher), prompts, latents=latents, pairs=pairs)
+        places = Places(pictures, timing, CHECKPOINTS.with_name("trackers"))
+        distill(params, inputs, checkpoints=CHECKPOINTS, student=student, log=log, places=places)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cdm.data.prompts import PromptSet
+from cdm.data.prompt_set import PromptSet
 from cdm.evaluation.report import Teacher
 from cdm.evaluation.results import summary, write_results
-from cdm.models.hub import TeacherManifest
-from stages.common import PromptsFolder, TeacherFile, run, stage
+from cdm.models.manifest import TeacherManifest
+from stages.common import CHECKPOINTS, PromptsFolder, TeacherFile, run, stage
 
 
 def main(
@@ -31,7 +30,7 @@ def main(
         manifest = TeacherManifest.read(teacher)
         distilled = Teacher(manifest.source, manifest.revision, manifest.parameters)
         texts = PromptSet(prompts / "eval").texts
-        answers = Path(os.environ.get("DVC_ROOT", ".")) / "checkpoints/scores"  # kept, also by runs in a copy
+        answers = CHECKPOINTS / "scores"
         evaluation = write_results(params, distilled, texts, samples, log, metrics, plots, report, answers)
     print(f"{summary(evaluation)}\n{report / 'index.html'}: the whole report")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cdm.data.sampling import cache_teacher_latents, cache_training_pairs
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import load
 from cdm.system.launcher import launch
 from stages.common import PARAMS, PromptsFolder, TeacherFile, run, stage
@@ -21,6 +21,9 @@ def main(
         "data/latents"
     ),
     pairs: Annotated[Path, typer.Option(help="Store to write, of training prompts.")] = Path("data/pairs"),
+    none: Annotated[
+        Path, typer.Option(help="Empty folder to make: what a training without a probe reads.")
+    ] = Path("data/none"),
 ) -> None:
     """Draw the teacher's full-length samples, with the noise that they came from."""
     launch("stages.latents", load(PARAMS).runtime.accelerate_config)
@@ -28,6 +31,7 @@ def main(
         manifest = TeacherManifest.read(teacher)
         cache_teacher_latents(params, manifest, prompts, out)
         cache_training_pairs(params, manifest, prompts, pairs)
+        none.mkdir(parents=True, exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cdm.data import prompts
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from stages.common import TeacherFile, run, stage
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cdm.data.sampling import draw_samples
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import load
 from cdm.system.launcher import launch
 from stages.common import PARAMS, LatentsFolder, PromptsFolder, StudentFolder, TeacherFile, run, stage

@@ -1,4 +1,4 @@
-"""Stage `teacher`: which model is distilled."""
+"""Stage `teacher`: which model is distilled, and what else the params file names that no stage makes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,28 @@ from typing import Annotated
 
 import typer
 
-from cdm.models import hub
-from stages.common import run, stage
+from cdm.data.external import record_evaluation, record_prompts, record_teacher
+from cdm.system.files import Memory
+from stages.common import REPOSITORY, TeacherFile, run, stage
 
 
-def main(out: Annotated[Path, typer.Option(help="File to write.")] = Path("data/teacher.json")) -> None:
-    """Find the teacher (a folder, or a model on a hub), check it, and write down which one it is."""
-    with stage("teacher") as params:
-        named = params.teacher
-        teacher = hub.describe(named.family, named.source, named.revision, named.resolution)
-        teacher.write(out)
+def main(
+    out: TeacherFile = Path("data/teacher.json"),
+    prompts: Annotated[Path, typer.Option(help="File to write, of the prompt lists.")] = Path(
+        "data/inputs/prompts.json"
+    ),
+    evaluation: Annotated[Path, typer.Option(help="File to write, of what an evaluation reads.")] = Path(
+        "data/inputs/evaluation.json"
+    ),
+) -> None:
+    """Find the teacher (a folder, or a model on a hub), check it, write down which one it is, and hash the rest."""
+    with (
+        stage("teacher", "prompts", "evaluate") as params,
+        Memory.kept(REPOSITORY / "data/.hashes.json") as memory,
+    ):
+        teacher = record_teacher(params.teacher, out, memory)
+        record_prompts(params.prompts, prompts, memory)
+        record_evaluation(params.evaluate, evaluation, memory)
     at = f" at {teacher.revision}" if teacher.revision else ""
     print(f"{teacher.source}{at}: {teacher.parameters:,} parameters, latents {teacher.latent_shape}")
 

@@ -1,8 +1,7 @@
 """What the repository's code imports and reads, found in its syntax trees without running it.
 
-Two questions about a stage: which modules does it import, directly or not (a module's text is then a dependency), and
-which sections of the parameters does the code read that it can reach (a module may serve several stages, so this
-follows functions and classes, by name).
+Two questions about a stage: which modules does it import, directly or not, and which sections of the parameters does
+the code read that it can reach (a module may serve several stages, so this follows functions and classes, by name).
 """
 
 from __future__ import annotations
@@ -15,14 +14,13 @@ from pathlib import Path
 
 from cdm.families import family_names
 from cdm.params import Params
+from cdm.system.provenance import THE_FAMILY
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("cdm", "comparison", "stages", "miniature")
 
 FAMILIES = "cdm.families"
 """The package that imports one of its modules by the name of `teacher.family`."""
-THE_FAMILY = "cdm/families/${teacher.family}.py"
-"""How dvc.yaml names that module's file."""
 
 Node = tuple[str, str]
 """A name defined at the top of a module: (module, name)."""
@@ -75,14 +73,15 @@ def imported_files(module: str, without: Collection[str] = ()) -> set[str]:
     """Files, relative to the repository, of `module` and of all that it imports of the repository, transitively.
 
     A file beside a module that the module names in a string, such as a template, counts as imported, and so does the
-    module of "module:name" in a string. Modules `without` do not count, nor does what only they import. Whatever asks
-    for a family by name imports what any family imports; the one family's own file is `THE_FAMILY`.
+    module of "module:name" in a string. Modules whose file is in `without` do not count, nor does what only they
+    import. Whatever asks for a family by name imports what any family imports; the one family's own file is
+    `THE_FAMILY`.
     """
     families = {f"{FAMILIES}.{name}" for name in family_names()}
-    waiting, seen = [module], set()
+    waiting, seen = [module], set[str]()
     while waiting:
         name = waiting.pop()
-        if name in seen or name in without or name not in modules():
+        if name in seen or name not in modules() or _file(name) in without:
             continue
         seen.add(name)
         parts = name.split(".")
@@ -92,6 +91,10 @@ def imported_files(module: str, without: Collection[str] = ()) -> set[str]:
     found = {modules()[name] for name in seen - families if not _is_empty(name)}
     found |= {path for name in seen for path in _named_files(name)}
     return {str(path.relative_to(ROOT)) for path in found} | ({THE_FAMILY} if seen & families else set())
+
+
+def _file(module: str) -> str:
+    return str(modules()[module].relative_to(ROOT))
 
 
 def imported_modules(module: str) -> set[str]:
@@ -152,12 +155,12 @@ def _used(module: str, statement: ast.stmt) -> Iterator[Node]:
                 yield module, local
 
 
-def _reached(module: str, without: str | None) -> Iterator[ast.stmt]:
-    """All statements that a script can reach, by name, in the repository; none through the module `without`."""
+def _reached(module: str, without: Collection[str]) -> Iterator[ast.stmt]:
+    """Statements that a script can reach, by name, in the repository; none through a file in `without`."""
     waiting, seen = [(module, ""), (module, "main")], set[Node]()
     while waiting:
         node = waiting.pop()
-        if node in seen or node[0] == without:
+        if node in seen or node[0] not in modules() or _file(node[0]) in without:
             continue
         seen.add(node)
         module, name = node
@@ -170,10 +173,10 @@ def _reached(module: str, without: str | None) -> Iterator[ast.stmt]:
             waiting += _used(module, statement)
 
 
-def sections_read(module: str, without: str | None = None) -> set[str]:
+def sections_read(module: str, without: Collection[str] = ()) -> set[str]:
     """Sections of the parameters that a stage's code reads: as `params.SECTION`, or in a dump of `params`.
 
-    What only the module `without` reads does not count.
+    What only modules read whose file is in `without` does not count.
     """
     found = set[str]()
     for statement in _reached(module, without):
@@ -196,11 +199,11 @@ def _dumped(call: ast.Call) -> set[str]:
     return set(Params.model_fields) - excluded
 
 
-def sections_declared(module: str) -> set[str]:
-    """Sections that a stage names in `with stage("SECTION", ...)`, which watches them for changes."""
+def keys_declared(module: str) -> list[str]:
+    """Keys of the parameters that a stage names in `with stage("KEY", ...)`, which watches them for changes."""
     (call,) = (
         child
         for child in ast.walk(tree(module))
         if isinstance(child, ast.Call) and isinstance(child.func, ast.Name) and child.func.id == "stage"
     )
-    return {ast.literal_eval(argument) for argument in call.args}
+    return [ast.literal_eval(argument) for argument in call.args]

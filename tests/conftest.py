@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from cdm.models import hub
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest, describe
 from cdm.params import Params, parse
 from tests import tiny_pipelines
 
@@ -37,7 +36,7 @@ def tiny_sd3(tiny_pipeline: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="session")
 def tiny_teacher(tiny_sd3: Path) -> TeacherManifest:
     """What the stage `teacher` finds out about `tiny_sd3`."""
-    return hub.describe("sd3", str(tiny_sd3), None)
+    return describe("sd3", str(tiny_sd3), None)
 
 
 @pytest.fixture
@@ -50,11 +49,10 @@ def tiny_params(tiny_sd3: Path, tmp_path: Path) -> Params:
     (lists / "train.txt").write_text("\n".join([*train, "", evaluation[0]]))
     (lists / "eval.txt").write_text("\n".join([*evaluation, "a green two on gray paper"]))
     values = YAML(typ="safe").load(ROOT / "params.yaml")
-    values["teacher"] |= {"source": str(tiny_sd3), "track": str(tiny_sd3), "guidance_scale": 3.0}
+    values["teacher"] |= {"source": str(tiny_sd3), "guidance_scale": 3.0}
     values["prompts"] |= {
         "train": [str(lists / "train.txt")],
         "eval": [str(lists / "eval.txt")],
-        "track": str(lists),
         "eval_count": 3,
     }
     values["latents"] |= {"steps": 4, "per_prompt": 2}

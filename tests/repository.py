@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent
 COPIED = ("cdm", "stages", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/.gitignore", ".dvc/config")
 TINY: dict[str, Any] = {
-    "teacher": {"source": "world/teacher", "track": "world/teacher"},
-    "prompts": {"train": ["world/train.txt"], "eval": ["world/eval.txt"], "track": "world", "eval_count": 4},
+    "teacher": {"source": "world/teacher"},
+    "prompts": {"train": ["world/train.txt"], "eval": ["world/eval.txt"], "eval_count": 4},
     "latents": {"steps": 3, "per_prompt": 4},
     "schedule": {"min_len": 1, "max_len": 2},
     "distill": {
@@ -70,8 +71,32 @@ class Repository:
         return re.findall(r"^Running stage '([^']+)':$", self.dvc(*arguments), re.MULTILINE)
 
     def changed(self) -> set[str]:
-        """The stages whose own inputs have changed."""
-        return set(json.loads(self.dvc("status", "--json")))
+        """The stages whose own inputs have changed, but for `teacher`, which is always asked."""
+        return set(json.loads(self.dvc("status", "--json"))) - {"teacher"}
+
+    def changed_by(self, paths: Sequence[str]) -> dict[str, set[str]]:
+        """For each of some text files the stages whose inputs are others once a line is added to it."""
+        found: dict[str, list[str]] = json.loads(self.run(sys.executable, "-c", TOUCH, *paths))
+        return {path: set(stages) - {"teacher"} for path, stages in found.items()}
+
+
+TOUCH = """
+import json, sys
+from pathlib import Path
+from dvc.repo import Repo
+
+def stale(path):
+    before = path.read_bytes()
+    path.write_bytes(before + b"# a comment\\n")
+    try:
+        with Repo(".") as repository:
+            return sorted(repository.status())
+    finally:
+        path.write_bytes(before)
+
+print(json.dumps({path: stale(Path(path)) for path in sys.argv[1:]}))
+"""
+"""A program that does so within one process: DVC takes its time to start."""
 
 
 def make_repository(folder: Path, home: Path, teacher: Path, *also: str) -> Repository:
@@ -79,7 +104,9 @@ def make_repository(folder: Path, home: Path, teacher: Path, *also: str) -> Repo
     for name in (*COPIED, *also):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache")
+            )
         else:
             shutil.copy(ROOT / name, folder / name)
     shutil.copytree(teacher, folder / "world/teacher")
@@ -90,7 +117,6 @@ def make_repository(folder: Path, home: Path, teacher: Path, *also: str) -> Repo
     params = yaml.load((ROOT / "params.yaml").read_text())
     for section, values in TINY.items():
         params[section].update(values)
-    params["evaluate"]["track"] = [params["evaluate"]["judge"], params["evaluate"]["real"]]
     with (folder / "params.yaml").open("w") as file:
         yaml.dump(params, file)
 

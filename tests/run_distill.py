@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from cdm.errors import CdmError
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import load
 from cdm.training.inputs import Inputs
 from cdm.training.loop import distill

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from cdm.data import sampling
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import parse
 
 ROWS = 4

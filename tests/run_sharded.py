@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import load
 from cdm.training import setup
 from cdm.training.distiller import Distiller, Metrics

@@ -156,7 +156,7 @@ def test_every_mistake_is_a_line(
 
 def test_params_check_accepts_the_repositorys_own_file(command: Command, tmp_path: Path) -> None:
     values = YAML(typ="safe").load(ROOT / "params.yaml")
-    values["teacher"] |= {"source": "org/model", "track": "params.yaml"}
+    values["teacher"] |= {"source": "org/model"}
     YAML().dump(values, tmp_path / "mine.yaml")
     result = command("params", "check", tmp_path / "mine.yaml")
     assert (result.code, result.out) == (0, f"{tmp_path / 'mine.yaml'}: in order\n")
@@ -248,7 +248,7 @@ def test_a_bad_path_of_the_last_stage_stops_the_first(
     as_file(
         tiny_params,
         workspace / "params.yaml",
-        evaluate={"judge": "nojudge", "real": None, "track": ["nojudge", "params.yaml"]},
+        evaluate={"judge": "nojudge", "real": None},
     )
     assert command.stage(teacher).error == "error: evaluate.judge: nojudge: no such folder"
     assert not (workspace / "data").exists()

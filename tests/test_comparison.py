@@ -19,10 +19,10 @@ import pytest
 from ruamel.yaml import YAML
 from scipy import stats
 
-from cdm.data.store import sha256
 from cdm.errors import CdmError
 from cdm.params import Params, load, parse
 from cdm.planning.forwards import forwards_of_round, mean_anchor_sigma
+from cdm.system.files import sha256
 from comparison import design, figure, results, table
 from comparison.collect import METRICS, Collected, collect
 from comparison.design import Comparison
@@ -254,7 +254,7 @@ def test_a_round_dearer_than_the_whole_reference_is_refused(base: Params) -> Non
 def test_pairs_of_a_regression_count_as_cost(base: Params) -> None:
     changes = {
         "latents": {"steps": 50, "per_prompt": 16, "train_pairs": 10},
-        "distill.losses.regression": {"weight": 0.25, "track": "pairs"},
+        "distill.losses.regression.weight": 0.25,
     }
     params = parse(design.changed(base.model_dump(mode="json"), changes))
     a_round = 48 * forwards_of_round(params.distill, params.schedule, SHIFT).equivalents
@@ -487,24 +487,22 @@ def test_one_far_change_does_not_hide_the_others(changes: list[float], reach: fl
 def test_a_cell_depends_on_its_parameters_and_data_and_leaves_one_small_file(name: str) -> None:
     stage = STAGES[name]
     assert stage["matrix"] == {"method": f"${{{name}}}", "seed": "${seeds}"}
-    assert stage["cmd"] == f"python -m comparison.cell {name} ${{item.method}} ${{item.seed}}"
-    assert f"comparison/cells/{name}/${{item.method}}.yaml" in stage["deps"]
-    assert stage["outs"] == [
-        {f"comparison/results/{name}/${{item.method}}-${{item.seed}}.json": {"cache": False}}
-    ]
+    assert stage["cmd"] == f"cd .. && python -m comparison.cell {name} ${{item.method}} ${{item.seed}}"
+    assert f"cells/{name}/${{item.method}}.yaml" in stage["deps"]
+    assert stage["outs"] == [{f"results/{name}/${{item.method}}-${{item.seed}}.json": {"cache": False}}]
     assert not [dep for dep in stage["deps"] if dep.endswith(".py")]
 
 
 @pytest.mark.parametrize("name", ["resolve", "table"])
 def test_quick_stages_depend_on_the_modules_of_the_comparison_that_they_import(name: str) -> None:
     imported = {path for path in code.imported_files(f"comparison.{name}") if path.startswith("comparison/")}
-    listed = {dep for dep in STAGES[name]["deps"] if dep.startswith("comparison/") and dep.endswith(".py")}
-    assert imported == listed
+    listed = {dep for dep in STAGES[name]["deps"] if dep.endswith(".py") and not dep.startswith("../")}
+    assert imported == {f"comparison/{dep}" for dep in listed}
 
 
 def test_tables_of_the_code_are_those_of_the_pipeline() -> None:
     assert set(design.TABLES) | {"resolve", "pairs", "teacher", "table"} == set(STAGES)
-    assert all(stage["wdir"] == ".." for stage in STAGES.values())
+    assert all(stage["cmd"].startswith("cd .. && python -m comparison.") for stage in STAGES.values())
 
 
 TINY = {
@@ -518,10 +516,7 @@ TINY = {
         "cdm": {"title": "CDM"},
         "paired": {
             "title": "With a regression",
-            "set": {
-                "latents.train_pairs": 4,
-                "distill.losses.regression": {"weight": 0.25, "track": "comparison/pairs"},
-            },
+            "set": {"latents.train_pairs": 4, "distill.losses.regression.weight": 0.25},
         },
     },
 }
@@ -545,7 +540,6 @@ def repository(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Repo
     return repository
 
 
-STAGE = "comparison/dvc.yaml:{}".format
 CELL = ("-m", "comparison.cell", "updates", "cdm", "0")
 
 
@@ -553,23 +547,35 @@ CELL = ("-m", "comparison.cell", "updates", "cdm", "0")
 class TestPipeline:
     """In this order: each goes on where the one before it stopped."""
 
+    def stages_run(self, repository: Repository, *arguments: str) -> list[str]:
+        """The stages that `dvc repro` runs in the folder of the comparison."""
+        return repository.stages_run("--cd", "comparison", "repro", *arguments)
+
     def test_a_cell_alone_gives_a_table(self, repository: Repository) -> None:
-        ran = repository.stages_run("repro", STAGE("updates@cdm-0"))
-        assert ran[-1] == STAGE("updates@cdm-0")
-        assert set(ran[:-1]) == {"teacher", "prompts", "latents", STAGE("resolve"), STAGE("pairs")}
-        assert repository.stages_run("repro", "--single-item", STAGE("table")) == [STAGE("table")]
+        assert repository.stages_run("repro", "latents") == ["teacher", "prompts", "latents"]
+        ran = self.stages_run(repository, "updates@cdm-0")
+        assert ran[-1] == "updates@cdm-0"
+        assert set(ran[:-1]) == {"resolve", "pairs"}
+        assert self.stages_run(repository, "--single-item", "table") == ["table"]
         page = (repository.folder / "comparison/table.md").read_text()
         assert "| CDM | 1 |" in page
         assert "With a regression" not in page
 
     def test_the_rest_follows_and_the_repositorys_own_training_does_not(self, repository: Repository) -> None:
-        ran = repository.stages_run("repro", "comparison/dvc.yaml")
-        assert ran[-1] == STAGE("table")
-        assert set(ran[:-1]) == {STAGE("teacher"), STAGE("updates@paired-0")}
+        ran = self.stages_run(repository)
+        assert ran[-1] == "table"
+        assert set(ran[:-1]) == {"teacher", "updates@paired-0"}
         folder = repository.folder
         assert not (folder / "models").exists()
         assert not (folder / "data/samples").exists()
-        assert repository.stages_run("repro", "comparison/dvc.yaml") == []
+        assert self.stages_run(repository) == []
+
+    def test_the_repository_speaks_of_its_own_stages_alone(self, repository: Repository) -> None:
+        names = set(json.loads(repository.dvc("status", "--json")))
+        assert names == {"teacher", "distill", "sample", "evaluate"}, (
+            "what has not run, and what is always asked"
+        )
+        assert "comparison" not in repository.dvc("dag", "--dot")
 
     def test_results_are_small_files_in_git(self, repository: Repository) -> None:
         folder = repository.folder
@@ -598,9 +604,7 @@ class TestPipeline:
         self, repository: Repository
     ) -> None:
         """The core calls are the stages' own: the reference at seed 0 is the repository's student."""
-        assert repository.stages_run("repro") == ["distill", "sample", "evaluate"], (
-            "and nothing of the comparison"
-        )
+        assert repository.stages_run("repro") == ["teacher", "distill", "sample", "evaluate"]
         quality = json.loads((repository.folder / "metrics/quality.json").read_text())
         cell = Result.read(repository.folder / "comparison/results/updates/cdm-0.json")
         assert cell.rows == quality["student"]
@@ -609,11 +613,7 @@ class TestPipeline:
         values = YAML(typ="safe").load(repository.folder / "comparison/params.yaml")
         values["methods"]["paired"]["set"]["distill.ema"] = 0.5
         write_params(repository.folder, values)
-        assert repository.stages_run("repro", "comparison/dvc.yaml") == [
-            STAGE("resolve"),
-            STAGE("updates@paired-0"),
-            STAGE("table"),
-        ]
+        assert self.stages_run(repository) == ["resolve", "updates@paired-0", "table"]
 
     def test_a_forced_cell_keeps_a_student_that_would_be_the_same(self, repository: Repository) -> None:
         path = repository.folder / "comparison/results/updates/cdm-0.json"

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from cdm.data import prompts
 from cdm.data.store import Store
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import Params
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +63,7 @@ class Project:
         teacher.write(folder / "data/teacher.json")
         self.values: dict[str, Any] = params.model_dump(mode="json")
         self.values["runtime"]["accelerate_config"] = str(CONFIGS / "cpu-two-processes.yaml")
-        self.values["evaluate"] |= {"judge": None, "real": None, "track": ["params.yaml", "params.yaml"]}
+        self.values["evaluate"] |= {"judge": None, "real": None}
         self.values["distill"] |= {"iterations": 4, "batch_size": 2, "student_every": 2, "fake_only": 2}
 
     def start(self, stage: str) -> subprocess.Popen[str]:

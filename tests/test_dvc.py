@@ -1,4 +1,4 @@
-"""The pipeline's files say what the code does: each stage's real imports and the parameters that it really reads."""
+"""The pipeline's files say what the code does: what shapes each stage, and the parameters that it really reads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import ast
 import hashlib
 import json
 import re
+import shutil
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +16,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from cdm.families import family_names
-from cdm.params import Params
+from cdm.system import provenance
 from tests import code
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["teacher", "prompts", "latents", "distill", "sample", "evaluate"]
-WATCHED = "cdm.training.watch"
-"""What people look at while a student is trained. It changes nothing of the student (test_watch.py), so that a change
-of it must not cost a training: no stage lists it, nor what only it imports or reads."""
-CHECKED = ("cdm.evaluation.measures", "cdm.evaluation.model_files")
-"""What the check of the parameters knows of measures: only `evaluate` computes with it, and no other stage lists it."""
 MINIATURE = ["real", "judge", "vae", "teacher"]
 
 
@@ -36,7 +34,12 @@ MINIATURE_STAGES: dict[str, dict[str, Any]] = pipeline("miniature/dvc.yaml")["st
 
 def files(stage: dict[str, Any]) -> set[str]:
     """The dependencies of a stage that are code."""
-    return {dep for dep in stage["deps"] if dep.endswith(".py") or dep.startswith(("cdm/", "stages/"))}
+    return {dep for dep in stage["deps"] if dep.startswith(("cdm/", "stages/"))}
+
+
+def around(name: str) -> set[str]:
+    """Modules that a stage imports and that shape nothing of it."""
+    return set(provenance.SHAPES_NOTHING) - set(provenance.STAGES[name])
 
 
 def paths(entries: list[Any]) -> set[str]:
@@ -60,22 +63,66 @@ def test_a_stage_runs_its_script_with_the_python_of_the_path(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_deps_are_the_modules_that_the_stage_imports(name: str) -> None:
-    without = (WATCHED,) if name == "evaluate" else (WATCHED, *CHECKED)
-    imported, listed = code.imported_files(f"stages.{name}", without), files(STAGES[name])
-    assert sorted(imported - listed) == [], f"deps of {name} lack what it imports"
-    assert sorted(listed - imported) == [], f"deps of {name} list what it does not import"
-    assert len(STAGES[name]["deps"]) == len(set(STAGES[name]["deps"]))
+def test_the_list_of_what_shapes_a_stage_is_what_it_imports(name: str) -> None:
+    """All of it, but for the modules that are said to shape nothing and what only they import."""
+    imported, listed = code.imported_files(f"stages.{name}", around(name)), set(provenance.STAGES[name])
+    assert sorted(imported - listed) == [], f"{name} imports what is in no list of cdm/system/provenance.py"
+    assert sorted(listed - imported) == [], f"{name} lists what it does not import"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_params_are_the_sections_that_the_stage_reads(name: str) -> None:
-    listed = set(STAGES[name]["params"])
-    assert listed <= set(Params.model_fields)
-    assert listed == code.sections_declared(f"stages.{name}"), "dvc.yaml and `with stage(...)` differ"
-    assert listed == code.sections_read(f"stages.{name}", without=WATCHED) - {"runtime"}, (
+def test_dvc_watches_what_shapes_a_stage(name: str) -> None:
+    assert sorted(files(STAGES[name])) == sorted(provenance.STAGES[name])
+    assert len(STAGES[name]["deps"]) == len(set(STAGES[name]["deps"]))
+
+
+def test_every_listed_file_is_there_and_needed() -> None:
+    imported = set[str]().union(
+        *(code.imported_files(f"stages.{name}") for name in NAMES), {"cdm/system/git.py"}
+    )
+    assert set(provenance.SHAPES_NOTHING) <= imported
+    for name in NAMES:
+        assert all((ROOT / path).is_file() for path in provenance.code_files(name, "sd3"))
+
+
+def test_the_digest_of_code_follows_what_shapes_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is: the family of the run and no other, and the version of diffusers."""
+    shutil.copytree(ROOT / "cdm", tmp_path / "cdm", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+
+    def changes(path: str) -> set[str]:
+        before = {name: provenance.code_digest(name, "sd3") for name in NAMES}
+        (tmp_path / path).write_text((tmp_path / path).read_text() + "# a comment\n")
+        return {name for name in NAMES if provenance.code_digest(name, "sd3") != before[name]}
+
+    assert changes("cdm/losses.py") == {"distill"}
+    assert changes("cdm/families/sd3.py") == {"teacher", "prompts", "latents", "distill", "sample"}
+    assert changes("cdm/families/flux.py") == changes("cdm/errors.py") == set()
+    before = provenance.code_digest("distill", "sd3")
+    assert provenance.code_digest("distill", "flux") != before
+    monkeypatch.setattr(provenance, "version", lambda package: f"{package} of tomorrow")
+    assert provenance.code_digest("distill", "sd3") != before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_params_are_the_keys_that_the_stage_reads(name: str) -> None:
+    listed = STAGES[name]["params"]
+    sections = {key.split(".")[0] for key in listed}
+    assert listed == code.keys_declared(f"stages.{name}"), "dvc.yaml and `with stage(...)` differ"
+    assert sections == code.sections_read(f"stages.{name}", around(name)) - {"runtime"}, (
         "dvc.yaml and the code differ"
     )
+
+
+def test_a_student_is_named_by_the_params_that_dvc_watches() -> None:
+    """A change that reruns `distill` begins another training, and no other change does."""
+    from cdm.training.identity import SHAPING
+
+    keys = [f"{name}.{key}" for name, inside in SHAPING.items() if isinstance(inside, set) for key in inside]
+    keys += [name for name, inside in SHAPING.items() if inside is True]
+    assert sorted(keys) == sorted(STAGES["distill"]["params"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,10 +137,19 @@ def test_outs_of_a_stage_are_the_defaults_of_its_options(name: str) -> None:
         and isinstance(call.args[0], ast.Constant)
         and isinstance(call.args[0].value, str)
     }
-    assert outs(STAGES[name]) <= defaults
+    written = outs(STAGES[name])
+    assert {path for path in written if not inside(path, defaults)} == set()
     between = {path for other in NAMES for path in outs(STAGES[other])}
-    read = {dep for dep in STAGES[name]["deps"] if dep in between}
-    assert read | outs(STAGES[name]) == defaults & between
+    deps = {dep.replace("${distill.probe.reference}", "latents") for dep in STAGES[name]["deps"]}
+    read = {dep for dep in deps & between if not dep.startswith("data/inputs/")}
+    assert {path for path in read if not inside(path, defaults)} == set()
+    for default in defaults:
+        assert not inside(default, {"data"}) or any(inside(path, {default}) for path in read | written), default
+
+
+def inside(path: str, folders: set[str]) -> bool:
+    """Whether a path is one of `folders`, or in one."""
+    return any(Path(path).is_relative_to(folder) for folder in folders)
 
 
 @pytest.mark.parametrize("name", family_names())
@@ -114,20 +170,21 @@ def test_every_params_file_has_what_dvc_reads_of_it(path: Path) -> None:
     """DVC fills in `${...}` from the file itself and knows no defaults."""
     values = YAML(typ="safe").load(path.read_text())
     names = re.findall(r"\$\{([^}]+)\}", "\n".join(dep for stage in STAGES.values() for dep in stage["deps"]))
-    assert "distill.probe.track" in names
+    assert set(names) == {"teacher.family", "distill.probe.reference"}
     for name in names:
-        found = values
-        for part in name.replace("[", ".").replace("]", "").split("."):
-            found = found[int(part) if part.isdigit() else part]
-        assert isinstance(found, str)
+        assert isinstance(reduce(getitem, name.split("."), values), str)
 
 
 def test_what_a_section_reruns() -> None:
-    """The point of granular params: a change reaches the stages that read it, and those after them."""
+    """The point of granular params: a change reaches the stages that read it, and those after them.
+
+    It may stop there, where what a stage writes stays the same (tests/test_pipeline.py).
+    """
 
     def reruns(section: str) -> list[str]:
         stale: set[str] = set()
-        for name, stage in STAGES.items():  # in the order of the pipeline
+        for name in NAMES[1:]:  # in the order of the pipeline; `teacher` is asked in any case
+            stage = STAGES[name]
             inputs = {path for other in stale for path in outs(STAGES[other])}
             if section in stage["params"] or inputs & set(stage["deps"]):
                 stale.add(name)
@@ -137,20 +194,27 @@ def test_what_a_section_reruns() -> None:
     assert reruns("distill") == ["distill", "sample", "evaluate"]
     assert reruns("sample") == ["sample", "evaluate"]
     assert reruns("evaluate") == ["evaluate"]
-    assert reruns("teacher") == NAMES
+    assert reruns("teacher") == ["latents", "distill", "sample", "evaluate"], "which model it is, is in an out"
+    assert reruns("prompts") == NAMES[1:]
+
+
+def test_only_the_stage_that_looks_outside_is_asked_every_time() -> None:
+    assert [name for name, stage in STAGES.items() if stage.get("always_changed")] == ["teacher"]
 
 
 def test_metrics_and_plots_are_in_git_and_everything_else_in_the_cache() -> None:
     for stage in STAGES.values():
-        assert all(isinstance(out, str) for out in stage["outs"] if out), "plain outs are cached"
+        for out in stage["outs"]:
+            assert isinstance(out, str) or all(options == {"persist": True} for options in out.values())
         for entry in [*stage.get("metrics", []), *stage.get("plots", [])]:
             ((_, options),) = entry.items()
             assert options["cache"] is False
 
 
 def test_every_module_shapes_some_stage_or_the_command() -> None:
-    """No module that nothing uses."""
-    used = code.imported_files("cdm.cli").union(*(code.imported_files(f"stages.{name}") for name in NAMES))
+    """No module that nothing uses: the commands, the stages, or the library's own interface."""
+    roots = ["cdm.cli", "cdm.training.session", *(f"stages.{name}" for name in NAMES)]
+    used = set[str]().union(*map(code.imported_files, roots))
     used |= {code.THE_FAMILY.replace("${teacher.family}", name) for name in family_names()}
     of_cdm = {
         str(path.relative_to(ROOT)) for path in code.modules().values() if path.is_relative_to(ROOT / "cdm")
@@ -163,9 +227,9 @@ def test_every_module_shapes_some_stage_or_the_command() -> None:
 def test_the_miniature_depends_on_its_own_scripts(name: str) -> None:
     stage = MINIATURE_STAGES[name]
     imported = {path for path in code.imported_files(f"miniature.{name}") if path.startswith("miniature/")}
-    assert files(stage) == imported
-    assert stage["cmd"] == f"python -m miniature.{name}"
-    assert stage["params"] == [{"miniature/params.yaml": ["seed", name]}]
+    assert {f"miniature/{dep}" for dep in stage["deps"] if dep.endswith(".py")} == imported
+    assert stage["cmd"] == f"cd .. && python -m miniature.{name}"
+    assert stage["params"] == ["seed", name]
 
 
 def test_the_miniature_stays_in_git() -> None:
@@ -174,7 +238,7 @@ def test_the_miniature_stays_in_git() -> None:
         for entry in [*stage["outs"], *stage.get("metrics", [])]:
             ((path, options),) = entry.items()
             assert options == {"cache": False}
-            assert (ROOT / path).exists(), f"{path} is missing: the repository comes with it"
+            assert (ROOT / "miniature" / path).exists(), f"{path} is missing: the repository comes with it"
 
 
 def md5(path: Path) -> str:
@@ -192,8 +256,36 @@ def test_a_fresh_clone_does_not_train_the_miniature() -> None:
     params = pipeline("miniature/params.yaml")
     for name, stage in MINIATURE_STAGES.items():
         assert locked[name]["cmd"] == stage["cmd"]
-        assert locked[name]["params"] == {"miniature/params.yaml": {key: params[key] for key in ("seed", name)}}
+        assert locked[name]["params"] == {"params.yaml": {key: params[key] for key in ("seed", name)}}
         assert {entry["path"] for entry in locked[name]["deps"]} == set(stage["deps"])
         assert {entry["path"] for entry in locked[name]["outs"]} == outs(stage)
         for entry in [*locked[name]["deps"], *locked[name]["outs"]]:
-            assert md5(ROOT / entry["path"]) == entry["md5"], f"{entry['path']} differs from miniature/dvc.lock"
+            assert md5(ROOT / "miniature" / entry["path"]) == entry["md5"], (
+                f"{entry['path']} is another than locked"
+            )
+
+
+@pytest.mark.parametrize("folder", ["comparison", "miniature"])
+def test_another_pipeline_is_a_project_of_its_own(folder: str) -> None:
+    """So that DVC, asked in the repository, speaks of the six stages alone."""
+    assert (ROOT / folder / ".dvc/config").read_text() == (ROOT / ".dvc/config").read_text()
+    assert (ROOT / folder / ".dvcignore").is_file()
+    assert not any(folder in dep for stage in STAGES.values() for dep in stage["deps"])
+
+
+def test_a_fresh_clone_runs_no_cell_of_the_comparison() -> None:
+    """Of what is in Git; the data that all cells share are made by the repository's own pipeline."""
+    locked, own = pipeline("comparison/dvc.lock")["stages"], pipeline("dvc.lock")["stages"]
+    cells = {name: stage for name, stage in locked.items() if "@" in name or name == "teacher"}
+    assert len(cells) == len(list((ROOT / "comparison/results").rglob("*.json"))) > 80
+    for name, stage in cells.items():
+        for entry in [*stage["deps"], *stage["outs"]]:
+            if entry["path"] != "pairs" and not entry["path"].startswith("../data/"):
+                path = ROOT / "comparison" / entry["path"]
+                assert md5(path) == entry["md5"], f"{name}: {entry['path']} is another than locked"
+    made = {entry["path"]: entry["md5"] for stage in own.values() for entry in stage["outs"]}
+    for path in ("data/teacher.json", "data/latents"):
+        shared = {
+            each["md5"] for stage in cells.values() for each in stage["deps"] if each["path"] == f"../{path}"
+        }
+        assert shared == {made[path]}, f"{path} is another than the cells were made from"

@@ -16,17 +16,17 @@ from ruamel.yaml import YAML
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cdm.data.store import ShardWriter, digest_of
+from cdm.data.store import ShardWriter
 from cdm.errors import CdmError
 from cdm.families import get_family
 from cdm.handover import card, drawing, export
 from cdm.handover.card import Layout
 from cdm.handover.export import quality_of
-from cdm.models import hub
-from cdm.models.hub import TeacherManifest, file_hashes
+from cdm.models.manifest import TeacherManifest, describe, file_hashes
 from cdm.models.student import FULL, LORA, Origin, find_student
 from cdm.params import Lora, Params
 from cdm.system import git
+from cdm.system.files import digest_of
 from cdm.training.networks import LoraNetworks
 from tests.test_cli import Command, command  # noqa: F401 - a fixture
 from tests.tiny_pipelines import RESOLUTION, TEXT_TOKENS
@@ -131,7 +131,7 @@ def test_it_does_so_whatever_the_architecture(
     family = get_family("sd3" if name == "sd3_t5" else name)
     length = {"longcat": 512}.get(name, TEXT_TOKENS[name])
     prompts = tiny_params.prompts.model_copy(update={"max_sequence_length": length})
-    teacher = hub.describe(family.name, str(source), None, RESOLUTION)
+    teacher = describe(family.name, str(source), None, RESOLUTION)
     origin = Origin.of(teacher, tiny_params.model_copy(update={"prompts": prompts}))
     networks = LoraNetworks(family, family.load_transformer(source), Lora(rank=2, alpha=8), seed=1)
     with torch.no_grad():

@@ -13,7 +13,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.models.student import find_student
 from cdm.randomness import sample_noise
 from tests import tiny_pipelines
@@ -26,7 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "latents": {"steps": 2, "per_prompt": 2},
     "distill": {"iterations": 4, "batch_size": 2, "student_every": 2, "fake_only": 0},
     "sample": {"steps": [1, 2], "teacher_steps": [1], "pictures": 1},
-    "evaluate": {"judge": None, "real": None, "track": ["world/few.txt", "world/some.txt"], "neighbours": 1},
+    "evaluate": {"judge": None, "real": None, "neighbours": 1},
 }
 
 

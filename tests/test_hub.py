@@ -15,7 +15,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from cdm.errors import CdmError
 from cdm.models import hub
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest, describe
 
 HUB_FILES = {
     "model_index.json": True,
@@ -96,7 +96,7 @@ def test_a_hub_model_is_downloaded_at_its_revision_without_pickles_and_code(
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    manifest = hub.describe("sd3", "org/name", "main")
+    manifest = describe("sd3", "org/name", "main")
     assert manifest.revision == "0123abcd", "the commit is recorded, not the branch"
     assert asked["revision"] == "main"
     kept = filter_repo_objects(
@@ -110,7 +110,7 @@ def test_a_hub_model_is_downloaded_at_its_revision_without_pickles_and_code(
 def test_the_manifest_says_what_the_model_is(tiny_sd3: Path, tmp_path: Path) -> None:
     from diffusers import SD3Transformer2DModel
 
-    manifest = hub.describe("sd3", str(tiny_sd3), None)
+    manifest = describe("sd3", str(tiny_sd3), None)
     assert manifest.latent_shape == [4, 8, 8]
     assert manifest.shift == 3.0
     transformer = SD3Transformer2DModel.from_pretrained(tiny_sd3 / "transformer")
@@ -125,13 +125,13 @@ def test_the_digest_is_that_of_the_content(tiny_sd3: Path, tmp_path: Path) -> No
     shutil.copytree(tiny_sd3, tmp_path / "copy")
     (tmp_path / "copy" / "README.md").write_text("not part of the model")
     (tmp_path / "copy" / "vae" / "model.fp16.safetensors").write_text("not loaded")
-    here, there = (hub.describe("sd3", str(path), None) for path in (tiny_sd3, tmp_path / "copy"))
+    here, there = (describe("sd3", str(path), None) for path in (tiny_sd3, tmp_path / "copy"))
     assert here.digest == there.digest
     weights = tmp_path / "copy" / "vae" / "diffusion_pytorch_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert hub.describe("sd3", str(tmp_path / "copy"), None).digest != here.digest
+    assert describe("sd3", str(tmp_path / "copy"), None).digest != here.digest
 
 
 def test_another_pipeline_is_refused(tiny_sd3: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_another_pipeline_is_refused(tiny_sd3: Path, tmp_path: Path) -> None:
     index = tmp_path / "flux" / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "FluxPipeline"}))
     with pytest.raises(CdmError, match="a FluxPipeline, but the family sd3 needs a StableDiffusion3Pipeline"):
-        hub.describe("sd3", str(tmp_path / "flux"), None)
+        describe("sd3", str(tmp_path / "flux"), None)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"family": "sd3"}'])
@@ -161,7 +161,7 @@ def copy(tiny_sd3: Path, tmp_path: Path) -> Path:
 
 def refused(folder: Path) -> str:
     with pytest.raises(CdmError) as error:
-        hub.describe("sd3", str(folder), None)
+        describe("sd3", str(folder), None)
     message = str(error.value)
     assert len(message.splitlines()) == 1
     return message
@@ -210,7 +210,7 @@ def cache(tiny_sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def test_a_model_that_was_downloaded_is_found_offline(cache: Path, tmp_path: Path) -> None:
-    manifest = hub.describe("sd3", "org/name", None)
+    manifest = describe("sd3", "org/name", None)
     assert manifest.revision == "0" * 40
     assert manifest.folder().is_relative_to(cache)
     manifest.write(tmp_path / "teacher.json")

@@ -16,8 +16,7 @@ from cdm.data import prompts, sampling
 from cdm.errors import CdmError
 from cdm.families import get_family
 from cdm.handover import drawing
-from cdm.models import hub
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest, describe
 from cdm.models.student import LORA as RECORD
 from cdm.models.student import Origin, find_student
 from cdm.params import Lora, Params
@@ -165,7 +164,7 @@ def world(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """The inputs of a distillation of the tiny teacher, and parameters with LoRA."""
     folder = tmp_path_factory.mktemp("world")
     params = write_params(folder, tiny_sd3, iterations=20, lora=LORA.model_dump())
-    manifest = hub.describe("sd3", str(tiny_sd3), None)
+    manifest = describe("sd3", str(tiny_sd3), None)
     manifest.write(folder / "teacher.json")
     prompts.build(params, manifest, folder / "prompts")
     return folder, params

@@ -118,7 +118,7 @@ def test_matching_pulls_the_student_to_the_guided_teacher() -> None:
 
 
 def test_regression_is_the_squared_distance_of_one_step_to_the_teachers_sample() -> None:
-    distill = distill_settings(losses=losses(regression={"weight": 1, "track": "pairs"}))
+    distill = distill_settings(losses=losses(regression={"weight": 1}))
     student = GaussianFlowMap(DIMENSIONS, offset=0.8, deviation=0.7)
     distiller, networks = build(distill=distill, schedule=FIXED, student=student)
     distiller.round(0)
@@ -413,7 +413,7 @@ def test_direction_loss_has_the_gradient_of_minus_twice_the_direction() -> None:
 # What they cost
 
 GUIDED = {"weight": 1, "guidance_scale": 3.0}
-PAIRS = {"weight": 1, "track": "pairs"}
+PAIRS = {"weight": 1}
 STEP = {"weight": 1, "step": 0.1}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cdm.data import prompts
 from cdm.errors import CdmError
-from cdm.models import hub
+from cdm.models.manifest import describe
 from cdm.params import Optimiser, Params
 from cdm.planning import memory
 from cdm.preflight import check_paths
@@ -139,7 +139,7 @@ class TestEightBit:
         world.mkdir()
         states = {"lr": 1e-3, "warmup": 4, "states": "8bit"}
         params = write_params(world, teacher, iterations=12, student=states, fake=states)
-        manifest = hub.describe("sd3", str(teacher), None)
+        manifest = describe("sd3", str(teacher), None)
         manifest.write(world / "teacher.json")
         prompts.build(params, manifest, world / "prompts")
         run(world, tmp_path / "whole", params)

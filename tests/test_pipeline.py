@@ -9,9 +9,12 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
+from cdm.system import provenance
 from tests.repository import Repository, make_repository
 
 
@@ -58,39 +61,130 @@ def test_results_are_recorded_and_nothing_is_left_in_git_by_accident(repository:
     changes = repository.run("git", "status", "--porcelain", "--untracked-files=normal").splitlines()
     assert {line[3:].split("/")[0] for line in changes} == {"dvc.lock", "logs", "metrics", "plots"}
     assert repository.changed() == set()
-    assert repository.stages_run("repro") == []
+    assert repository.stages_run("repro") == ["teacher"]
+    assert json.loads(repository.dvc("status", "--json")) == {"teacher": ["always changed"]}
+
+
+WITH_FAMILY = {"prompts", "latents", "distill", "sample"}
+EXPECTED: dict[str, set[str]] = {
+    "cdm/losses.py": {"distill"},
+    "cdm/evaluation/distances.py": {"distill", "evaluate"},
+    "cdm/evaluation/sheets.py": {"evaluate"},
+    "cdm/families/sd3.py": WITH_FAMILY,
+    "cdm/families/longcat.py": set(),
+    "cdm/data/prompts.py": {"prompts"},
+    "cdm/data/prompt_set.py": {"latents", "distill", "sample", "evaluate"},
+    "cdm/data/sampling.py": {"latents", "sample"},
+    "cdm/data/external.py": set(),
+    "cdm/errors.py": set(),
+    "cdm/params.py": set(),
+    "cdm/preflight.py": set(),
+    "cdm/models/hub.py": set(),
+    "cdm/models/manifest.py": set(),
+    "cdm/system/launcher.py": set(),
+    "cdm/system/progress.py": set(),
+    "cdm/system/provenance.py": set(),
+    "cdm/training/checkpoint.py": set(),
+    "cdm/training/pictures.py": set(),
+    "cdm/training/watch.py": set(),
+    "cdm/cli.py": set(),
+    "cdm/handover/export.py": set(),
+    "cdm/planning/plan.py": set(),
+    "stages/common.py": set(),
+    "stages/sample.py": {"sample"},
+}
+"""Some modules, and the stages that a change of them makes stale."""
+
+
+def test_every_module_makes_those_stages_stale_that_it_shapes(repository: Repository) -> None:
+    """DVC itself is asked, for one module after the other."""
+    modules = [path for top in ("cdm", "stages") for path in sorted((repository.folder / top).rglob("*.py"))]
+    names = [path.relative_to(repository.folder).as_posix() for path in modules]
+    found = repository.changed_by(names)
+    for name in names:
+        listed = {stage for stage in provenance.STAGES if name in provenance.code_files(stage, "sd3")}
+        assert found[name] == listed - {"teacher"}, name
+    assert {name: found[name] for name in EXPECTED} == EXPECTED
+    assert repository.changed() == set()
+
+
+def params_with(repository: Repository, section: str, **changes: Any) -> None:
+    path = repository.folder / "params.yaml"
+    values = YAML(typ="safe").load(path.read_text())
+    values[section].update(changes)
+    with path.open("w") as file:
+        YAML(typ="safe").dump(values, file)
+
+
+def test_evaluation_prompts_do_not_rerun_the_training(repository: Repository) -> None:
+    """Fewer of them, and then other ones: training reads neither."""
+    others = ["teacher", "prompts", "latents", "sample", "evaluate"]
+    params_with(repository, "prompts", eval_count=3)
+    assert repository.stages_run("repro") == others
+    lines = (repository.folder / "world/eval.txt").read_text().splitlines()
+    (repository.folder / "world/other.txt").write_text("\n".join(reversed(lines[:4])))
+    params_with(repository, "prompts", eval=["world/other.txt", "world/eval.txt"])
+    assert repository.stages_run("repro") == others
+    params_with(repository, "prompts", eval=["world/eval.txt"], eval_count=4)
+    assert repository.stages_run("repro") == ["teacher"], "all of it is in the cache"
 
 
 @pytest.mark.parametrize(
-    ("module", "stages"),
+    ("path", "stages"),
     [
-        ("cdm/losses.py", {"distill"}),
-        ("cdm/evaluation/distances.py", {"distill", "evaluate"}),
-        ("cdm/evaluation/sheets.py", {"evaluate"}),
-        ("cdm/training/watch.py", set()),
-        ("cdm/families/sd3.py", {"teacher", "prompts", "latents", "distill", "sample", "evaluate"}),
-        ("cdm/families/longcat.py", set()),
-        ("stages/sample.py", {"sample"}),
-        ("cdm/data/prompts.py", {"prompts", "latents", "distill", "sample", "evaluate"}),
+        ("world/eval.txt", ["teacher", "prompts"]),
+        ("world/judge/config.json", ["teacher", "evaluate"]),
     ],
 )
-def test_a_comment_in_a_module_touches_the_stages_that_import_it(
-    repository: Repository, module: str, stages: set[str]
+def test_a_change_behind_a_path_reruns_what_reads_it(
+    repository: Repository, path: str, stages: list[str]
 ) -> None:
-    path = repository.folder / module
-    before = path.read_bytes()
+    """A line at the end that changes nothing of what is read: DVC goes on to where a result stays the same."""
+    file = repository.folder / path
+    before = file.read_text()
+    file.write_text(before + "\n")
     try:
-        path.write_bytes(before + b"# a comment\n")
-        assert repository.changed() == stages
+        assert repository.stages_run("repro") == stages
     finally:
-        path.write_bytes(before)
+        file.write_text(before)
+    assert repository.stages_run("repro") == ["teacher"]
+
+
+def test_the_teacher_is_read_again_only_where_it_changed(repository: Repository) -> None:
+    config = repository.folder / "world/teacher/transformer/config.json"
+    before = config.read_text()
+    config.touch()
+    assert repository.stages_run("repro") == ["teacher"]
+    config.write_text(before + "\n")
+    try:
+        assert repository.stages_run("repro", "prompts") == ["teacher", "prompts"]
+    finally:
+        config.write_text(before)
+    assert repository.stages_run("repro") == ["teacher"], "as it was: all of it is in the cache"
+
+
+def test_a_probe_makes_the_latents_an_input_of_the_training(repository: Repository) -> None:
+    assert repository.stages_run(
+        "exp", "run", "-S", "distill.probe.reference=latents", "-S", "distill.probe.samples=4", "distill"
+    ) == ["teacher", "distill"]
+    with (repository.folder / "logs/distill.csv").open() as file:
+        assert list(csv.DictReader(file))[-1]["probe"]
+    params_with(
+        repository, "distill", probe={"reference": "none", "every": 200, "samples": 256, "steps": [1, 2, 4, 8]}
+    )
+    assert repository.stages_run("repro") == ["teacher"]
 
 
 def test_experiments_rerun_what_they_change(repository: Repository) -> None:
     repository.run("git", "add", ".")
     repository.run("git", "commit", "--quiet", "--message", "results")
-    assert repository.stages_run("exp", "run", "-S", "schedule.max_len=3") == ["distill", "sample", "evaluate"]
-    assert repository.stages_run("exp", "run", "-S", "sample.steps=[2]") == ["sample", "evaluate"]
+    assert repository.stages_run("exp", "run", "-S", "schedule.max_len=3") == [
+        "teacher",
+        "distill",
+        "sample",
+        "evaluate",
+    ]
+    assert repository.stages_run("exp", "run", "-S", "sample.steps=[2]") == ["teacher", "sample", "evaluate"]
     quality = json.loads((repository.folder / "metrics/quality.json").read_text())
     assert set(quality["student"]) == {"steps2"}
     table = repository.dvc("exp", "show", "--only-changed", "--drop", "stages|data|models|cdm", "--md")
@@ -98,5 +192,5 @@ def test_experiments_rerun_what_they_change(repository: Repository) -> None:
     assert "student.steps2.style_distance" in table
     # Back to the commit: everything comes from the cache.
     repository.run("git", "restore", "params.yaml")
-    assert repository.stages_run("repro") == []
+    assert repository.stages_run("repro") == ["teacher"]
     assert repository.run("git", "status", "--porcelain") == ""

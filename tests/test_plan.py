@@ -388,7 +388,7 @@ def test_planned_memory_is_what_the_engine_takes(
 
 
 FLOAT32_STATES = Optimiser(lr=1e-3)
-PROBE = {"every": 10, "track": "data/latents"}
+PROBE = {"reference": "latents", "every": 10}
 
 
 def test_8bit_states_take_a_quarter_of_those_that_fit() -> None:

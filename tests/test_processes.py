@@ -12,7 +12,7 @@ import torch
 from cdm.data import prompts, sampling
 from cdm.errors import CdmError
 from cdm.families import get_family
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import Params
 from cdm.system.launcher import LAUNCHED, launch
 from cdm.system.processes import Processes

@@ -13,18 +13,12 @@ import pytest
 import torch
 
 from cdm.data import prompts
-from cdm.data.prompts import (
-    OnlinePrompts,
-    PromptSet,
-    ReadReport,
-    count_over_long,
-    read_prompts,
-    split_prompts,
-)
+from cdm.data.prompt_set import OnlinePrompts, PromptSet
+from cdm.data.prompts import ReadReport, count_over_long, read_prompts, split_prompts
 from cdm.data.store import Store, StoreError
 from cdm.errors import CdmError
 from cdm.families import get_family
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import Params
 
 TEXTS = [

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from cdm.data import prompts, sampling
-from cdm.data.prompts import PromptSet
+from cdm.data.prompt_set import PromptSet
 from cdm.data.store import Store, StoreError
 from cdm.errors import CdmError
 from cdm.families import get_family
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import Params
 from cdm.randomness import sample_noise
 

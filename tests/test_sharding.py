@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from cdm.data import prompts, sampling
-from cdm.models import hub
+from cdm.models.manifest import describe
 from cdm.params import Params, load
 from cdm.training import checkpoint
 from cdm.training.distiller import Distiller
@@ -38,7 +38,7 @@ class World:
         self.folder = folder
         settings = {"iterations": 12, "fake_only": 2, **distill_changes}
         if watched:
-            settings["probe"] = {"every": 4, "samples": 6, "steps": [1, 2], "track": str(folder / "latents")}
+            settings["probe"] = {"reference": "latents", "every": 4, "samples": 6, "steps": [1, 2]}
         values = write_params(folder, teacher, **settings).model_dump(mode="json")
         if watched:
             values["prompts"]["eval_count"] = 2
@@ -46,7 +46,7 @@ class World:
             values["runtime"]["pictures_every"] = 4
             YAML().dump(values, folder / "params.yaml")
         self.params: Params = load(folder / "params.yaml")
-        self.manifest = hub.describe("sd3", str(teacher), None)
+        self.manifest = describe("sd3", str(teacher), None)
         self.manifest.write(folder / "teacher.json")
         prompts.build(self.params, self.manifest, folder / "prompts")
         if watched:

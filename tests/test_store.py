@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cdm.data.store import MANIFEST, ShardWriter, Store, StoreError, is_complete, sha256, shard_rows
+from cdm.data.store import MANIFEST, ShardWriter, Store, StoreError, is_complete, shard_rows
 from cdm.system import progress
+from cdm.system.files import sha256
 
 
 def rows(start: int, stop: int) -> dict[str, Tensor]:

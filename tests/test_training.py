@@ -6,6 +6,7 @@ import csv
 import json
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,7 @@ from safetensors.torch import load_file
 
 from cdm.data import prompts, sampling
 from cdm.errors import CdmError
-from cdm.models import hub
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest, describe
 from cdm.params import Params, load
 from cdm.training.distiller import Distiller
 from cdm.training.identity import fingerprint
@@ -32,7 +32,7 @@ def world(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The inputs of a distillation of the tiny teacher."""
     folder = tmp_path_factory.mktemp("world")
     params = write_params(folder, tiny_sd3)
-    manifest = hub.describe("sd3", str(tiny_sd3), None)
+    manifest = describe("sd3", str(tiny_sd3), None)
     manifest.write(folder / "teacher.json")
     prompts.build(params, manifest, folder / "prompts")
     return folder
@@ -171,9 +171,9 @@ def test_fingerprint_follows_what_matters_and_nothing_else(world: Path):
     inputs = gather(world, params)
     same = params.model_copy(update={"runtime": params.runtime.model_copy(update={"checkpoint_every": 9})})
     other = params.model_copy(update={"seed": 6})
-    assert fingerprint(same, inputs.digests) == fingerprint(params, inputs.digests)
-    assert fingerprint(other, inputs.digests) != fingerprint(params, inputs.digests)
-    assert fingerprint(params, ["other data"]) != fingerprint(params, inputs.digests)
+    assert fingerprint(same, inputs) == fingerprint(params, inputs)
+    assert fingerprint(other, inputs) != fingerprint(params, inputs)
+    assert fingerprint(params, replace(inputs, digests=["other data"])) != fingerprint(params, inputs)
 
 
 def test_divergence_names_the_term():
@@ -207,9 +207,9 @@ def test_a_regression_learns_from_pairs_of_these_prompts_and_this_teacher(
 ):
     """A student without a fake score: its regression falls, its checkpoints are whole, others' pairs are refused."""
     (tmp_path / "world").mkdir()
-    pairs = tmp_path / "pairs"
+    pairs = world / "pairs"
     terms = {name: {"weight": 0.0} for name in ("dm", "cdm")} | {"ca": {"weight": 0.0, "scale": 0.0}}
-    terms |= {"regression": {"weight": 1.0, "track": str(pairs)}}
+    terms |= {"regression": {"weight": 1.0}}
     values = YAML(typ="safe").load((world / "params.yaml").read_text())
     values["latents"]["train_pairs"] = 6
     values["distill"] |= {"losses": terms, "student_every": 1, "fake_only": 0, "iterations": 24}

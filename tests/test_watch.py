@@ -20,12 +20,11 @@ from cdm.data import prompts, sampling
 from cdm.data.reference import Reference
 from cdm.errors import CdmError
 from cdm.families import get_family
-from cdm.models import hub
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest, describe
 from cdm.params import Params, Probe, load
 from cdm.preflight import check_paths
 from cdm.randomness import Draws
-from cdm.training import identity, watch
+from cdm.training import watch
 from cdm.training.inputs import Inputs
 from cdm.training.loop import distill
 from cdm.training.networks import FullNetworks
@@ -35,20 +34,19 @@ from tests.launching import succeed_in_two_processes
 from tests.write_params import write_params
 
 ITERATIONS = 12
-PROBE: dict[str, Any] = {"every": 4, "samples": 6, "steps": [1, 2]}
+PROBE: dict[str, Any] = {"reference": "latents", "every": 4, "samples": 6, "steps": [1, 2]}
 
 
 @pytest.fixture(scope="module")
 def world(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The inputs of a short distillation of the tiny teacher: two evaluation prompts, three latents of each."""
     folder = tmp_path_factory.mktemp("watched")
-    probe = {**PROBE, "track": str(folder / "latents")}
-    values = write_params(folder, tiny_sd3, iterations=ITERATIONS, probe=probe).model_dump(mode="json")
+    values = write_params(folder, tiny_sd3, iterations=ITERATIONS, probe=PROBE).model_dump(mode="json")
     values["prompts"]["eval_count"] = 2
     values["latents"]["per_prompt"] = 3
     values["runtime"]["pictures_every"] = 8
     YAML().dump(values, folder / "params.yaml")
-    manifest = hub.describe("sd3", str(tiny_sd3), None)
+    manifest = describe("sd3", str(tiny_sd3), None)
     manifest.write(folder / "teacher.json")
     params = load(folder / "params.yaml")
     prompts.build(params, manifest, folder / "prompts")
@@ -159,7 +157,7 @@ class TestProbe:
     def probe(self, world: Path, reference: Reference, of: FullNetworks, **changes: Any) -> QualityProbe:
         manifest = TeacherManifest.read(world / "teacher.json")
         return QualityProbe(
-            Probe(**{**PROBE, "track": str(world / "latents"), **changes}),
+            Probe(**{**PROBE, **changes}),
             reference,
             of,
             seed=5,
@@ -478,9 +476,8 @@ def test_two_processes_probe_as_one(world: Path, watched: Path, tmp_path: Path) 
 
 def test_a_probe_without_its_latents_is_refused_at_once(world: Path, tmp_path: Path) -> None:
     manifest = TeacherManifest.read(world / "teacher.json")
-    lost = Probe(every=2, track=str(tmp_path / "nothing"))
     with pytest.raises(CdmError, match="nothing: no such folder"):
-        gather(world, with_changes(world, distill={"probe": lost}))
+        Inputs.gather(load(world / "params.yaml"), manifest, world / "prompts", tmp_path / "nothing")
     other = TeacherManifest(**{**vars(manifest), "files": {}})
     with pytest.raises(CdmError, match="drawn for another teacher"):
         Inputs.gather(load(world / "params.yaml"), other, world / "prompts")
@@ -573,8 +570,3 @@ def test_a_tracker_that_is_not_installed_is_named_before_the_first_stage(
         check_paths(with_changes(world, runtime={"tracker": name}))
     lines = str(caught.value).splitlines()
     assert f"runtime.tracker: {name} is not installed: pip install {name}, or set it to null" in lines
-
-
-def test_code_that_chooses_the_student_belongs_to_the_experiment() -> None:
-    assert {"probe", "evaluation/distances"} <= set(identity.CODE)
-    assert "watch" not in identity.CODE

@@ -19,8 +19,8 @@ def write_params(folder: Path, teacher: Path, **distill_changes: Any) -> Params:
     )
     values: dict[str, Any] = {
         "seed": 5,
-        "teacher": {"family": "sd3", "source": str(teacher), "track": str(teacher), "guidance_scale": 2.0},
-        "prompts": {"train": [str(lists)], "track": str(lists), "eval_count": 1, "max_sequence_length": 0},
+        "teacher": {"family": "sd3", "source": str(teacher), "guidance_scale": 2.0},
+        "prompts": {"train": [str(lists)], "eval_count": 1, "max_sequence_length": 0},
         "latents": {"steps": 2, "per_prompt": 1},
         "schedule": {"kind": "dynamic", "min_len": 1, "max_len": 4, "sigma_min": 0.1, "sigma_max": 0.9},
         "distill": {
@@ -37,7 +37,7 @@ def write_params(folder: Path, teacher: Path, **distill_changes: Any) -> Params:
             **distill_changes,
         },
         "sample": {"steps": [1], "teacher_steps": [1]},
-        "evaluate": {"track": ["params.yaml", "params.yaml"]},
+        "evaluate": {},
         "runtime": {"device": "cpu", "checkpoint_every": 4, "pictures_every": 0},
     }
     YAML().dump(values, folder / "params.yaml")

@@ -13,30 +13,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cdm.data.prompt_formats import json_rows, text_files
-from cdm.data.store import (
-    MANIFEST,
-    ShardWriter,
-    Store,
-    code_fingerprint,
-    digest_of,
-    is_complete,
-    open_staging,
-    publish,
-    shard_rows,
-    write_json,
-)
+from cdm.data.prompt_set import TEXTS
+from cdm.data.store import ShardWriter, is_complete, open_staging, publish, shard_rows
 from cdm.errors import CdmError
-from cdm.families import Conditioning, Family, get_family, source_files
-from cdm.models.hub import TeacherManifest
+from cdm.families import Conditioning, Family, get_family
+from cdm.models.manifest import TeacherManifest
 from cdm.params import Params, Prompts
 from cdm.randomness import philox
 from cdm.system.device import DTYPES, choose_device
+from cdm.system.files import digest_of, write_json
 from cdm.system.progress import track
+from cdm.system.provenance import code_digest
 
-TEXTS = "texts.json"
 ROWS_PER_SHARD = 4096
 
 
@@ -243,83 +232,6 @@ def read_split(params: Params) -> tuple[Split, PromptsReport]:
     return split, report
 
 
-class PromptSet:
-    """A folder of prompts: their texts and, unless they are to be encoded online, their conditioning.
-
-    Raises CdmError if the folder is missing or damaged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        try:
-            self.texts: list[str] = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise CdmError(f"{folder / TEXTS}: missing or damaged: run the stage `prompts`") from None
-        self.store = Store(folder) if (folder / MANIFEST).exists() else None
-        if self.store is not None and len(self.store) != len(self.texts):
-            raise CdmError(
-                f"{folder}: {len(self.texts)} texts, but {len(self.store)} rows: run the stage `prompts`"
-            )
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the texts in their order."""
-        return digest_of(self.texts)
-
-    def conditioning(self, indices: Sequence[int], device: torch.device | None = None) -> Conditioning:
-        """The conditioning of the prompts `indices`, one row each; numbers as float32, whatever they are stored in.
-
-        Raises CdmError if the set holds texts only (`prompts.embed: online`).
-        """
-        if self.store is None:
-            raise CdmError(
-                f"{self.folder}: holds texts only: run the stage `prompts` with prompts.embed cached"
-            )
-        return as_float32(self.store.rows(indices), device)
-
-
-def as_float32(conditioning: Conditioning, device: torch.device | None) -> Conditioning:
-    """The conditioning on `device` with its numbers as float32; masks stay."""
-    return {
-        name: tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
-        for name, tensor in conditioning.items()
-    }
-
-
-class OnlinePrompts:
-    """A `PromptSet` of texts only (`prompts.embed: online`), encoded when they are asked for."""
-
-    def __init__(self, texts: PromptSet, family: Family, source: Path, params: Params) -> None:
-        self.texts, self.family = texts, family
-        self.length = params.prompts.max_sequence_length
-        self.offload = params.runtime.offload_encoders
-        self.pipeline = family.load_pipeline(
-            source, image=False, transformer=False, dtype=DTYPES[params.prompts.precision]
-        )
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the texts in their order."""
-        return self.texts.sha256
-
-    def conditioning(self, indices: Sequence[int], device: torch.device | None = None) -> Conditioning:
-        """The conditioning of the prompts `indices`, one row each, numbers as float32.
-
-        The encoders move to `device`, and with `runtime.offload_encoders` back again.
-        """
-        encoders = self.pipeline if device is None else self.pipeline.to(device)
-        encoded = self.family.encode(encoders, [self.texts.texts[i] for i in indices], self.length)
-        if self.offload:
-            self.pipeline.to("cpu")
-        return as_float32(encoded, device)
-
-
 def build(params: Params, teacher: TeacherManifest, out: Path) -> PromptsReport:
     """Write `out/train`, `out/eval` and `out/empty` (each a `PromptSet`) and `out/report.json`.
 
@@ -328,7 +240,7 @@ def build(params: Params, teacher: TeacherManifest, out: Path) -> PromptsReport:
     """
     split, report = read_split(params)
     family, source = get_family(teacher.family), teacher.folder()
-    code = code_fingerprint(__file__, *source_files(family))
+    code = code_digest("prompts", teacher.family)
     staging = open_staging(out, f"train/{TEXTS}", digest_of([code, params.prompts.embed]))
     encoder = _Encoder(params, teacher, family, source)
     encoded = ["", *split.eval, *(split.train if params.prompts.embed == "cached" else [])]

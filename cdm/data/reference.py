@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdm.data.prompts import PromptSet
-from cdm.data.store import MANIFEST, Store, sha256
+from cdm.data.prompt_set import PromptSet
+from cdm.data.store import MANIFEST, Store
 from cdm.errors import CdmError
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
+from cdm.system.files import sha256
 
 
 @dataclass(frozen=True)

@@ -14,28 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdm.data.prompts import PromptSet
+from cdm.data.prompt_set import PromptSet
 from cdm.data.reference import Reference
 from cdm.data.spread import spread
-from cdm.data.store import (
-    ShardWriter,
-    Store,
-    code_fingerprint,
-    digest_of,
-    is_complete,
-    open_staging,
-    publish,
-    shard_rows,
-)
-from cdm.families import Conditioning, Family, get_family, source_files
+from cdm.data.store import ShardWriter, Store, is_complete, open_staging, publish, shard_rows
+from cdm.families import Conditioning, Family, get_family
 from cdm.flow import inference_sigmas
-from cdm.models.hub import TeacherManifest, file_hashes
+from cdm.models.manifest import TeacherManifest, file_hashes
 from cdm.models.student import Model, find_student
 from cdm.params import Params
 from cdm.randomness import Draws, prompt_indices, sample_noise
 from cdm.system.device import DTYPES
+from cdm.system.files import digest_of
 from cdm.system.processes import Processes, Rows
 from cdm.system.progress import track
+from cdm.system.provenance import code_digest
 
 FLOAT_BYTES = 4
 
@@ -249,7 +242,7 @@ def _cache(
         return {"noise": start, "latents": latents, "prompt": torch.tensor(prompt)}
 
     rows_per_shard = shard_rows(2 * FLOAT_BYTES * torch.Size(teacher.latent_shape).numel())
-    table = Table(out, len(of), rows_per_shard, metadata, _code(family))
+    table = Table(out, len(of), rows_per_shard, metadata, code_digest("latents", family.name))
     table.fill(processes, draw, params.runtime.batch_size, out.name)
 
 
@@ -279,7 +272,9 @@ def draw_samples(
     processes = Processes.join(params.runtime.device)
     staging = out
     if processes.is_main:
-        staging = open_staging(out, "student", digest_of([_code(family), params.sample.model_dump()]))
+        staging = open_staging(
+            out, "student", digest_of([code_digest("sample", family.name), params.sample.model_dump()])
+        )
     for contestant in contestants:
         _write_sets(params, processes, contestant, cache, prompts, staging)
     if processes.is_main:
@@ -365,7 +360,3 @@ def _write_pictures(params: Params, sampler: Sampler, store: Store, folder: Path
         image = store.rows([prompt * store.metadata["per_prompt"]])["images"][0]
         steps, seed = store.metadata["steps"], store.metadata["seed"]
         write_png(folder / f"{prompt:03d}-{name}.png", image, prompt=texts[prompt], steps=steps, seed=seed)
-
-
-def _code(family: Family) -> str:
-    return code_fingerprint(__file__, *source_files(family))

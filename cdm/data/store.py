@@ -11,7 +11,6 @@ before the next run, as DVC does with the outs of a stage.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cdm.errors import CdmError
+from cdm.system.files import read_json, sha256, write_json
 
 MANIFEST = "manifest.json"
 RESUME = "resume.json"
@@ -35,34 +35,12 @@ class StoreError(CdmError):
     """A store that is missing, incomplete or damaged; the message names the folder and the file."""
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_of(value: Any) -> str:
-    """Hexadecimal SHA-256 of a JSON value, the same for equal values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON, atomically and always as the same bytes."""
-    _write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
 def shard_rows(row_bytes: int, most: int = 256, shard_bytes: int = 2**28) -> int:
     """Rows of a shard of about `shard_bytes`: at most `most`, at least one.
 
     Independent of batch sizes, so that the batch size of a run does not show in its files.
     """
     return max(1, min(most, shard_bytes // row_bytes))
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -90,7 +68,7 @@ def open_staging(out: Path, marker: str, fingerprint: str) -> Path:
     if out.exists() and not (out / marker).exists() and not _is_empty(out):
         raise StoreError(f"{out}: exists and holds other things: move it away, or choose another folder")
     staging = _hidden(out)
-    if _read_json(staging / RESUME) != fingerprint:
+    if read_json(staging / RESUME) != fingerprint:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         write_json(staging / RESUME, fingerprint)
@@ -104,11 +82,6 @@ def publish(out: Path) -> None:
     if out.exists():
         shutil.rmtree(out)
     staging.replace(out)
-
-
-def code_fingerprint(*modules: str | Path) -> str:
-    """Hash of source files, to tell whether an interrupted run had the same code."""
-    return digest_of([sha256(Path(module)) for module in modules])
 
 
 class ShardWriter:
@@ -140,7 +113,7 @@ class ShardWriter:
         """Rows in whole shards left by an interrupted run."""
 
     def _resume(self, key: dict[str, Any]) -> None:
-        if _read_json(self._partial / RESUME) != key:
+        if read_json(self._partial / RESUME) != key:
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial.mkdir(parents=True)
             write_json(self._partial / RESUME, key)
@@ -245,7 +218,7 @@ class Store:
         self.folder = folder
         if not folder.is_dir():
             raise StoreError(f"{folder}: no such folder: the stage that writes it has not run")
-        manifest = _read_json(folder / MANIFEST)
+        manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise StoreError(
                 f"{folder / MANIFEST}: missing or damaged: run the stage that writes {folder} again"
@@ -331,7 +304,7 @@ class Store:
 
 def is_complete(folder: Path, metadata: dict[str, Any]) -> bool:
     """Whether `folder` is a whole store with this metadata."""
-    manifest = _read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST)
     return isinstance(manifest, dict) and manifest.get("metadata") == _plain(metadata)
 
 
@@ -352,13 +325,6 @@ def _hidden(folder: Path) -> Path:
 def _plain(value: Any) -> Any:
     """`value` as JSON gives it back, so that written and read metadata compare equal."""
     return json.loads(json.dumps(value))
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _is_empty(folder: Path) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cdm.data.store import write_json
 from cdm.errors import CdmError
 from cdm.evaluation import plots, report, sheets
 from cdm.evaluation.features import load_extractor
@@ -17,6 +16,7 @@ from cdm.evaluation.report import Picture, Teacher
 from cdm.evaluation.samples import open_samples, read_real
 from cdm.evaluation.theme import DARK, LIGHT, Theme
 from cdm.params import Params
+from cdm.system.files import write_json
 
 
 def write_results(

@@ -7,8 +7,8 @@ request  {"format": "cdm-scorer-1", "set": "student/steps4",
 answer   {"scores": {"NAME": [a number for each image, in order], ...}, "summary": {"NAME": a number, ...}}
 
 Either part of the answer may be missing. It ends with exit code 0; with any other the end of what it wrote to
-standard error is shown. Answers are kept by what was asked (command and pictures), so that a failure of one scorer
-or set costs nothing of the others.
+standard error is shown. Answers are kept by what was asked (command, its files, pictures), so that a failure of one
+scorer or set costs nothing of the others.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from typing import Any
 
 from PIL import Image
 
-from cdm.data.store import MANIFEST, digest_of, sha256, write_json
+from cdm.data.store import MANIFEST
 from cdm.errors import CdmError
 from cdm.evaluation.samples import SampleSet
 from cdm.params import ScorerProcess
+from cdm.preflight import program_files
+from cdm.system.files import digest_of, sha256, write_json
 
 FORMAT = "cdm-scorer-1"
 TAIL = 3
@@ -51,7 +53,9 @@ def ask(scorer: ScorerProcess, samples: SampleSet, prompts: Sequence[str], cache
 
     Raises CdmError if the command cannot be run, fails, or answers with something else.
     """
-    asked = digest_of([FORMAT, scorer.command, list(prompts), sha256(samples.store.folder / MANIFEST)])
+    program = {name: sha256(Path(name)) for name in program_files(scorer.command)}
+    pictures = sha256(samples.store.folder / MANIFEST)
+    asked = digest_of([FORMAT, scorer.command, program, list(prompts), pictures])
     kept = cache / f"{scorer.name}-{asked[:32]}.json"
     if kept.exists():
         return _parsed(_read(kept, scorer), scorer, len(prompts))

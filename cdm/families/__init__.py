@@ -6,9 +6,7 @@ architecture and on no other. `docs/adding-a-family.md` shows how to write one.
 
 from __future__ import annotations
 
-import inspect
 from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +15,9 @@ from cdm.errors import CdmError
 if TYPE_CHECKING:
     from cdm.families.base import Conditioning, Family
 
-__all__ = ["Conditioning", "Family", "family_names", "family_of_pipeline", "get_family", "source_files"]
+__all__ = ["Conditioning", "Family", "family_names", "family_of_pipeline", "get_family"]
 
-_SHARED = ("base", "common")
+_SHARED = ("base", "common", "configs")
 """Modules of this package that are no family."""
 
 if not TYPE_CHECKING:  # so that a type checker knows the two names that there are, and no others
@@ -58,9 +56,3 @@ def family_of_pipeline(class_name: str) -> Family:
             return family
     known = ", ".join(family.pipeline_class_name for family in families)
     raise CdmError(f"no family draws with a {class_name} (known: {known})")
-
-
-def source_files(family: Family) -> list[str]:
-    """The files that hold a family's code, to tell whether two runs had the same."""
-    kinds = [kind for kind in type(family).__mro__ if kind.__module__.startswith(__name__)]
-    return [*map(inspect.getfile, kinds), str(Path(__file__).with_name("common.py"))]

@@ -21,20 +21,16 @@ from torch import Tensor, nn
 
 from cdm.errors import CdmError
 from cdm.families.common import (
-    AUTOENCODER,
     PATCH,
     POOLED,
-    SCHEDULER,
     TOKENS,
-    TRANSFORMER,
-    Configs,
     dynamic_shift,
     load,
-    read_config,
     set_scheduler,
     to_unit_range,
     token_limit,
 )
+from cdm.families.configs import AUTOENCODER, SCHEDULER, TRANSFORMER, Configs, read_config
 from cdm.system.progress import quieten_libraries
 
 Conditioning = dict[str, Tensor]

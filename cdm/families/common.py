@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +17,12 @@ if TYPE_CHECKING:
 
 PATCH = 2
 """Latents on a side of an image token, in every architecture here."""
-INDEX = "model_index.json"
-"""The file of a diffusers folder that names the parts of its pipeline."""
-TRANSFORMER, AUTOENCODER = "transformer/config.json", "vae/config.json"
-SCHEDULER = "scheduler/scheduler_config.json"
 TOKENS, MASK, POOLED = "encoder_hidden_states", "encoder_hidden_states_mask", "pooled_projections"
 """Names in a conditioning: of the text's tokens, of which of them are real, and of what stands for the whole text."""
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 """The attention layers in most of diffusers' transformers."""
 TEXT_ATTENTION = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 """The same, for the text in a stream of its own."""
-
-Configs = Path | Mapping[str, Mapping[str, Any]]
-"""Where configs are read: a diffusers folder, or the contents of such files by their paths in one."""
 
 T5_XXL, CLIP_L = 4_762_310_656, 123_060_480
 QWEN2_5_VL_7B = 8_292_166_656
@@ -45,17 +37,6 @@ DYNAMIC_SHIFT: dict[str, Any] = {
 """The scheduler of FLUX.1-dev and of the models after it, whose shift grows with the picture."""
 KL_AUTOENCODER = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
 """The autoencoder of Stable Diffusion 3 and of FLUX.1, with a latent for 8 x 8 pixels."""
-
-
-def read_config(source: Configs, name: str) -> dict[str, Any]:
-    """The JSON file `name` of a diffusers folder, or what is known of it; raises CdmError if it cannot be read."""
-    if isinstance(source, Mapping):
-        return dict(source[name])
-    try:
-        config: dict[str, Any] = json.loads((source / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CdmError(f"{source / name}: not a readable config of a diffusers folder ({error})") from None
-    return config
 
 
 def load(class_name: str, source: Path, dtype: torch.dtype | None, **options: Any) -> Any:

@@ -18,22 +18,18 @@ from torch import Tensor, nn
 from cdm.families.base import Conditioning, Family, Published
 from cdm.families.common import (
     ATTENTION,
-    AUTOENCODER,
     CLIP_L,
     DYNAMIC_SHIFT,
     KL_AUTOENCODER,
     POOLED,
-    SCHEDULER,
     T5_XXL,
     TEXT_ATTENTION,
     TOKENS,
-    TRANSFORMER,
-    Configs,
     grid_positions,
     pack,
-    read_config,
     unpack,
 )
+from cdm.families.configs import AUTOENCODER, SCHEDULER, TRANSFORMER, Configs, read_config
 
 EMBEDDED_GUIDANCE = 3.5
 """The pipeline's default `guidance_scale`."""

@@ -15,20 +15,16 @@ from torch import Tensor, nn
 from cdm.families.base import Conditioning, Family, Published
 from cdm.families.common import (
     ATTENTION,
-    AUTOENCODER,
     DYNAMIC_SHIFT,
     KL_AUTOENCODER,
     QWEN2_5_VL_7B,
-    SCHEDULER,
     TEXT_ATTENTION,
     TOKENS,
-    TRANSFORMER,
-    Configs,
     grid_positions,
     pack,
-    read_config,
     unpack,
 )
+from cdm.families.configs import AUTOENCODER, SCHEDULER, TRANSFORMER, Configs, read_config
 
 
 class LongCatImage(Family):

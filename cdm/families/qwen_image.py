@@ -15,21 +15,17 @@ from torch import Tensor, nn
 from cdm.families.base import Conditioning, Family, Published
 from cdm.families.common import (
     ATTENTION,
-    AUTOENCODER,
     DYNAMIC_SHIFT,
     MASK,
     QWEN2_5_VL_7B,
-    SCHEDULER,
     TEXT_ATTENTION,
     TOKENS,
-    TRANSFORMER,
-    Configs,
     pack,
     pad_tokens,
-    read_config,
     to_unit_range,
     unpack,
 )
+from cdm.families.configs import AUTOENCODER, SCHEDULER, TRANSFORMER, Configs, read_config
 
 
 class QwenImage(Family):

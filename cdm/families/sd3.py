@@ -10,20 +10,8 @@ from torch import Tensor, nn
 
 from cdm.errors import CdmError
 from cdm.families.base import Conditioning, Family, Published, expand_to_batch
-from cdm.families.common import (
-    ATTENTION,
-    AUTOENCODER,
-    INDEX,
-    KL_AUTOENCODER,
-    POOLED,
-    SCHEDULER,
-    T5_XXL,
-    TEXT_ATTENTION,
-    TOKENS,
-    TRANSFORMER,
-    Configs,
-    read_config,
-)
+from cdm.families.common import ATTENTION, KL_AUTOENCODER, POOLED, T5_XXL, TEXT_ATTENTION, TOKENS
+from cdm.families.configs import AUTOENCODER, INDEX, SCHEDULER, TRANSFORMER, Configs, read_config
 
 TOKENIZER = "tokenizer/tokenizer_config.json"
 CLIPS = 123_650_304 + 694_659_840

@@ -13,18 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cdm.families.base import Conditioning, Family, Published
-from cdm.families.common import (
-    ATTENTION,
-    AUTOENCODER,
-    KL_AUTOENCODER,
-    MASK,
-    SCHEDULER,
-    TOKENS,
-    TRANSFORMER,
-    Configs,
-    pad_tokens,
-    read_config,
-)
+from cdm.families.common import ATTENTION, KL_AUTOENCODER, MASK, TOKENS, pad_tokens
+from cdm.families.configs import AUTOENCODER, SCHEDULER, TRANSFORMER, Configs, read_config
 
 QWEN3_4B = 4_022_468_096
 """Parameters of the text encoder."""

@@ -16,15 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cdm.data.store import Store, StoreError, digest_of
+from cdm.data.store import Store, StoreError
 from cdm.errors import CdmError
-from cdm.families.common import INDEX, read_config
+from cdm.families.configs import INDEX, read_config
 from cdm.handover.card import Export, Layout, model_card
 from cdm.handover.drawing import Precision
-from cdm.models.hub import file_hashes
+from cdm.models.manifest import file_hashes
 from cdm.models.student import FULL, LORA, METADATA, Model, Origin, find_student
 from cdm.system import git
 from cdm.system.device import DTYPES
+from cdm.system.files import digest_of
 
 CARD = "README.md"
 

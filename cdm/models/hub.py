@@ -1,23 +1,15 @@
-"""Where the teacher is: a diffusers folder on this disk, or a model on a hub; and the record of which one it is."""
+"""Where a model is: a diffusers folder on this disk, or a model on a hub, which is downloaded once."""
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from cdm.errors import CdmError
-from cdm.families import get_family
-from cdm.families.common import INDEX, read_config
-from cdm.system.progress import track
+from cdm.families.configs import INDEX
 
 SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 """Files that a pipeline is loaded from: configs, vocabularies and weights, but no pickles and no code."""
-LFS_POINTER = b"version https://git-lfs"
-"""What a file starts with that Git LFS has not fetched."""
 
 
 def is_hub_id(source: str) -> bool:
@@ -49,6 +41,16 @@ def resolved_revision(folder: Path) -> str | None:
     """The commit of a folder in the hub's cache; None for any other folder."""
     in_cache = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
     return folder.name if in_cache else None
+
+
+def downloaded(source: str, revision: str) -> Path | None:
+    """The folder of the hub's cache that holds `source` at the commit `revision`, whole or not; asks no network."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(source, revision=revision, local_files_only=True))
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return None
 
 
 def _checked(folder: Path) -> Path:
@@ -85,130 +87,3 @@ def _download(source: str, revision: str | None) -> Path:
     except OSError as error:  # HTTP errors of every kind, and a full disk
         problem = f"could not be downloaded: {error}"
     raise CdmError(f"{name}: {' '.join(problem.split())}")
-
-
-@dataclass(frozen=True)
-class TeacherManifest:
-    """Which model the pipeline distils: the content of data/teacher.json."""
-
-    family: str
-    source: str
-    revision: str | None
-    """The commit that a hub model was found at; null for a folder."""
-    files: dict[str, str]
-    """SHA-256 of every file that the model is loaded from, by path."""
-    latent_shape: list[int]
-    shift: float
-    parameters: int
-    """Of the transformer."""
-
-    @property
-    def digest(self) -> str:
-        """Hash of what the model is and of the size at which it draws, wherever it lies."""
-        from cdm.data.store import digest_of  # needs torch, which the check of a params file does without
-
-        return digest_of([self.family, self.files, self.latent_shape])
-
-    def folder(self) -> Path:
-        """The local folder of the model; raises CdmError as `resolve` does."""
-        return resolve(self.source, self.revision)
-
-    def write(self, path: Path) -> None:
-        from cdm.data.store import write_json
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(self))
-
-    @classmethod
-    def read(cls, path: Path) -> TeacherManifest:
-        """The manifest at `path`; raises CdmError if the stage `teacher` has not written one there."""
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            raise CdmError(f"{path}: missing or damaged: run the stage `teacher`") from None
-
-
-def describe(family: str, source: str, revision: str | None, resolution: int | None = None) -> TeacherManifest:
-    """Find the model, check that it is of the family and draws at `resolution` (pixels; None is its own), and hash
-    its files. Raises CdmError."""
-    model, folder = get_family(family), resolve(source, revision)
-    found = pipeline_class(folder)
-    if found != model.pipeline_class_name:
-        raise CdmError(
-            f"{source}: a {found}, but the family {family} needs a {model.pipeline_class_name}: check teacher.family"
-        )
-    check_files(folder)
-    return TeacherManifest(
-        family=family,
-        source=source,
-        revision=resolved_revision(folder),
-        latent_shape=list(model.latent_shape(folder, resolution)),
-        shift=model.shift(folder, resolution),
-        parameters=model.count_parameters(folder),
-        files=file_hashes(folder),
-    )
-
-
-def pipeline_class(folder: Path) -> str:
-    """Name of the diffusers pipeline that a folder holds."""
-    try:
-        return str(read_config(folder, INDEX)["_class_name"])
-    except (KeyError, TypeError):
-        raise CdmError(f"{folder / INDEX}: does not name a diffusers pipeline") from None
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files in `folder` that a pipeline is loaded from, by path in it, sorted."""
-    from cdm.data.store import sha256
-
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and "fp16" not in path.name)
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in track(paths, "hash", unit="file")}
-
-
-def check_files(folder: Path) -> None:
-    """CdmError that names the part of a pipeline, or the file of its weights, that is missing or damaged."""
-    index = read_config(folder, INDEX)
-    parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
-    for part in parts:
-        if not (folder / part).is_dir():
-            raise CdmError(f"{folder / part}: missing, though {INDEX} names it: get the model again")
-        if part.startswith(("transformer", "text_encoder", "vae")) and not _weights(folder / part):
-            raise CdmError(f"{folder / part}: holds no weights in safetensors files, and no others are loaded")
-        for path in sorted((folder / part).glob("*.safetensors.index.json")):
-            if "fp16" not in path.name:
-                _check_shards(path)
-        for path in _weights(folder / part):
-            _shapes(path)
-
-
-def _check_shards(index: Path) -> None:
-    """CdmError if a file that an index of shards names is not beside it."""
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CdmError(f"{index}: damaged: get the model again") from None
-    for name in sorted(names):
-        if not (index.parent / name).is_file():
-            raise CdmError(f"{index.parent / name}: missing, though {index.name} names it: get the model again")
-
-
-def _weights(folder: Path) -> list[Path]:
-    """The safetensors files of a part that are loaded."""
-    return [path for path in sorted(folder.glob("*.safetensors")) if "fp16" not in path.name]
-
-
-def _shapes(path: Path) -> list[list[int]]:
-    """Shapes of the tensors in a safetensors file, from its header; CdmError if it is cut off or none."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        problem = " ".join(str(error).split())
-    if path.exists() and _start(path, len(LFS_POINTER)) == LFS_POINTER:
-        problem = "a pointer of Git LFS: run `git lfs pull` where it comes from"
-    raise CdmError(f"{path}: not a readable safetensors file ({problem})")
-
-
-def _start(path: Path, count: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(count)

@@ -11,11 +11,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from cdm.data.store import write_json
 from cdm.errors import CdmError
 from cdm.families import Family, family_of_pipeline, get_family
-from cdm.models.hub import TeacherManifest, pipeline_class, resolve
+from cdm.models.hub import resolve
+from cdm.models.manifest import TeacherManifest, pipeline_class
 from cdm.params import Params
+from cdm.system.files import write_json
 
 LORA = "lora.json"
 """The record in the folder of a LoRA; that it is there says that the folder is one."""

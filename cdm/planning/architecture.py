@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from cdm.errors import CdmError
 from cdm.families import Family, get_family
-from cdm.families.common import INDEX, MASK, TRANSFORMER, Configs, read_config
+from cdm.families.common import MASK
+from cdm.families.configs import INDEX, TRANSFORMER, Configs, read_config
 from cdm.models.hub import is_hub_id
 from cdm.params import Lora, Teacher
 

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from pathlib import Path
-
 import torch
 
 from cdm.params import Params
+from cdm.system.files import digest_of
+from cdm.system.provenance import code_digest
+from cdm.training.inputs import Inputs
 
-CODE = (
-    "consistency",
-    "training/distiller",
-    "evaluation/distances",
-    "flow",
-    "losses",
-    "training/networks",
-    "training/optim",
-    "training/probe",
-    "randomness",
-    "rollout",
-    "schedule",
-    "training/sharding",
-    "training/loop",
-)
-"""Modules whose change makes another experiment of the same parameters: no checkpoint is taken across it."""
+SHAPING: dict[str, bool | set[str]] = {
+    "seed": True,
+    "prompts": {"embed", "max_sequence_length", "precision"},
+    "schedule": True,
+    "distill": True,
+}
+"""Parameters that shape a student, as `params` of the stage in dvc.yaml has them; texts of prompts count by hash."""
 
 
-def fingerprint(params: Params, digests: list[str]) -> str:
-    """Names an experiment: equal for runs that would give the same student, so that one resumes another."""
-    here = Path(__file__).parent.parent
-    code = {name: hashlib.sha256((here / f"{name}.py").read_bytes()).hexdigest() for name in CODE}
-    sections = params.model_dump(mode="json", include={"seed", "prompts", "schedule", "distill"})
-    identity = json.dumps([sections, digests, code, torch.__version__], sort_keys=True)
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+def fingerprint(params: Params, inputs: Inputs) -> str:
+    """The name of an experiment: equal for runs that would give the same student, so that one resumes another."""
+    sections = params.model_dump(mode="json", include=SHAPING)
+    code = code_digest("distill", inputs.family.name)
+    return digest_of([sections, inputs.digests, code, torch.__version__])[:16]

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import torch
 
-from cdm.data.prompts import OnlinePrompts, PromptSet
+from cdm.data.prompt_set import OnlinePrompts, PromptSet
 from cdm.data.reference import Reference
-from cdm.data.store import MANIFEST, Store, sha256
+from cdm.data.store import MANIFEST, Store
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, get_family
-from cdm.models.hub import TeacherManifest
+from cdm.models.manifest import TeacherManifest
 from cdm.params import Params
 from cdm.randomness import Draws, prompt_indices
+from cdm.system.files import sha256
 from cdm.training.terms import Pairs, PairSource
 
 
@@ -41,11 +42,18 @@ class Inputs:
 
     @classmethod
     def gather(
-        cls, params: Params, teacher: TeacherManifest, prompts: Path, *, pairs: Path | None = None
+        cls,
+        params: Params,
+        teacher: TeacherManifest,
+        prompts: Path,
+        *,
+        latents: Path | None = None,
+        pairs: Path | None = None,
     ) -> Inputs:
-        """The inputs that the stages `teacher`, `prompts` and, for pairs and a probe, `latents` have written.
+        """The inputs that earlier stages have written: `latents` are read for a probe, `pairs` for a regression.
 
-        Raises CdmError if one is missing, damaged or of something else.
+        Both lie beside the folder `prompts` unless they are given. Raises CdmError if one is missing, damaged or of
+        something else.
         """
         source, family = teacher.folder(), get_family(teacher.family)
         texts, empty = PromptSet(prompts / "train"), PromptSet(prompts / "empty")
@@ -53,14 +61,13 @@ class Inputs:
         train = OnlinePrompts(texts, family, source, params) if online else texts
         digests = [teacher.digest, train.sha256]
         reference = None
-        if params.distill.probe.every:
-            reference = Reference.open(prompts, Path(params.distill.probe.track), teacher)
+        if params.distill.probe.reference == "latents":
+            reference = Reference.open(prompts, latents or prompts.with_name("latents"), teacher)
             digests.append(reference.digest)
         store = None
         if any(needs.pairs for needs in params.distill.losses.needs.values()):
-            folder = pairs or Path(params.distill.losses.regression.track)
-            store = open_pairs(folder, teacher, train.sha256)
-            digests.append(sha256(folder / MANIFEST))
+            store = open_pairs(pairs or prompts.with_name("pairs"), teacher, train.sha256)
+            digests.append(sha256(store.folder / MANIFEST))
         return cls(
             family,
             teacher,

@@ -34,7 +34,7 @@ def distill(
     it saves and exits with 128 + signal. Raises CdmError if the experiment is running already, the batch does not
     divide over the processes, or a loss is no longer finite.
     """
-    name = f"distill-{fingerprint(params, inputs.digests)}"
+    name = f"distill-{fingerprint(params, inputs)}"
     folder = checkpoints / name
     accelerator = Accelerator(
         cpu=choose_device(params.runtime.device).type == "cpu",

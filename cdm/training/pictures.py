@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cdm.data.prompts import PromptSet
+from cdm.data.prompt_set import PromptSet
 from cdm.data.spread import spread
 from cdm.evaluation.plots import losses
 from cdm.evaluation.sheets import Column, Group, compose, png

@@ -10,10 +10,11 @@ import torch
 from accelerate import Accelerator
 
 from cdm.data import prompts
+from cdm.data.prompt_set import as_float32
 from cdm.data.sampling import cache_training_pairs, to_bytes
 from cdm.errors import CdmError
 from cdm.flow import inference_sigmas
-from cdm.models.hub import describe
+from cdm.models.manifest import describe
 from cdm.params import Params
 from cdm.preflight import check_paths
 from cdm.randomness import picture_noise
@@ -43,9 +44,9 @@ class Distillation:
     """
 
     def __init__(self, params: Params, folder: str | Path) -> None:
-        if params.distill.probe.every:
+        if params.distill.probe.reference != "none":
             raise CdmError(
-                "distill.probe needs the pipeline's stage `latents`: set distill.probe.every to 0 here"
+                "distill.probe needs the pipeline's stage `latents`: set distill.probe.reference to none here"
             )
         check_paths(params)
         host.prepare(params.runtime)
@@ -56,10 +57,10 @@ class Distillation:
         pairs = self.folder / "pairs"
         if params.latents.train_pairs:
             cache_training_pairs(params, teacher, self.folder / "prompts", pairs)
-        self.inputs = Inputs.gather(params, teacher, self.folder / "prompts", pairs=pairs)
+        self.inputs = Inputs.gather(params, teacher, self.folder / "prompts")
         self.accelerator = Accelerator(cpu=choose_device(params.runtime.device).type == "cpu")
         self.state, self.distiller = prepare(params, self.inputs, self.accelerator)
-        self._checkpoints = self.folder / "checkpoints" / fingerprint(params, self.inputs.digests)
+        self._checkpoints = self.folder / "checkpoints" / fingerprint(params, self.inputs)
         saved = checkpoint.load_newest(self._checkpoints)
         if saved is not None:
             self.state.restore(saved)
@@ -104,7 +105,7 @@ class Distillation:
         with exchanged(self.state.average, self.state.student.parameters):
             for offset, text in enumerate([texts] if isinstance(texts, str) else texts):
                 encoded = family.encode(self._pipeline, [text], self.params.prompts.max_sequence_length)
-                conditioning = prompts.as_float32(encoded, device)
+                conditioning = as_float32(encoded, device)
                 noise = picture_noise(seed + offset, self.inputs.latent_shape).to(device)
                 latents = draw_student(self.state.networks, noise, conditioning, sigmas)
                 image = to_bytes(family.decode(self._pipeline, latents))[0]

@@ -18,9 +18,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from cdm.data.store import write_json
 from cdm.families import Conditioning
 from cdm.params import Params
+from cdm.system.files import write_json
 from cdm.training.distiller import Distiller
 from cdm.training.inputs import Inputs
 from cdm.training.networks import Networks, Role, Trained

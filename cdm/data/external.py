@@ -1,0 +1,79 @@
+"""What a pipeline reads that no stage of it makes: the teacher, prompt lists, judge, real pictures, models of metrics,
+programs of scorers.
+
+All of it is named in the params file, once. Its hashes go into small files that DVC watches: they change when the
+thing behind a name does, and then what reads it runs again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cdm.data.prompt_formats import text_files
+from cdm.errors import CdmError
+from cdm.evaluation.measures import chosen
+from cdm.evaluation.model_files import local_model
+from cdm.models.manifest import TeacherManifest, describe
+from cdm.params import Evaluate, Prompts, ScorerProcess, Teacher
+from cdm.preflight import program_files
+from cdm.system.files import Memory, write_json
+
+Hashes = dict[str, str]
+"""SHA-256 by the path in a folder."""
+
+
+def record_teacher(settings: Teacher, out: Path, memory: Memory) -> TeacherManifest:
+    """Write which model `settings` name to `out`; see `cdm.models.manifest.describe`. Raises CdmError."""
+    try:
+        recorded = TeacherManifest.read(out)
+    except CdmError:
+        recorded = None
+    teacher = describe(
+        settings.family, settings.source, settings.revision, settings.resolution, recorded, memory
+    )
+    teacher.write(out)
+    return teacher
+
+
+def record_prompts(settings: Prompts, out: Path, memory: Memory) -> None:
+    """Write the hashes of the prompt lists to `out`, by their names. Raises CdmError."""
+    names = sorted({*settings.train, *settings.eval})
+    _write(out, {name: _prompts(Path(name), memory) for name in names})
+
+
+def record_evaluation(settings: Evaluate, out: Path, memory: Memory) -> None:
+    """Write the hashes of what an evaluation reads to `out`: judge, real pictures, models of the chosen metrics, and
+    files of the scorers' commands. Raises CdmError."""
+    keys = {key for measure in chosen(settings.metrics) for key in measure.models}
+    models = {key: getattr(settings.models, key) for key in sorted(keys)}
+    found = {
+        "judge": settings.judge and _hashes(Path(settings.judge), memory),
+        "real": settings.real and _hashes(Path(settings.real), memory),
+        "models": {key: _hashes(local_model(source), memory) for key, source in models.items()},
+        "scorers": {each.name: _program(each, memory) for each in settings.scorers},
+    }
+    _write(out, found)
+
+
+def _program(scorer: ScorerProcess, memory: Memory) -> Hashes:
+    return {name: memory.sha256(Path(name)) for name in program_files(scorer.command)}
+
+
+def _prompts(path: Path, memory: Memory) -> str | Hashes:
+    """The hash of a list, or of every text in a folder of prompts."""
+    if path.is_dir():
+        return {text.name: memory.sha256(text) for text in text_files(path)}
+    return memory.sha256(path)
+
+
+def _hashes(path: Path | None, memory: Memory) -> str | Hashes | None:
+    """The hash of a file, or of every file in a folder."""
+    if path is None:
+        return None
+    return memory.folder(path) if path.is_dir() else memory.sha256(path)
+
+
+def _write(out: Path, value: Any) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, value)

@@ -1,0 +1,98 @@
+"""Sets of prompts: their texts and, where they are stored, their embeddings by the teacher's text encoders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cdm.data.store import MANIFEST, Store
+from cdm.errors import CdmError
+from cdm.params import Params
+from cdm.system.device import DTYPES
+from cdm.system.files import digest_of
+
+if TYPE_CHECKING:  # a set of texts needs no architecture
+    from cdm.families import Conditioning, Family
+
+TEXTS = "texts.json"
+
+
+class PromptSet:
+    """A folder of prompts: their texts and, unless they are to be encoded online, their conditioning.
+
+    Raises CdmError if the folder is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.texts: list[str] = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise CdmError(f"{folder / TEXTS}: missing or damaged: run the stage `prompts`") from None
+        self.store = Store(folder) if (folder / MANIFEST).exists() else None
+        if self.store is not None and len(self.store) != len(self.texts):
+            raise CdmError(
+                f"{folder}: {len(self.texts)} texts, but {len(self.store)} rows: run the stage `prompts`"
+            )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the texts in their order."""
+        return digest_of(self.texts)
+
+    def conditioning(self, indices: Sequence[int], device: torch.device | None = None) -> Conditioning:
+        """The conditioning of the prompts `indices`, one row each; numbers as float32, whatever they are stored in.
+
+        Raises CdmError if the set holds texts only (`prompts.embed: online`).
+        """
+        if self.store is None:
+            raise CdmError(
+                f"{self.folder}: holds texts only: run the stage `prompts` with prompts.embed cached"
+            )
+        return as_float32(self.store.rows(indices), device)
+
+
+def as_float32(conditioning: Conditioning, device: torch.device | None) -> Conditioning:
+    """The conditioning on `device` with its numbers as float32; masks stay."""
+    return {
+        name: tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
+        for name, tensor in conditioning.items()
+    }
+
+
+class OnlinePrompts:
+    """A `PromptSet` of texts only (`prompts.embed: online`), encoded when they are asked for."""
+
+    def __init__(self, texts: PromptSet, family: Family, source: Path, params: Params) -> None:
+        self.texts, self.family = texts, family
+        self.length = params.prompts.max_sequence_length
+        self.offload = params.runtime.offload_encoders
+        self.pipeline = family.load_pipeline(
+            source, image=False, transformer=False, dtype=DTYPES[params.prompts.precision]
+        )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the texts in their order."""
+        return self.texts.sha256
+
+    def conditioning(self, indices: Sequence[int], device: torch.device | None = None) -> Conditioning:
+        """The conditioning of the prompts `indices`, one row each, numbers as float32.
+
+        The encoders move to `device`, and with `runtime.offload_encoders` back again.
+        """
+        encoders = self.pipeline if device is None else self.pipeline.to(device)
+        encoded = self.family.encode(encoders, [self.texts.texts[i] for i in indices], self.length)
+        if self.offload:
+            self.pipeline.to("cpu")
+        return as_float32(encoded, device)

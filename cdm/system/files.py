@@ -1,0 +1,86 @@
+"""Files: their hashes, which are not computed twice, and JSON that is written whole and as the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SETTLED = 2.0
+"""Seconds after which a file's time of change tells it from a later state: clocks of file systems are coarse."""
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Hexadecimal SHA-256 of a JSON value, the same for equal values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, atomically and always as the same bytes."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; None where there is none, or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+class Memory:
+    """Hashes of files, and values that were worked out from them, remembered from one run to the next.
+
+    A file is read again only where its path, size, time of change or inode is another than before.
+    """
+
+    def __init__(self, remembered: Any = None) -> None:
+        known = remembered if isinstance(remembered, dict) else {}
+        self._files: dict[str, list[Any]] = dict(known.get("files", {}))
+        self.values: dict[str, Any] = dict(known.get("values", {}))
+        """JSON values by a name, which must change with all that they were worked out from."""
+
+    @classmethod
+    @contextmanager
+    def kept(cls, path: Path) -> Iterator[Memory]:
+        """What the file `path` remembers; written back at the end without files that are gone."""
+        memory = cls(read_json(path))
+        yield memory
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files = {name: entry for name, entry in memory._files.items() if Path(name).is_file()}
+        write_json(path, {"files": files, "values": memory.values})
+
+    def sha256(self, path: Path) -> str:
+        """As the function of that name; raises OSError if the file cannot be read."""
+        name, status = str(path.absolute()), path.stat()
+        state = [status.st_size, status.st_mtime_ns, status.st_ino]
+        known = self._files.get(name)
+        if known is not None and known[:3] == state:
+            return str(known[3])
+        found = sha256(path)
+        if time.time() - status.st_mtime > SETTLED:
+            self._files[name] = [*state, found]
+        return found
+
+    def folder(self, folder: Path) -> dict[str, str]:
+        """SHA-256 of every file below `folder`, by path in it, sorted; hidden files are left out."""
+        inside = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = {path: path.relative_to(folder) for path in inside}
+        return {
+            name.as_posix(): self.sha256(path)
+            for path, name in names.items()
+            if not any(part.startswith(".") for part in name.parts)
+        }
