@@ -63,4 +63,4 @@ def family_of_pipeline(class_name: str) -> Family:
 def source_files(family: Family) -> list[str]:
     """The files that hold a family's code, to tell whether two runs had the same."""
     kinds = [kind for kind in type(family).__mro__ if kind.__module__.startswith(__name__)]
-    return [*map(inspect.getfile, kinds), str(Path(__file__).with_name("common.py"))]
+    return [*dict.fromkeys(map(inspect.getfile, kinds)), str(Path(__file__).with_name("common.py"))]
