@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cdm.families import Family
+from cdm.families.base import PromptEmbedding
 from cdm.flow import add_noise, inference_sigmas
 from cdm.params import Distill, Optimiser, Schedule
 from cdm.randomness import Draws, philox
@@ -94,7 +95,7 @@ class PlaneModel(nn.Module):
         return self.layers(hidden if embedding is None else hidden + embedding)
 
 
-class PlaneFamily:
+class PlaneFamily(PromptEmbedding):
     """What `LevelAwareFake` needs of a family."""
 
     def __init__(self, width: int) -> None:

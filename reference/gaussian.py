@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cdm.families.base import PromptEmbedding
 from cdm.flow import expand
 
 
@@ -51,7 +52,7 @@ class GaussianFlowMap(GaussianModel):
         return (x - mean - deviation * (x - (1 - s) * mean) / spread) / s
 
 
-class GaussianFamily:
+class GaussianFamily(PromptEmbedding):
     """Just enough of a family for `FullNetworks`: conditioning is {"mean": (batch, dimensions)}."""
 
     name = "gaussian"

@@ -66,7 +66,7 @@ class PromptEmbedding(Protocol):
         ...
 
 
-class Family(ABC):
+class Family(PromptEmbedding, ABC):
     """One architecture. Sigmas follow `cdm.flow`: 1 is noise, 0 is data.
 
     Latents are (batch, channels, height, width) everywhere; a family whose transformer takes them otherwise packs
@@ -238,13 +238,10 @@ class Family(ABC):
         """
 
     def embedding_width(self, conditioning: Conditioning) -> int:
-        """Width of the vector that stands for a whole prompt; where there is none, all its tokens do, and it is
-        theirs."""
+        # Where no vector stands for the whole prompt, all its tokens do.
         return conditioning.get(POOLED, conditioning[TOKENS]).shape[-1]
 
     def add_embedding(self, conditioning: Conditioning, embedding: Tensor) -> Conditioning:
-        """The conditioning with `embedding` (batch, width) added to the vector that stands for a whole prompt; where
-        there is none, to each of its tokens."""
         if POOLED in conditioning:
             return conditioning | {POOLED: conditioning[POOLED] + embedding}
         return conditioning | {TOKENS: conditioning[TOKENS] + embedding[:, None]}
