@@ -211,7 +211,10 @@ def test_stages_run_one_after_the_other(command: Command, workspace: Path, tiny_
     shutil.copytree(tiny_sd3, workspace / "models" / "student")
     assert command.stage(sample).code == 0
     assert sorted(path.name for path in (workspace / "data").iterdir()) == [
+        ".hashes.json",
+        "inputs",
         "latents",
+        "none",
         "pairs",
         "prompts",
         "samples",
@@ -259,6 +262,9 @@ def test_a_stage_refuses_parameters_that_change_under_it(workspace: Path, tiny_p
     with common.stage("seed", "latents") as params:
         assert params.latents.steps == 4
         as_file(tiny_params, workspace / "params.yaml", sample={"steps": [8]}, evaluate=free)
+
+    with common.stage("prompts.embed"):
+        as_file(tiny_params, workspace / "params.yaml", prompts={"eval_count": 2}, evaluate=free)
 
     def edit_while_it_runs() -> None:
         with common.stage("seed", "latents"):

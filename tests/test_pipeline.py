@@ -96,6 +96,7 @@ EXPECTED: dict[str, set[str]] = {
 """Some modules, and the stages that a change of them makes stale."""
 
 
+@pytest.mark.slow
 def test_every_module_makes_those_stages_stale_that_it_shapes(repository: Repository) -> None:
     """DVC itself is asked, for one module after the other."""
     modules = [path for top in ("cdm", "stages") for path in sorted((repository.folder / top).rglob("*.py"))]
@@ -116,6 +117,7 @@ def params_with(repository: Repository, section: str, **changes: Any) -> None:
         YAML(typ="safe").dump(values, file)
 
 
+@pytest.mark.slow
 def test_evaluation_prompts_do_not_rerun_the_training(repository: Repository) -> None:
     """Fewer of them, and then other ones: training reads neither."""
     others = ["teacher", "prompts", "latents", "sample", "evaluate"]
@@ -129,6 +131,7 @@ def test_evaluation_prompts_do_not_rerun_the_training(repository: Repository) ->
     assert repository.stages_run("repro") == ["teacher"], "all of it is in the cache"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "stages"),
     [
@@ -150,6 +153,7 @@ def test_a_change_behind_a_path_reruns_what_reads_it(
     assert repository.stages_run("repro") == ["teacher"]
 
 
+@pytest.mark.slow
 def test_the_teacher_is_read_again_only_where_it_changed(repository: Repository) -> None:
     config = repository.folder / "world/teacher/transformer/config.json"
     before = config.read_text()
@@ -163,6 +167,7 @@ def test_the_teacher_is_read_again_only_where_it_changed(repository: Repository)
     assert repository.stages_run("repro") == ["teacher"], "as it was: all of it is in the cache"
 
 
+@pytest.mark.slow
 def test_a_probe_makes_the_latents_an_input_of_the_training(repository: Repository) -> None:
     assert repository.stages_run(
         "exp", "run", "-S", "distill.probe.reference=latents", "-S", "distill.probe.samples=4", "distill"

@@ -56,12 +56,14 @@ class Memory:
     @classmethod
     @contextmanager
     def kept(cls, path: Path) -> Iterator[Memory]:
-        """What the file `path` remembers; written back at the end without files that are gone."""
+        """What the file `path` remembers; written back at the end, also after an error, without files that are gone."""
         memory = cls(read_json(path))
-        yield memory
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files = {name: entry for name, entry in memory._files.items() if Path(name).is_file()}
-        write_json(path, {"files": files, "values": memory.values})
+        try:
+            yield memory
+        finally:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files = {name: entry for name, entry in memory._files.items() if Path(name).is_file()}
+            write_json(path, {"files": files, "values": memory.values})
 
     def sha256(self, path: Path) -> str:
         """As the function of that name; raises OSError if the file cannot be read."""
