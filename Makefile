@@ -11,12 +11,17 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no
 # Columns of `dvc exp show` that the main table does without: hashes of files, and figures behind the main ones.
 MINOR := Created|.*(/|kernel|precision|recall|density|coverage|diversity|_to_teacher|count|evaluations|models)
 INPUTS := pyproject.toml constraints.txt
+# One process a core; a file's tests share what they have made, so they stay together.
+PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The stages are started as `python -m stages.NAME`: the first python on the path is to be ours.
 export PATH := $(BIN):$(PATH)
 # OpenMP's threads wait for each other in a busy loop. Bounded, because two torch processes on the same cores
 # can otherwise become fifty times slower; one alone loses nothing.
 export GOMP_SPINCOUNT ?= 20000
+# pip leaves compiling to Python: where an image forbids it to keep what it compiled, every stage and every test
+# that starts a process would compile torch again, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 # Advice of the libraries that is not for the user of this pipeline.
 export TRANSFORMERS_VERBOSITY ?= error
 
@@ -51,10 +56,10 @@ comparison: $(VENV)/installed ## Compare the methods, three seeds each (hours; s
 install: $(VENV)/installed ## Make .venv and install the pipeline into it
 
 test: $(VENV)/installed-dev ## Install what the tests need and run them
-	@pytest -m 'not slow'
+	@$(PYTEST) -m 'not slow'
 
 test-slow: $(VENV)/installed-slow ## Run the tests that take longer, such as whole pipelines of every architecture
-	@pytest -m slow
+	@$(PYTEST) -m slow
 
 check: $(VENV)/installed-dev ## Lint, formatting and types
 	@ruff check

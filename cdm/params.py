@@ -284,6 +284,12 @@ class Losses(Section):
         return {name: term.weight for name, term in self.terms.items()}
 
     @property
+    def guided(self) -> list[str]:
+        """Names of the terms that match a teacher of a guidance of their own, whatever their weight."""
+        names = type(self).model_fields
+        return [name for name in names if hasattr(getattr(self, name), "guidance_scale")]
+
+    @property
     def needs(self) -> dict[str, Needs]:
         """The records of the terms that have a weight."""
         return {name: term.needs for name, term in self.terms.items()}

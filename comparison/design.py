@@ -6,7 +6,7 @@ parameters and the recipes. `cells` puts it together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from cdm.data.sampling import evaluations
 from cdm.errors import CdmError
-from cdm.params import Count, Params, Positive, Rate, Section, load, parse
+from cdm.params import Count, Params, Positive, Rate, Section, changed, load, parse
 from cdm.planning.forwards import first_share, forwards_of_round
 
 PARAMS = Path("comparison/params.yaml")
@@ -28,8 +28,6 @@ Table = Literal["updates", "cost", "ablations"]
 TABLES: tuple[Table, ...] = ("updates", "cost", "ablations")
 FROM_RECIPE = ("schedule", "distill")
 """Sections that a method takes from its recipe; the others are the repository's, whose data all cells share."""
-PULLS = ("dm", "cdm", "sgmd", "consistency")
-"""Terms that draw the student towards the teacher, at a guidance of their own; CA pulls away from no guidance."""
 
 
 class Method(Section):
@@ -107,23 +105,6 @@ def _problem(path: Path, problem: Any) -> str:
 # Settings.
 
 
-def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values`, nested, with the `changes` by dotted key; CdmError if one has no place there."""
-    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
-    for key, value in changes.items():
-        head, _, rest = key.partition(".")
-        if rest:
-            if not isinstance(result.get(head), Mapping):
-                raise CdmError(f"set: {key}: there is no section {head} with further keys")
-            try:
-                result[head] = changed(result[head], {rest: value})
-            except CdmError:
-                raise CdmError(f"set: {key}: no such key") from None
-        else:
-            result[head] = value
-    return result
-
-
 def own_settings(method: Method, base: Params, recipes: Path = RECIPES) -> Params:
     """The parameters of a method as its recipe and changes have them, on the data of `base`. Raises CdmError."""
     values = base.model_dump(mode="json")
@@ -140,14 +121,14 @@ def own_settings(method: Method, base: Params, recipes: Path = RECIPES) -> Param
 def guidance_strength(params: Params, shift: float) -> float | None:
     """How strongly a student is guided: it behaves like the teacher at guidance 1 + strength.
 
-    That is where the weighted directions of the terms cancel. A term of `PULLS` draws with unit strength in x0 towards
-    the teacher at its own guidance_scale, CA away from the unconditional prediction with its `scale` (where it fades,
-    on average over the anchors), so strength = (w_ca scale + sum of w (guidance_scale - 1)) / sum of w. A term
+    That is where the weighted directions of the terms cancel. A term that matches the teacher draws with unit strength
+    in x0 towards it at the term's guidance_scale, CA away from the unconditional prediction with its `scale` (where it
+    fades, on average over the anchors), so strength = (w_ca scale + sum of w (guidance_scale - 1)) / sum of w. A term
     without guidance, such as CDM's, dilutes it. DMD's regression is left out: its pairs have the guidance of `teacher`.
     None where there is nothing to match: no guidance, or nothing that CA is weighed against.
     """
     losses = params.distill.losses
-    pulls = {name: weight for name, weight in losses.weights.items() if name in PULLS}
+    pulls = {name: weight for name, weight in losses.weights.items() if name in losses.guided}
     guided = losses.ca.weight * losses.ca.scale * mean_fade(params, shift)
     guided += sum(weight * (getattr(losses, name).guidance_scale - 1) for name, weight in pulls.items())
     return guided / sum(pulls.values()) if guided and pulls else None
@@ -174,7 +155,7 @@ def with_guidance(params: Params, strength: float, shift: float) -> Params:
         raise CdmError("its guidance cannot be matched, because it has none: set guidance to own")
     losses, factor = params.distill.losses, strength / present
     scales = {"ca.scale": losses.ca.scale * factor}
-    for name in PULLS:
+    for name in losses.guided:
         scales[f"{name}.guidance_scale"] = 1 + (getattr(losses, name).guidance_scale - 1) * factor
     changes = {f"distill.losses.{key}": float(f"{scale:.6g}") for key, scale in scales.items()}
     return parse(changed(params.model_dump(mode="json"), changes))

@@ -19,7 +19,7 @@ from cdm.evaluation.features import load_extractor
 from cdm.evaluation.quality import Evaluation, evaluate
 from cdm.evaluation.samples import open_samples, read_real
 from cdm.models.manifest import TeacherManifest
-from cdm.params import Params, load, parse
+from cdm.params import Params, changed, load, parse
 from cdm.preflight import check_paths
 from cdm.system import host
 from cdm.system.files import sha256
@@ -27,7 +27,6 @@ from cdm.system.provenance import code_digest
 from cdm.training.identity import fingerprint
 from cdm.training.inputs import Inputs
 from cdm.training.loop import distill
-from comparison.design import changed
 
 RUNS = Path("comparison/runs")
 PAIRS = Path("comparison/pairs")

@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cdm.families import Family
 from cdm.families.base import PromptEmbedding
 from cdm.flow import add_noise, inference_sigmas
 from cdm.params import Distill, Optimiser, Schedule
@@ -223,7 +221,7 @@ class World:
             return networks
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return LevelAwareFake(networks, cast(Family, PlaneFamily(self.width)), {}, torch.device("cpu"))
+            return LevelAwareFake(networks, PlaneFamily(self.width), {}, torch.device("cpu"))
 
     def prepare(self, schedule: Schedule, distill: Distill, seed: int) -> tuple[BatchDistiller, TrainingState]:
         """The training step at its start, and what it moves."""

@@ -85,8 +85,8 @@ class PlainDistiller:
         ):
             # A level of 0 is padding behind a sample's own schedule: nothing is asked about it.
             velocity, runs = torch.zeros_like(x), sigma > 0
-            own = {name: value[runs] for name, value in prompts.items()}
-            velocity[runs] = self.networks.velocity("student", x[runs], sigma[runs], own)
+            moving = {name: value[runs] for name, value in prompts.items()}
+            velocity[runs] = self.networks.velocity("student", x[runs], sigma[runs], moving)
             trajectory.append((x, sigma, velocity))
             x = euler_step(x, velocity, sigma, next_sigma)
         chosen = [[part[row] for part in trajectory[depth]] for row, depth in enumerate(rollouts.depth)]

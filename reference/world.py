@@ -68,13 +68,14 @@ def build(
     """
     distill = distill or distill_settings()
     teacher = teacher or GaussianModel(DIMENSIONS, offset=0.5, deviation=0.7)
-    networks = CountingNetworks(GaussianFamily(), teacher)
+    family: Any = GaussianFamily()
+    networks = CountingNetworks(family, teacher)
     networks.models["student"] = student or GaussianModel(DIMENSIONS, offset=-0.3, deviation=1.2)
     networks.models["fake"] = fake or networks.models["fake"]
     roles: Networks = networks
     empty = {"mean": torch.zeros(1, DIMENSIONS)}
     if distill.fake_knows_level:
-        roles = LevelAwareFake(networks, GaussianFamily(), empty, torch.device("cpu"))
+        roles = LevelAwareFake(networks, family, empty, torch.device("cpu"))
     updates = distill.iterations // distill.student_every
     options = {"samples": range(distill.batch_size), "prompts": class_means, "pairs": flow_pairs} | options
     distiller = kind(

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from cdm.models.manifest import TeacherManifest, describe
@@ -14,6 +15,15 @@ from cdm.params import Params, parse
 from tests import tiny_pipelines
 
 ROOT = Path(__file__).parent.parent
+
+# Tensors are small here: on one thread they are done before others have woken up.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers in every run of a test."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,9 @@ SERVER.set_forkserver_preload(["tests.preload"])
 
 def _run(module: str, arguments: Sequence[str], environment: dict[str, str], errors: str) -> None:
     """`python -m module arguments`, in the process that has been forked."""
+    import torch
+
+    torch.set_num_threads(1)
     os.dup2(os.open(errors, os.O_WRONLY), 2)
     os.environ.clear()
     os.environ.update(environment)
@@ -35,8 +38,8 @@ class Started:
         with tempfile.NamedTemporaryFile(prefix="errors-", delete=False) as file:
             self.errors = Path(file.name)
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        told = (module, [str(argument) for argument in arguments], variables, file.name)
-        self.process = SERVER.Process(target=_run, args=told)
+        inputs = (module, [str(argument) for argument in arguments], variables, file.name)
+        self.process = SERVER.Process(target=_run, args=inputs)
         self.process.start()
 
     @property

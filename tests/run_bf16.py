@@ -34,7 +34,6 @@ def update(network: nn.Module) -> Tensor:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     torch.manual_seed(0)
     whole = Network()

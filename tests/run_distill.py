@@ -8,8 +8,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 from cdm.errors import CdmError
 from cdm.models.manifest import TeacherManifest
 from cdm.params import load
@@ -18,7 +16,6 @@ from cdm.training.loop import distill
 from cdm.training.watch import Places
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     world, out, checkpoints = (Path(argument) for argument in sys.argv[1:4])
     params = load(world / "params.yaml")
     inputs = Inputs.gather(params, TeacherManifest.read(world / "teacher.json"), world / "prompts")

@@ -9,8 +9,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 from cdm.data import sampling
 from cdm.models.manifest import TeacherManifest
 from cdm.params import parse
@@ -28,6 +26,5 @@ def draw(world: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     sampling.shard_rows = lambda _: ROWS
     draw(Path(sys.argv[1]))

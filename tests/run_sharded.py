@@ -53,7 +53,6 @@ class Watched(Distiller):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     world, out, checkpoints = (Path(argument) for argument in sys.argv[1:4])
     Watched.crash_at = int(sys.argv[4])
     params = load(world / "params.yaml")

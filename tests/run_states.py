@@ -51,7 +51,6 @@ def sharded() -> Learner:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     out = Path(sys.argv[1])
     first, second = sharded(), sharded()

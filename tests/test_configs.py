@@ -96,6 +96,10 @@ def test_a_stage_launches_itself(project: Project) -> None:
     with (project.folder / "logs/distill.csv").open(newline="") as log:
         assert [row["iteration"] for row in csv.DictReader(log)] == ["2", "4"]
     assert (project.folder / "models/student/model_index.json").exists()
+
+
+@pytest.mark.slow
+def test_so_does_a_stage_that_draws(project: Project) -> None:
     code, errors = project.run("latents")
     assert code == 0, errors
     Store(project.folder / "data/latents").verify()

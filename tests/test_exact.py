@@ -26,15 +26,6 @@ from exact.world import BatchDraws, ExactNetworks, World, line, two_spirals
 WORLD = World(two_spirals(), start_updates=1500)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks this small lose time to every further thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def points(count: int, seed: int) -> torch.Tensor:
     return torch.randn(count, 2, generator=torch.Generator().manual_seed(seed)).double()
 

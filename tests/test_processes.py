@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,14 +23,6 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_batches_begin_anew_at_every_shard() -> None:
     assert sampling._batches(0, 10, 3, 4) == [
         range(3), range(3, 4), range(4, 7), range(7, 8), range(8, 10)
@@ -40,7 +31,6 @@ def test_batches_begin_anew_at_every_shard() -> None:
     assert sampling._batches(8, 8, 3, 4) == []
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_two_processes_write_the_files_of_one_and_go_on_where_it_stopped(
     tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 import re
 import shutil
@@ -41,6 +42,39 @@ def test_targets_in_the_readme_exist() -> None:
     targets = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert {"repro", "test"} <= set(named) <= set(targets)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, whatever runs it."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("folder", "others"),
+    [
+        ("tests", {"benchmarks"}),
+        ("benchmarks", {"tests"}),
+        ("reference", {"benchmarks", "tests"}),
+        ("cdm", {"benchmarks", "comparison", "miniature", "reference", "stages", "tests"}),
+    ],
+)
+def test_packages_stay_apart(folder: str, others: set[str]) -> None:
+    modules = list((ROOT / folder).rglob("*.py"))
+    assert len(modules) > 2
+    for path in modules:
+        assert not {name.split(".")[0] for name in imports(path)} & others, path
+
+
+def test_the_yardstick_shares_no_code_with_the_training_step() -> None:
+    found = imports(ROOT / "reference/plain.py")
+    assert "cdm.flow" in found
+    assert not any(name.startswith("cdm.training.distiller") for name in found)
 
 
 def requirements() -> list[Requirement]:

@@ -55,9 +55,11 @@ def test_dtypes_survive(tmp_path: Path) -> None:
     }
     with ShardWriter(tmp_path / "store", 2, {}) as writer:
         writer.append(tensors)
-    for name, tensor in Store(tmp_path / "store").all().items():
-        assert tensor.dtype == tensors[name].dtype
-        assert torch.equal(tensor, tensors[name])
+    loaded = Store(tmp_path / "store").all()
+    assert {name: tensor.dtype for name, tensor in loaded.items()} == {
+        name: t.dtype for name, t in tensors.items()
+    }
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded.items())
 
 
 @pytest.mark.parametrize("index", [10, -1])

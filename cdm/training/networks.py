@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from cdm.families.base import Conditioning, Family
+from cdm.families.base import Conditioning, Family, PromptEmbedding
 from cdm.params import Lora
 from cdm.randomness import philox
 
@@ -106,7 +106,9 @@ class LevelAwareFake:
 
     frequencies = 2  # few, smooth in the level: with many, what is learnt at one level helps no other
 
-    def __init__(self, networks: Networks, family: Family, like: Conditioning, device: torch.device) -> None:
+    def __init__(
+        self, networks: Networks, family: PromptEmbedding, like: Conditioning, device: torch.device
+    ) -> None:
         self.networks, self.family = networks, family
         self.map = nn.Linear(2 * self.frequencies, family.embedding_width(like), device=device)
         nn.init.zeros_(self.map.weight)

@@ -18,6 +18,7 @@ from cdm.evaluation.plots import losses
 from cdm.evaluation.sheets import Column, Group, compose, png
 from cdm.evaluation.theme import LIGHT
 from cdm.families import Family
+from cdm.families.base import expand_to_batch
 from cdm.flow import add_noise, inference_sigmas, velocity_to_x0
 from cdm.params import Params
 from cdm.randomness import Draws, sample_noise
@@ -144,7 +145,7 @@ class Gallery:
             conditional = self.networks.velocity("teacher", x, sigma, conditioning)
             if part.guidance_scale == 1:
                 return conditional
-            empty = {name: row.expand(len(x), *row.shape[1:]) for name, row in part.empty.items()}
+            empty = expand_to_batch(part.empty, len(x))
             return self.family.guide(
                 conditional, self.networks.velocity("teacher", x, sigma, empty), part.guidance_scale
             )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cdm.consistency import consistency_direction, velocity_change
+from cdm.families.base import expand_to_batch
 from cdm.flow import euler_step, expand, velocity_to_x0, x0_to_velocity
 from cdm.losses import direction_loss, guidance_direction, guided, matching_direction, score_gradient
 from cdm.params import Distill, Losses, MatchingLoss, Schedule
@@ -91,7 +92,7 @@ class Context:
 
     def no_prompt(self, like: Tensor) -> Conditioning:
         """The empty prompt for each sample of `like`."""
-        return {name: row.expand(len(like), *row.shape[1:]) for name, row in self.empty.items()}
+        return expand_to_batch(self.empty, len(like))
 
     def for_fake(self, sigma: Tensor) -> Conditioning:
         """The fake score's conditioning for data that the student made at noise level `sigma`."""
