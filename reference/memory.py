@@ -64,7 +64,7 @@ def measure(params: Params, how: str) -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         rounds(params, architecture)
         return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         rounds(params, architecture)
     now = peak = 0
     for event in profiler.profiler.kineto_results.events():
