@@ -1,4 +1,5 @@
-"""What is compared with what: methods as settings of one engine, at matched guidance and equal updates or equal cost.
+"""The design of the comparison: methods as settings of one training step, at matched guidance and equal updates or
+cost.
 
 Everything that makes two rows comparable is here, as pure functions of `comparison/params.yaml`, the repository's
 parameters and the recipes. `cells` puts it together.

@@ -1,4 +1,4 @@
-"""What a cell leaves behind, a small JSON file that is kept in Git, and what several of them say together."""
+"""The results of cells, each a small JSON file that is kept in Git, and their statistics over seeds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Result(Record):
-    """What one student of one method scored."""
+    """The scores of one student of one method."""
 
     method: str
     seed: int
@@ -65,7 +65,7 @@ class Result(Record):
 
 @dataclass(frozen=True)
 class TeacherResult(Record):
-    """What the teacher scored, and what perfect samples would."""
+    """The scores of the teacher, and those that perfect samples would have."""
 
     settings: str
     """SHA-256 of the file of cells/ that it was made from."""

@@ -82,7 +82,7 @@ def write_csv(found: Collected, path: Path) -> None:
 
 
 def markdown(found: Collected) -> str:
-    """The tables for people."""
+    """The tables as a Markdown page."""
     title = found.comparison.methods[found.comparison.reference].title
     lines = [
         "# Methods compared",

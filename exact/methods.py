@@ -1,4 +1,4 @@
-"""The methods that are compared, as settings of the one engine: a method is an entry here."""
+"""The methods that are compared, as settings of one training step: a method is an entry here."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Method:
 
     @property
     def label(self) -> str:
-        """The title, and whether the fake score is told the level."""
+        """The title, and whether the fake score is conditioned on the noise level (level-aware)."""
         return self.title + ("; told the level" if self.distill.fake_knows_level else "")
 
     @property

@@ -1,4 +1,4 @@
-"""Stage `teacher`: which model is distilled, and what else the params file names that no stage makes."""
+"""Stage `teacher`: records which model is distilled, and the hashes of the other external inputs."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Reference:
 
     @classmethod
     def open(cls, prompts: Path, latents: Path, teacher: TeacherManifest) -> Reference:
-        """What the stages `prompts` and `latents` have written.
+        """Opens the output of the stages `prompts` and `latents`.
 
         Raises CdmError if one is missing or damaged, or if the latents belong to another teacher or other prompts.
         """

@@ -1,4 +1,4 @@
-"""Drawing: the teacher's full-length latents, the sample sets that are compared, and single pictures."""
+"""Sampling: the teacher's full-length latents, the pairs of a regression, and the sample sets that are compared."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FLOAT_BYTES = 4
 
 
 def evaluations(steps: int, guidance_scale: float) -> int:
-    """Evaluations of the transformer for one sample: a guided step costs two."""
+    """Number of function evaluations (NFE) for one sample: a step with classifier-free guidance costs two."""
     return steps if guidance_scale == 1 else 2 * steps
 
 
@@ -181,9 +181,9 @@ def cache_teacher_latents(params: Params, teacher: TeacherManifest, prompts: Pat
 
 
 def cache_training_pairs(params: Params, teacher: TeacherManifest, prompts: Path, out: Path) -> None:
-    """Write the store `out` of `latents.train_pairs` such samples of training prompts, in an order of their own.
+    """Write the store `out` of `latents.train_pairs` teacher's samples of training prompts, which are shuffled.
 
-    Their noise is another than the evaluation's. Without any, `out` is an empty folder.
+    Tensors as in `cache_teacher_latents`, with other noise. Where there are none, `out` is an empty folder.
     """
     count = params.latents.train_pairs
     if not count:

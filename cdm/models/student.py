@@ -35,7 +35,7 @@ SHAPING: dict[str, bool | set[str]] = {
 
 @dataclass(frozen=True)
 class Origin:
-    """What a student was made from, and how."""
+    """The record of how a student was made: its teacher and the parameters."""
 
     family: str
     source: str
@@ -81,7 +81,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Model:
-    """Something to draw with: the diffusers folder `base`, with a LoRA or a transformer's weights if there are any."""
+    """A model to sample from: the diffusers folder `base`, with a LoRA or a transformer's weights if there are any."""
 
     family: Family
     base: Path

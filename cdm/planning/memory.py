@@ -22,7 +22,7 @@ Sharding = Literal["none", "fsdp"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a transformer."""
+    """Numbers of elements in a transformer."""
 
     frozen: int
     """Parameters that do not learn."""

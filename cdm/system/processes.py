@@ -50,7 +50,7 @@ class Processes:
         return int(agreed)
 
     def wait(self) -> None:
-        """Until all have come this far: what the main process has written is there for the others then."""
+        """Waits until all processes have come this far, so that the others find what the main process has written."""
         self.agree(0)
 
     def draw(self, batches: Sequence[range], draw: Callable[[range], Rows]) -> Iterator[Rows]:

@@ -100,7 +100,7 @@ class AdamW(Protocol):
         ...
 
     def load(self, name: str, key: str, whole: Tensor) -> None:
-        """Sets one of them, which every process has whole."""
+        """Sets one state of a parameter to its whole value, which every process has."""
         ...
 
 

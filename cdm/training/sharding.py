@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def is_wanted() -> bool:
     """Whether this is one of several processes that a config with `distributed_type: FSDP` has started.
 
-    The launcher's word counts, on any device: accelerate itself does without FSDP on CPUs, and does not say so.
+    The launcher's environment decides, on any device: accelerate itself silently does without FSDP on CPUs.
     """
     several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
     return several and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
