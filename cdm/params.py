@@ -305,7 +305,7 @@ class Losses(Section):
         return any(needs.fake or needs.fake_graph for needs in self.needs.values())
 
     @model_validator(mode="after")
-    def _any(self) -> Losses:
+    def _has_a_term(self) -> Losses:
         if not self.weights:
             raise ValueError("all terms have weight 0: the student would learn nothing")
         return self

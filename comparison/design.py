@@ -82,8 +82,8 @@ class Comparison(Section):
 
     def rows(self, table: Table) -> list[tuple[Table, str]]:
         """Where the rows of a table come from, as (table, method): the reference's cells are those of `updates`."""
-        own: list[tuple[Table, str]] = [(table, name) for name in getattr(self, table)]
-        return own if table == "updates" else [("updates", self.reference), *own]
+        rows: list[tuple[Table, str]] = [(table, name) for name in getattr(self, table)]
+        return rows if table == "updates" else [("updates", self.reference), *rows]
 
 
 def load_comparison(path: Path = PARAMS) -> Comparison:

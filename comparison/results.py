@@ -126,8 +126,8 @@ class Summary:
     def evaluations(self, steps: str) -> int:
         return int(self.first.rows[steps]["evaluations"])
 
-    def at(self, steps: str, metric: str) -> Estimate | None:
-        """Over the seeds; None where the metric was not measured."""
+    def over_seeds(self, steps: str, metric: str) -> Estimate | None:
+        """The mean over the seeds; None where the metric was not measured."""
         values = [_value(result, steps, metric) for result in self.results.values()]
         return _estimate_of(values)
 

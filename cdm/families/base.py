@@ -1,7 +1,8 @@
-"""The interface of a family: loading, text encoding, velocity, sampling and saving for one architecture of transformer.
-The rest of `cdm` uses models through it alone. A family is a subclass of `Family` in a module of its own. The base
-class serves a pipeline of diffusers; a subclass names its parts, says how prompts are encoded and what the transformer
-takes and returns, and replaces a method where its pipeline does otherwise.
+"""The interface of a family: loading, text encoding, velocity, sampling and saving for one architecture.
+
+The rest of `cdm` uses models through it alone and never asks which architecture it holds. A family is a subclass of
+`Family` in a module of its own. The base class serves a pipeline of diffusers; a subclass names its parts, says how
+prompts are encoded and what the transformer takes and returns, and replaces a method where its pipeline does otherwise.
 """
 
 from __future__ import annotations
@@ -232,8 +233,9 @@ class Family(PromptEmbedding, ABC):
 
     @abstractmethod
     def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
-        """The conditioning on the prompts, as `velocity` takes it. Raises CdmError if the model does not take texts of
-        that length.
+        """The conditioning on the prompts, as `velocity` takes it.
+
+        Raises CdmError if the model does not take texts of that length.
         """
 
     def embedding_width(self, conditioning: Conditioning) -> int:

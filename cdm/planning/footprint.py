@@ -94,7 +94,7 @@ class Network:
                     parameter.register_post_accumulate_grad_hook(_drop_gradient)
 
     @classmethod
-    def of(cls, architecture: Architecture, **options: Any) -> Network:
+    def from_architecture(cls, architecture: Architecture, **options: Any) -> Network:
         """The transformer of `architecture`."""
         return cls(architecture.build, architecture.inputs, architecture.velocity, **options)
 
