@@ -255,3 +255,9 @@ def test_the_figure_is_drawn(tmp_path: Path) -> None:
     student = on_plane.load(on_plane.start(0))
     paint(Subjects(on_line, on_plane, *early, student), tmp_path / "exact.png")
     assert (tmp_path / "exact.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_settings_that_the_parameters_know(name: str) -> None:
+    assert METHODS[name].distill.losses.weights
+    assert METHODS[name].schedule.sigmas[0] == 1
