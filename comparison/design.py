@@ -32,7 +32,7 @@ FROM_RECIPE = ("schedule", "distill")
 
 
 class Method(Section):
-    """A distillation method, or an ablation: parameters that the engine runs with."""
+    """A distillation method, or an ablation: parameters of the training step."""
 
     title: str
     """Its name in tables and figures."""

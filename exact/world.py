@@ -1,4 +1,4 @@
-"""The exact world: a mixture as the teacher, small networks as student and fake score, and the engine between them.
+"""The exact world: a mixture as the teacher, small networks as student and fake score, and the training step.
 
 What is trained here is trained by `cdm.training.distiller` with the settings of `cdm.params`. Only the networks
 differ from a large run, and the random numbers, which come for a whole batch at a time.

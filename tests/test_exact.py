@@ -156,7 +156,7 @@ BOUNDS: dict[str, dict[int, float]] = {
 """Energy distance after the whole training, by method and number of steps that it is good for."""
 
 DRIFTING = ["dmd2-guided", "decoupled-dmd-guided", "cdm-guided"]
-"""These do not come near the guided distribution, because their fake score is not told the level."""
+"""These do not come near the guided distribution, because their fake score is not conditioned on the level."""
 
 
 def test_every_method_is_held_to_something() -> None:
