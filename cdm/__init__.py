@@ -1,4 +1,4 @@
-"""Few-step students of text-to-image diffusion models, by continuous-time distribution matching.
+"""Distillation of text-to-image diffusion models into few-step students, by continuous-time distribution matching.
 
 The library behind the pipeline, usable without it:
 

@@ -1,4 +1,5 @@
-"""The command `cdm`. What takes long to import is imported in the command that needs it."""
+"""The command `cdm` and its subcommands. Modules that are slow to import are imported in the command that needs
+them."""
 
 from __future__ import annotations
 
@@ -145,7 +146,7 @@ def plan(
     utilisation: Annotated[float, typer.Option(help="Share of the peak that is used.")] = 0.4,
     as_json: Annotated[bool, typer.Option("--json", help="Print bytes, FLOPs and seconds as JSON.")] = False,
 ) -> None:
-    """Say what the training of FILE will take: memory, FLOPs, disk and time. Needs no weights and no GPU."""
+    """Plan the training of FILE: memory, FLOPs, disk and time. Needs no weights and no GPU."""
     from cdm.params import load
     from cdm.planning.architecture import find
     from cdm.planning.plan import make_plan, stored_prompts

@@ -1,7 +1,7 @@
-"""Continuous-time consistency (sCM, arXiv 2410.11081) in the flow's own terms, `x0 = x - sigma * velocity`.
+"""Continuous-time consistency (sCM, arXiv 2410.11081) for flow matching, where `x0 = x - sigma * velocity`.
 
-The student's x0 is to stay the same along the teacher's flow. Its derivative along the flow, the *tangent*, holds the
-derivative of the student's velocity, which forward-mode differentiation gives without a step size.
+The student's x0 is to be constant along the teacher's flow. Its derivative along the flow, the *tangent*, holds
+the derivative of the student's velocity, which forward-mode differentiation gives without a step size.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Flow-matching arithmetic (paper, section 2): sigma = 0 is data, sigma = 1 is noise.
 
 `x_sigma = (1 - sigma) * x0 + sigma * noise` and `velocity = noise - x0`. Tensors are (batch, ...), `sigma` is
-(batch,) and broadcasts over the rest. A floating sigma of another precision never lowers that of the result.
+(batch,) and broadcasts over the rest. A `sigma` of lower precision never lowers that of the result.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The terms of the student's loss, and the fake score's, in x0 space and float32.
 
-Each student term is a *direction*, a detached displacement of the student's x0, and `direction_loss` turns it into
-a loss whose gradient is -2 * direction / size. Tensors are (batch, ...); norms are taken sample by sample. Guidance
-and matching are those of CDM (sections 3.2 and 3.3); the others name their papers.
+Each student term is a *direction*, a detached displacement of the student's x0, and `direction_loss` turns it
+into a loss whose gradient is -2 * direction / size. Tensors are (batch, ...); norms are taken sample by sample.
+Guidance and matching are those of CDM (sections 3.2 and 3.3); other functions name their papers.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def matching_direction(x0_student: Tensor, x0_real: Tensor, x0_fake: Tensor, min
 def score_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, tau: Tensor, regulariser: float) -> Tensor:
     """Score-gradient matching (SGMD, arXiv 2605.30116): the gradient of its objective in the fake score's prediction.
 
-    `(x0_fake - x0_real) / N - regulariser * (x0_fake - x0) / tau` with `N = mean|x0_real - x0|`: the squared difference
-    of the scores, less the fake score's own error, which averages out where the fake score has learnt the student.
-    All of it goes on, through the fake score's input, to the student: `(1 - tau)` times what arrives there is the
-    gradient in `x0`, and `-1/2` of that its direction. The objective's published weight over tau was read in notes
-    only; N takes its place, as in the other terms.
+    `(x0_fake - x0_real) / N - regulariser * (x0_fake - x0) / tau` with `N = mean|x0_real - x0|`: the squared
+    difference of the scores, less the fake score's own error, which averages out where the fake score has
+    learnt the student. All of it goes on, through the fake score's input, to the student: `(1 - tau)` times
+    what arrives there is the gradient in `x0`, and `-1/2` of that its direction. Here 1 / N, as in the other
+    terms, takes the place of the paper's weight over tau.
     """
     distance = (x0_real - x0).abs().flatten(1).mean(1) + 1e-8
     fisher = (x0_fake - x0_real) / expand(distance, x0)

@@ -62,7 +62,7 @@ class Teacher(Section):
 
 
 class Prompts(Section):
-    """What the student learns from, and what it is judged on."""
+    """The prompts that the student is trained on, and those that it is evaluated on."""
 
     train: Annotated[list[str], Field(min_length=1)]
     """Files of training prompts: .txt (one a line), .json, .jsonl, .csv or .parquet (see `column`), or folders."""
@@ -113,7 +113,7 @@ class Schedule(Section):
     sigmas: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.75, 0.5, 0.25]
     """Levels before the teacher's shift (fixed); the first is 1."""
     ends: Literal["data", "next"] = "data"
-    """What of the student is matched: its data, or the state at the next level, where its step ends (phases)."""
+    """What distribution matching compares: the student's data, or its state at the next level, where its step ends."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Schedule:
@@ -194,7 +194,7 @@ class MatchingLoss(TermSettings):
 
 
 class OffTrajectoryLoss(MatchingLoss):
-    """Distribution matching off the trajectory (CDM), where the student's velocity is followed too far."""
+    """Distribution matching off the trajectory (CDM), at points extrapolated along the student's velocity."""
 
     @property
     def needs(self) -> Needs:
@@ -202,7 +202,7 @@ class OffTrajectoryLoss(MatchingLoss):
 
 
 class GuidanceLoss(TermSettings):
-    """CFG augmentation (CA): what guidance adds, as a direction of its own."""
+    """CFG augmentation (CA): classifier-free guidance as a separate direction of the student's update."""
 
     weight: Weight
     """Factor of the term in the student's loss; at 0 nothing of it is computed."""
@@ -219,7 +219,7 @@ class GuidanceLoss(TermSettings):
 
 
 class RegressionLoss(TermSettings):
-    """Regression (DMD): one step of the student from the noise of a pair ends at the teacher's sample."""
+    """Regression (DMD): the student's one-step sample from a pair's noise is fitted to the teacher's sample."""
 
     weight: Weight = 0.0
     """Factor of the term in the student's loss (DMD 0.25); at 0 nothing of it is computed."""
@@ -245,12 +245,12 @@ class ScoreGradientLoss(TermSettings):
 
 
 class ConsistencyLoss(TermSettings):
-    """Consistency: the student's data stay the same along the teacher's flow."""
+    """Consistency: the student's predicted data are constant along the teacher's flow."""
 
     guidance_scale: Guidance = 1.0
     """Classifier-free guidance of the teacher whose flow it is; 1 is none."""
     warmup: Count = 100
-    """Student updates over which the tangent's second part, the student's own change, comes in."""
+    """Student updates over which the tangent's second part, the derivative of the student's velocity, is ramped up."""
     step: Share = 0.0
     """Length in sigma of the step along the flow; 0 is the derivative itself, by forward-mode differentiation."""
 
@@ -305,7 +305,7 @@ class Losses(Section):
         return any(needs.fake or needs.fake_graph for needs in self.needs.values())
 
     @model_validator(mode="after")
-    def _any(self) -> Losses:
+    def _has_a_term(self) -> Losses:
         if not self.weights:
             raise ValueError("all terms have weight 0: the student would learn nothing")
         return self
@@ -329,7 +329,7 @@ class Optimiser(Section):
     clip: Rate = 1.0
     """Largest norm of the gradient."""
     states: Literal["fp32", "8bit"] = "fp32"
-    """Numbers of the moments: 8bit takes a quarter of the memory, coarsely rounded; needs bitsandbytes."""
+    """Precision of the moments: 8bit takes a quarter of the memory, coarsely rounded; needs bitsandbytes."""
 
 
 class Lora(Section):
@@ -342,7 +342,7 @@ class Lora(Section):
 
 
 class Probe(Section):
-    """How good the student is while it learns: a Fréchet distance of its latents to the teacher's."""
+    """Quality during training: a Fréchet distance of the student's latents to the teacher's."""
 
     reference: Literal["none", "latents"] = "none"
     """What the student is compared with: the teacher's full-length latents; none is no probe."""
@@ -383,18 +383,18 @@ class Distill(Section):
     merge: Share = 0.001
     """Share of the student that is mixed into the fake score after each of its updates."""
     fake_knows_level: bool = False
-    """Tell the fake score the level at which the student made its data (not in the paper)."""
+    """Condition the fake score on the noise level at which the student made its data (not in the paper)."""
     fake_target: Literal["score", "data"] = "score"
-    """Of the student's states (`schedule.ends` next): the fake score learns the score of their distribution (Phased
-    DMD), or the data that they were made with (TDM)."""
+    """Target of the fake score for the student's states (`schedule.ends` next): the score of their distribution
+    (Phased DMD), or the data that they were made with (TDM)."""
     fake_bounded: bool = False
-    """Teach the fake score below the student's own level only, tau ~ U(0, sigma), instead of tau ~ U(0, 1)."""
+    """Train the fake score below the student's own level only, tau ~ U(0, sigma), instead of tau ~ U(0, 1)."""
     ema: Share = 0.999
     """Decay of the student's moving average, which is what is saved; ramped up from 0.1."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the networks (weights and losses stay float32)."""
     lora: Lora | None = None
-    """What learns: null is all weights, in three copies of the teacher; else adapters on a single one."""
+    """Trained parameters: null is all weights, in three copies of the teacher; else adapters on a single copy."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     probe: Probe = Probe()
@@ -425,7 +425,7 @@ class Distill(Section):
 
 
 class Sample(Section):
-    """What is drawn for the comparison."""
+    """The samples on which student and teacher are compared."""
 
     steps: Annotated[list[Positive], Field(min_length=1)]
     """Numbers of steps of the student (no guidance: one evaluation a step)."""
@@ -444,7 +444,8 @@ class Sample(Section):
 
 
 class MetricModels(Section):
-    """Where the models of `metrics` are. None is downloaded by the pipeline: an absent one is named with a command.
+    """Files of the models that `metrics` use. The pipeline downloads none of them: for a missing one it names a
+    command.
 
     A model is a folder, or `org/name` or `org/name@revision` in the hub's cache; cdm.evaluation.measures has a record
     of each.
@@ -476,7 +477,7 @@ class ScorerProcess(Section):
 
 
 class Evaluate(Section):
-    """How samples are judged."""
+    """How samples are evaluated."""
 
     judge: str | None = None
     """Folder of a judge (a classifier of the prompts' attributes); its features give the distances."""
@@ -512,7 +513,7 @@ class Evaluate(Section):
 
 
 class Runtime(Section):
-    """What must not change a result; no stage depends on it."""
+    """Settings that change no result, such as the device; no stage depends on them."""
 
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU), or a torch device."""
@@ -531,7 +532,7 @@ class Runtime(Section):
     pictures_every: Count = 200
     """Iterations between two sheets of pictures in logs/pictures; the last iteration has one too; 0 is never."""
     tracker: Literal["tensorboard", "wandb"] | None = None
-    """Where figures go while a student is trained, besides the log; the package must be installed."""
+    """Experiment tracker that gets the figures of a training, besides the log; its package must be installed."""
 
 
 class Params(Section):

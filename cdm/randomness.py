@@ -22,7 +22,7 @@ def _key(*parts: int | str) -> int:
 
 
 def philox(seed: int, purpose: str, *indices: int) -> np.random.Generator:
-    """A generator of its own for each combination of arguments."""
+    """An independent generator for each combination of arguments."""
     return np.random.Generator(np.random.Philox(key=_key(seed, purpose, *indices)))
 
 

@@ -1,4 +1,5 @@
-"""Backward simulation, truncated: each sample is taken as far as its anchor and no further (paper, section 3.1)."""
+"""Sampling with the student: Euler steps to each sample's anchor (backward simulation; paper, section 3.1), or
+to data."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def dynamic_schedule(
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Where each sample's rollout goes and where it stops.
+    """The schedules of a batch, and the anchor at which each sample's rollout stops.
 
     sigmas: (batch, longest) shifted levels, padded with 0 behind a sample's own; depth: for each sample the index
     of its anchor, uniform over its schedule, which is also the number of steps it must take to get there.

@@ -1,4 +1,4 @@
-"""A cell: one student, of one method and one seed, and what it scores."""
+"""Stage of a cell: trains one student, of one method and one seed, and measures it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What there is: the results of the present cells, by table, and which are missing."""
+"""Collection of the results of the present cells, by table, and of the cells without one."""
 
 from __future__ import annotations
 

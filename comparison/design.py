@@ -1,4 +1,5 @@
-"""What is compared with what: methods as settings of one engine, at matched guidance and equal updates or equal cost.
+"""The design of the comparison: methods as settings of one training step, at matched guidance and equal updates or
+cost.
 
 Everything that makes two rows comparable is here, as pure functions of `comparison/params.yaml`, the repository's
 parameters and the recipes. `cells` puts it together.
@@ -31,7 +32,7 @@ FROM_RECIPE = ("schedule", "distill")
 
 
 class Method(Section):
-    """A distillation method, or an ablation: parameters that the engine runs with."""
+    """A distillation method, or an ablation: parameters of the training step."""
 
     title: str
     """Its name in tables and figures."""
@@ -81,8 +82,8 @@ class Comparison(Section):
 
     def rows(self, table: Table) -> list[tuple[Table, str]]:
         """Where the rows of a table come from, as (table, method): the reference's cells are those of `updates`."""
-        own: list[tuple[Table, str]] = [(table, name) for name in getattr(self, table)]
-        return own if table == "updates" else [("updates", self.reference), *own]
+        rows: list[tuple[Table, str]] = [(table, name) for name in getattr(self, table)]
+        return rows if table == "updates" else [("updates", self.reference), *rows]
 
 
 def load_comparison(path: Path = PARAMS) -> Comparison:

@@ -85,7 +85,10 @@ def _panel(axes: Axes, summaries: Sequence[Summary], reference: str, metric: Qua
     values: list[float] = []
     for summary, (index, colour, marker, line) in zip(summaries, looks, strict=True):
         shift = SPREAD * ((index + 0.5) / len(summaries) - 0.5)
-        points = [(summary.evaluations(key) + shift, summary.at(key, metric.key)) for key in summary.first.rows]
+        points = [
+            (summary.evaluations(key) + shift, summary.over_seeds(key, metric.key))
+            for key in summary.first.rows
+        ]
         known = [(x, point.mean, point.half or 0.0) for x, point in points if point is not None]
         if not known:
             continue

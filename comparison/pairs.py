@@ -1,4 +1,4 @@
-"""Stage `pairs`: what a regression learns from, once for all cells."""
+"""Stage `pairs`: pairs of noise and teacher's samples for regression terms, drawn once for all cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cell leaves behind, a small JSON file that is kept in Git, and what several of them say together."""
+"""The results of cells, each a small JSON file that is kept in Git, and their statistics over seeds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Result(Record):
-    """What one student of one method scored."""
+    """The scores of one student of one method."""
 
     method: str
     seed: int
@@ -65,7 +65,7 @@ class Result(Record):
 
 @dataclass(frozen=True)
 class TeacherResult(Record):
-    """What the teacher scored, and what perfect samples would."""
+    """The scores of the teacher, and those that perfect samples would have."""
 
     settings: str
     """SHA-256 of the file of cells/ that it was made from."""
@@ -126,8 +126,8 @@ class Summary:
     def evaluations(self, steps: str) -> int:
         return int(self.first.rows[steps]["evaluations"])
 
-    def at(self, steps: str, metric: str) -> Estimate | None:
-        """Over the seeds; None where the metric was not measured."""
+    def over_seeds(self, steps: str, metric: str) -> Estimate | None:
+        """The mean over the seeds; None where the metric was not measured."""
         values = [_value(result, steps, metric) for result in self.results.values()]
         return _estimate_of(values)
 

@@ -1,4 +1,4 @@
-"""What a cell does: train, draw, measure; the stages' own calls, in a folder of the cell's own.
+"""Running a cell: training, sampling and measuring, by the functions that the stages call, in a folder of the cell.
 
 A folder of runs/ holds the student, its log, and while they are needed the checkpoints and the samples. What is done is
 not done again: training resumes from its checkpoint, and a student that has been trained with the same parameters, data
@@ -30,7 +30,7 @@ from cdm.training.loop import distill
 
 RUNS = Path("comparison/runs")
 PAIRS = Path("comparison/pairs")
-"""What a regression learns from: drawn once, for all cells."""
+"""Pairs for regression terms: drawn once, for all cells."""
 TRAINED = "trained.txt"
 """Names the training whose student is in the folder."""
 

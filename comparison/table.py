@@ -49,7 +49,7 @@ def csv_rows(found: Collected) -> Iterator[dict[str, Any]]:
                 "evaluations": row["evaluations"],
             }
             for metric in METRICS:
-                over_seeds = summary.at(steps, metric.key)
+                over_seeds = summary.over_seeds(steps, metric.key)
                 record[metric.key] = over_seeds and _rounded(over_seeds.mean)
                 record[f"{metric.key}_interval"] = over_seeds and _rounded(over_seeds.half)
             yield record
@@ -57,8 +57,8 @@ def csv_rows(found: Collected) -> Iterator[dict[str, Any]]:
         for name, rows in _teachers(found.teacher).items():
             for steps, row in rows.items():
                 figures = {metric.key: row.get(metric.key) for metric in METRICS}
-                at = {"steps": steps.removeprefix("steps"), "evaluations": row["evaluations"]}
-                yield {"table": "teacher", "method": name, **at, **figures}
+                cost = {"steps": steps.removeprefix("steps"), "evaluations": row["evaluations"]}
+                yield {"table": "teacher", "method": name, **cost, **figures}
 
 
 def _rounded(value: float | None) -> float | None:
@@ -82,7 +82,7 @@ def write_csv(found: Collected, path: Path) -> None:
 
 
 def markdown(found: Collected) -> str:
-    """The tables for people."""
+    """The tables as a Markdown page."""
     title = found.comparison.methods[found.comparison.reference].title
     lines = [
         "# Methods compared",
@@ -114,7 +114,7 @@ def glance(found: Collected, table: Table) -> list[str]:
     columns = [(metric, steps) for metric, steps in GLANCE if steps in found.comparison.steps]
     rows = []
     for summary in found.tables[table]:
-        cells = [summary.at(f"steps{steps}", metric.key) for metric, steps in columns]
+        cells = [summary.over_seeds(f"steps{steps}", metric.key) for metric, steps in columns]
         means = [
             _number(cell.mean if cell else None, metric)
             for cell, (metric, _) in zip(cells, columns, strict=True)
@@ -171,7 +171,7 @@ def _metric_table(found: Collected, table: Table, metric: Quantity) -> list[str]
 
 
 def _cell(summary: Summary, reference: Summary | None, steps: str, metric: Quantity) -> str:
-    over_seeds = summary.at(steps, metric.key)
+    over_seeds = summary.over_seeds(steps, metric.key)
     if over_seeds is None:
         return ""
     text = _number(over_seeds.mean, metric)
@@ -246,12 +246,12 @@ def state(found: Collected) -> list[str]:
         for seed, result in summary.results.items()
         if result.code != code
     }
-    told = {
+    remarks = {
         "without a result": found.missing,
         "with a result of other parameters, left out": found.outdated,
         "made by other code than today's": sorted(older),
     }
-    return [f"{len(names)} {what}: {' '.join(names)}" for what, names in told.items() if names]
+    return [f"{len(names)} {what}: {' '.join(names)}" for what, names in remarks.items() if names]
 
 
 if __name__ == "__main__":

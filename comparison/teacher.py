@@ -1,4 +1,4 @@
-"""Stage `teacher` of the comparison: what the teacher scores, once for all cells."""
+"""Stage `teacher` of the comparison: measures the teacher, once for all cells."""
 
 from __future__ import annotations
 

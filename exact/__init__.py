@@ -1,1 +1,1 @@
-"""A world whose teacher is exact: a Gaussian mixture in the plane, distilled by the same engine as a large model."""
+"""The exact world: a Gaussian mixture in the plane as the teacher, distilled by the training step of large models."""

@@ -1,4 +1,4 @@
-"""What is measured: students of several methods and seeds against the truth, at several numbers of steps."""
+"""The experiment: students of several methods and seeds, measured against the truth at several numbers of steps."""
 
 from __future__ import annotations
 

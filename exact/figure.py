@@ -66,8 +66,10 @@ def path(velocity: Velocity, x: Tensor, sigmas: Sequence[float] | Tensor, label:
     levels, classes = torch.as_tensor(sigmas), torch.full((len(x),), label)
     points = [x]
     for sigma, following in pairwise(levels):
-        here, there = sigma.expand(len(x)), following.expand(len(x))
-        points.append(euler_step(points[-1], velocity(points[-1], here, {"class": classes}), here, there))
+        level, next_level = sigma.expand(len(x)), following.expand(len(x))
+        points.append(
+            euler_step(points[-1], velocity(points[-1], level, {"class": classes}), level, next_level)
+        )
     return torch.stack(points)
 
 
@@ -77,17 +79,17 @@ def rollouts(distiller: Distiller, mixture: Mixture, count: int, iteration: int)
     draws = distiller.draws(iteration, range(count))
     plan = draw_rollouts(distiller.schedule, distiller.shift, draws)
     noise = draws.normal("noise", (1,))
-    off = off_trajectory_levels(distiller.schedule, draws.uniform("off"))
+    off_sigmas = off_trajectory_levels(distiller.schedule, draws.uniform("off"))
     student, teacher = distiller.velocity("student"), mixture.guided_velocity(1)
     found = []
     for row in range(count):
         sigmas = plan.sigmas[row, : plan.depth[row] + 1]
         points = path(student, noise[row : row + 1], sigmas)[:, 0, 0]
-        x, sigma, sigma_off = points[-1].reshape(1, 1), sigmas[-1:], off[row : row + 1]
-        only = {"class": torch.zeros(1, dtype=torch.long)}
-        v = student(x, sigma, only)
+        x, sigma, sigma_off = points[-1].reshape(1, 1), sigmas[-1:], off_sigmas[row : row + 1]
+        conditioning = {"class": torch.zeros(1, dtype=torch.long)}
+        v = student(x, sigma, conditioning)
         x_off = euler_step(x, v, sigma, sigma_off)
-        x0_off = velocity_to_x0(x_off, student(x_off, sigma_off, only), sigma_off)
+        x0_off = velocity_to_x0(x_off, student(x_off, sigma_off, conditioning), sigma_off)
         levels = torch.linspace(float(sigma), float(sigma_off), 60)
         flow = path(teacher, x, levels)[:, 0, 0]
         found.append(
@@ -198,7 +200,7 @@ class Painter:
             )
         axes.legend(loc="lower left", fontsize=8.5, handlelength=1.6, borderaxespad=0.2, labelspacing=0.3)
 
-    def off(self, axes: Axes, mixture: Mixture, found: Sequence[Rollout]) -> None:
+    def off_trajectory(self, axes: Axes, mixture: Mixture, found: Sequence[Rollout]) -> None:
         self.levels(axes, mixture)
         self.key(
             axes,
@@ -378,7 +380,7 @@ def paint(subjects: Subjects, out: Path, theme: Theme = LIGHT) -> None:
         figure, panels = plt.subplots(2, 4, figsize=(15, 8), layout="constrained")
         painter.teacher(panels[0, 0], on_line)
         painter.schedule(panels[0, 1], on_line, choose(found))
-        painter.off(panels[0, 2], on_line, stray(found))
+        painter.off_trajectory(panels[0, 2], on_line, stray(found))
         painter.line_field(panels[0, 3], subjects.early_line, on_line, x0)
         painter.plane_flow(panels[1, 0], on_plane)
         painter.plane_field(panels[1, 1], subjects.early_plane, on_plane)
@@ -391,12 +393,12 @@ def paint(subjects: Subjects, out: Path, theme: Theme = LIGHT) -> None:
 
 
 def choose(found: Sequence[Rollout]) -> list[Rollout]:
-    """Rollouts of different lengths whose anchors are apart, so that they can be told from each other."""
+    """Rollouts of different lengths whose anchors are apart, so that they can be distinguished."""
     chosen: list[Rollout] = []
     for rollout in sorted(found, key=lambda each: -len(each.sigmas)):
-        apart = all(abs(rollout.points[0] - other.points[0]) > 0.35 for other in chosen)
+        is_separate = all(abs(rollout.points[0] - other.points[0]) > 0.35 for other in chosen)
         lengths = {len(each.sigmas) for each in chosen}
-        if apart and len(rollout.sigmas) not in lengths and abs(rollout.points[0]) < REACH - 0.9:
+        if is_separate and len(rollout.sigmas) not in lengths and abs(rollout.points[0]) < REACH - 0.9:
             chosen.append(rollout)
     return chosen[:5]
 
@@ -407,10 +409,10 @@ def stray(found: Sequence[Rollout]) -> list[Rollout]:
     for rollout in sorted(found, key=lambda each: -abs(each.off_point - each.flow[1][-1])):
         places = (rollout.points[-1], rollout.off_point)
         if max(map(abs, places)) < REACH - 0.4 and all(
-            abs(mine - theirs) > 0.5
+            abs(place - other_place) > 0.5
             for other in chosen
-            for mine in places
-            for theirs in (other.points[-1], other.off_point)
+            for place in places
+            for other_place in (other.points[-1], other.off_point)
         ):
             chosen.append(rollout)
     return chosen[:3]

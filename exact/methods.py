@@ -1,4 +1,4 @@
-"""The methods that are compared, as settings of the one engine: a method is an entry here."""
+"""The methods that are compared, as settings of one training step: a method is an entry here."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Method:
 
     @property
     def label(self) -> str:
-        """The title, and whether the fake score is told the level."""
-        return self.title + ("; told the level" if self.distill.fake_knows_level else "")
+        """The title, and whether the fake score is conditioned on the noise level (level-aware)."""
+        return self.title + ("; level-aware" if self.distill.fake_knows_level else "")
 
     @property
     def distill(self) -> Distill:
@@ -113,7 +113,7 @@ METHODS: dict[str, Method] = {
     "dmd": Method(
         OTHERS,
         "DMD: one level, regression onto pairs",
-        {"losses": losses(dm=1, bounded=False, regression={"weight": 0.25, "track": "exact"})},
+        {"losses": losses(dm=1, bounded=False, regression={"weight": 0.25})},
         ONE_STEP,
     ),
     "phased-dmd": Method(

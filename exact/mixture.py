@@ -33,7 +33,7 @@ class _Marginal(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Mixture:
     """weights (k,), summing to 1; means (k, d); covariances (k, d, d), positive definite; classes (k,): the class
-    of each component, from 0. Made by `of`, which checks them."""
+    of each component, from 0. Made by `from_components`, which checks them."""
 
     weights: Tensor
     means: Tensor
@@ -41,7 +41,7 @@ class Mixture:
     classes: Tensor
 
     @classmethod
-    def of(
+    def from_components(
         cls,
         means: Sequence[Sequence[float]] | Tensor,
         spreads: float | Sequence[float] | Tensor,
@@ -88,11 +88,11 @@ class Mixture:
 
     def log_density(self, x: Tensor, sigma: Tensor | float, classes: Tensor | int = ALL) -> Tensor:
         """Log density of x (batch, d) at level `sigma` (batch,), 0 being that of the data: (batch,), float64."""
-        return self._at(x, sigma, classes).log_joint.logsumexp(1)
+        return self._marginal(x, sigma, classes).log_joint.logsumexp(1)
 
     def score(self, x: Tensor, sigma: Tensor | float, classes: Tensor | int = ALL) -> Tensor:
         """Gradient of `log_density` with respect to x: (batch, d)."""
-        marginal = self._at(x, sigma, classes)
+        marginal = self._marginal(x, sigma, classes)
         return self._mean(-marginal.whitened, marginal).to(x.dtype)
 
     def velocity(self, x: Tensor, sigma: Tensor | float, classes: Tensor | int = ALL) -> Tensor:
@@ -100,7 +100,7 @@ class Mixture:
 
         The optimum of flow matching on this mixture, finite at every level from 0 to 1.
         """
-        marginal = self._at(x, sigma, classes)
+        marginal = self._marginal(x, sigma, classes)
         variances, _ = self._eigen
         level = self._level(x, sigma)[:, None, None]
         in_eigenbasis = (level - (1 - level) * variances) * marginal.whitened
@@ -131,7 +131,7 @@ class Mixture:
         level = sigma.double() if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=torch.float64)
         return level.expand(len(x))
 
-    def _at(self, x: Tensor, sigma: Tensor | float, classes: Tensor | int) -> _Marginal:
+    def _marginal(self, x: Tensor, sigma: Tensor | float, classes: Tensor | int) -> _Marginal:
         level = self._level(x, sigma)[:, None, None]
         variances, axes = self._eigen
         offset = x.double()[:, None] - (1 - level) * self.means

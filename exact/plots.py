@@ -40,9 +40,11 @@ def compare(rows: Sequence[Row], path: Path, theme: Theme = LIGHT) -> None:
         for axes in panels.flat[len(groups) :]:
             axes.remove()
         for axes, group in zip(panels.flat, groups, strict=False):
-            own = [row for row in rows if row.method in METHODS and METHODS[row.method].group == group]
-            beside = [row for row in rows if row.method in (TEACHER, TRUTH) and row.guidance == own[0].guidance]
-            _panel(axes, beside + own, theme)
+            students = [row for row in rows if row.method in METHODS and METHODS[row.method].group == group]
+            references = [
+                row for row in rows if row.method in (TEACHER, TRUTH) and row.guidance == students[0].guidance
+            ]
+            _panel(axes, references + students, theme)
             axes.set_title(group, loc="left")
         for axes in panels[:, 0]:
             axes.set_ylabel("Energy distance to the truth")
@@ -57,7 +59,7 @@ def _panel(axes: Axes, block: Sequence[Row], theme: Theme) -> None:
     )
     colours = [colour for colour in theme.series if colour != theme.teacher]
     methods = [name for name in dict.fromkeys(row.method for row in block) if name not in (TEACHER, TRUTH)]
-    # One colour for what is trained in the same way, dashed where the fake score is not told the level.
+    # One colour for what is trained in the same way, dashed where the fake score is not level-aware.
     colour_of = dict(zip(dict.fromkeys(METHODS[name].title for name in methods), colours, strict=False))
     both = len(colour_of) < len(methods)
     looks = {TEACHER: (theme.teacher, "-")}

@@ -1,4 +1,4 @@
-"""The exact world: a mixture as the teacher, small networks as student and fake score, and the engine between them.
+"""The exact world: a mixture as the teacher, small networks as student and fake score, and the training step.
 
 What is trained here is trained by `cdm.training.distiller` with the settings of `cdm.params`. Only the networks
 differ from a large run, and the random numbers, which come for a whole batch at a time.
@@ -39,7 +39,7 @@ FULL = 200
 @functools.cache
 def line() -> Mixture:
     """One class on a line, three narrow modes: a world whose noise levels fit on the paper beside it."""
-    return Mixture.of([[-1.5], [0.2], [1.4]], [0.16, 0.13, 0.16], weights=[0.3, 0.4, 0.3])
+    return Mixture.from_components([[-1.5], [0.2], [1.4]], [0.16, 0.13, 0.16], weights=[0.3, 0.4, 0.3])
 
 
 @functools.cache
@@ -55,7 +55,7 @@ def two_spirals() -> Mixture:
             means.append([radius * math.cos(angle), radius * math.sin(angle)])
             covariances.append(0.20**2 * torch.outer(along, along) + 0.09**2 * torch.outer(across, across))
             classes.append(label)
-    return Mixture.of(means, torch.stack(covariances), classes)
+    return Mixture.from_components(means, torch.stack(covariances), classes)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What every stage does around its one call into `cdm`: parameters, threads, errors as messages."""
+"""Shared by all stages, around their one call into `cdm`: parameters, threads, errors as messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: how good the student is, beside its teacher, at what cost."""
+"""Stage `evaluate`: measures the samples of student and teacher, and writes plots and report."""
 
 from __future__ import annotations
 

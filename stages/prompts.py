@@ -1,4 +1,4 @@
-"""Stage `prompts`: what the student learns from, and what it is judged on."""
+"""Stage `prompts`: the training and evaluation prompts, split and encoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `sample`: what student and teacher draw at each number of steps."""
+"""Stage `sample`: samples of student and teacher at each number of steps."""
 
 from __future__ import annotations
 

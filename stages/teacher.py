@@ -1,4 +1,4 @@
-"""Stage `teacher`: which model is distilled, and what else the params file names that no stage makes."""
+"""Stage `teacher`: records which model is distilled, and the hashes of the other external inputs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def main(
         teacher = record_teacher(params.teacher, out, memory)
         record_prompts(params.prompts, prompts, memory)
         record_evaluation(params.evaluate, evaluation, memory)
-    at = f" at {teacher.revision}" if teacher.revision else ""
-    print(f"{teacher.source}{at}: {teacher.parameters:,} parameters, latents {teacher.latent_shape}")
+    revision = f" at {teacher.revision}" if teacher.revision else ""
+    print(f"{teacher.source}{revision}: {teacher.parameters:,} parameters, latents {teacher.latent_shape}")
 
 
 if __name__ == "__main__":

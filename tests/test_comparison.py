@@ -324,7 +324,7 @@ def test_a_difference_is_taken_seed_by_seed() -> None:
     )
     other = Summary("x", "X", {seed: made("x", seed, level) for seed, level in enumerate((1.1, 5.12, 9.09))})
     alone, difference = (
-        other.at("steps1", "frechet_distance"),
+        other.over_seeds("steps1", "frechet_distance"),
         other.against(ours, "steps1", "frechet_distance"),
     )
     assert alone is not None

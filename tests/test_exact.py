@@ -156,7 +156,7 @@ BOUNDS: dict[str, dict[int, float]] = {
 """Energy distance after the whole training, by method and number of steps that it is good for."""
 
 DRIFTING = ["dmd2-guided", "decoupled-dmd-guided", "cdm-guided"]
-"""These do not come near the guided distribution, because their fake score is not told the level."""
+"""These do not come near the guided distribution, because their fake score is not conditioned on the level."""
 
 
 def test_every_method_is_held_to_something() -> None:
@@ -255,3 +255,9 @@ def test_the_figure_is_drawn(tmp_path: Path) -> None:
     student = on_plane.load(on_plane.start(0))
     paint(Subjects(on_line, on_plane, *early, student), tmp_path / "exact.png")
     assert (tmp_path / "exact.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_settings_that_the_parameters_know(name: str) -> None:
+    assert METHODS[name].distill.losses.weights
+    assert METHODS[name].schedule.sigmas[0] == 1

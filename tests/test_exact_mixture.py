@@ -11,7 +11,7 @@ from cdm.flow import inference_sigmas
 from cdm.rollout import integrate
 from exact.mixture import ALL, Mixture
 
-MIXTURE = Mixture.of(
+MIXTURE = Mixture.from_components(
     means=[[-1.5, 0.5], [0.2, -1.0], [1.5, 1.0], [0.0, 2.0]],
     spreads=torch.tensor(
         [[[0.2, 0.1], [0.1, 0.3]], [[0.1, 0], [0, 0.1]], [[0.5, -0.3], [-0.3, 0.3]], [[0.05, 0], [0, 0.4]]]
@@ -103,7 +103,7 @@ def flow(mixture: Mixture, noise: Tensor, classes: Tensor, steps: int) -> Tensor
 
 def test_the_flow_of_one_gaussian_is_the_known_linear_map() -> None:
     covariance = torch.tensor([[0.5, 0.2], [0.2, 0.3]], dtype=torch.float64)
-    gaussian = Mixture.of([[1.0, -2.0]], covariance[None])
+    gaussian = Mixture.from_components([[1.0, -2.0]], covariance[None])
     noise = torch.randn(20, 2, generator=generator(), dtype=torch.float64)
     values, axes = torch.linalg.eigh(covariance)
     expected = gaussian.means + noise @ (axes * values.sqrt()) @ axes.T
@@ -151,4 +151,4 @@ def test_guidance_adds_to_what_a_class_differs_from_all() -> None:
 )
 def test_parts_that_do_not_fit_are_refused(parts: dict) -> None:
     with pytest.raises(ValueError, match="expected"):
-        Mixture.of(**parts)
+        Mixture.from_components(**parts)

@@ -45,7 +45,7 @@ def lora_student(tiny_sd3: Path, tiny_teacher: TeacherManifest, tiny_params: Par
         for value in networks.parameters("student").values():
             value.copy_(torch.randn(value.shape, generator=generator) / 4)
     networks.save_student(networks.parameters("student"), tiny_sd3, tmp_path / "learnt")
-    Origin.of(tiny_teacher, tiny_params).write(tmp_path / "learnt" / LORA)
+    Origin.from_training(tiny_teacher, tiny_params).write(tmp_path / "learnt" / LORA)
     return tmp_path / "learnt"
 
 
@@ -57,7 +57,7 @@ def full_student(tiny_sd3: Path, tiny_teacher: TeacherManifest, tiny_params: Par
         for parameter in transformer.parameters():
             parameter.mul_(1.2)
     FAMILY.save_student(transformer, tiny_sd3, tmp_path / "whole")
-    Origin.of(tiny_teacher, tiny_params).write(tmp_path / "whole" / FULL)
+    Origin.from_training(tiny_teacher, tiny_params).write(tmp_path / "whole" / FULL)
     return tmp_path / "whole"
 
 
@@ -132,7 +132,7 @@ def test_it_does_so_whatever_the_architecture(
     length = {"longcat": 512}.get(name, TEXT_TOKENS[name])
     prompts = tiny_params.prompts.model_copy(update={"max_sequence_length": length})
     teacher = describe(family.name, str(source), None, RESOLUTION)
-    origin = Origin.of(teacher, tiny_params.model_copy(update={"prompts": prompts}))
+    origin = Origin.from_training(teacher, tiny_params.model_copy(update={"prompts": prompts}))
     networks = LoraNetworks(family, family.load_transformer(source), Lora(rank=2, alpha=8), seed=1)
     with torch.no_grad():
         for value in networks.parameters("student").values():
@@ -166,7 +166,9 @@ def test_half_precision_draws_nearly_the_same(full_student: Path) -> None:
 def test_students_draw_at_the_size_that_they_were_trained_at(
     full_student: Path, tiny_teacher: TeacherManifest
 ) -> None:
-    Origin.of(TeacherManifest(**{**vars(tiny_teacher), "latent_shape": [4, 4, 6]})).write(full_student / FULL)
+    Origin.from_training(TeacherManifest(**{**vars(tiny_teacher), "latent_shape": [4, 4, 6]})).write(
+        full_student / FULL
+    )
     assert drawing.draw_pictures(full_student, [PROMPT], 1, seed=0, device="cpu").shape == (1, 3, 16, 24)
 
 
@@ -266,7 +268,7 @@ def test_files_that_are_no_export_are_named(tmp_path: Path, tiny_teacher: Teache
     path.write_bytes(b"nonsense")
     with pytest.raises(CdmError, match=r"a\.safetensors: not a readable safetensors file"):
         find_student(path)
-    save_file({"x": torch.zeros(1)}, path, metadata={"cdm": Origin.of(tiny_teacher).as_text()})
+    save_file({"x": torch.zeros(1)}, path, metadata={"cdm": Origin.from_training(tiny_teacher).as_text()})
     with pytest.raises(CdmError, match="not of the teacher's transformer") as error:
         find_student(path).load()
     assert len(str(error.value).splitlines()) == 1
@@ -289,7 +291,7 @@ def test_the_card_says_what_the_hub_reads(
     assert {"text-to-image", "few-step", "cdm", "sd3", "lora"} <= set(data["tags"])
 
     model = find_student(full_student)
-    there = Origin.of(
+    there = Origin.from_training(
         TeacherManifest(**{**vars(tiny_teacher), "source": "org/teacher", "revision": "0123abcd"})
     )
     for layout, relation in (("lora", "adapter"), ("diffusers", "finetune"), ("single-file", "finetune")):

@@ -225,7 +225,7 @@ def test_the_student_draws_what_plain_diffusers_draws(
 ) -> None:
     networks = trained(build(tiny_sd3))
     networks.save_student(networks.parameters("student"), tiny_sd3, tmp_path / "student")
-    Origin.of(tiny_teacher).write(tmp_path / "student" / RECORD)
+    Origin.from_training(tiny_teacher).write(tmp_path / "student" / RECORD)
     prompts.build(tiny_params, tiny_teacher, tmp_path / "prompts")
     sampling.cache_teacher_latents(tiny_params, tiny_teacher, tmp_path / "prompts", tmp_path / "latents")
     sampling.draw_samples(
@@ -259,14 +259,14 @@ def test_a_lora_without_its_teacher_is_named(
 ) -> None:
     networks = build(tiny_sd3)
     networks.save_student(networks.parameters("student"), tiny_sd3, tmp_path / "student")
-    Origin.of(tiny_teacher).write(tmp_path / "student" / RECORD)
+    Origin.from_training(tiny_teacher).write(tmp_path / "student" / RECORD)
     assert find_student(tmp_path / "student").base == tiny_sd3
 
     other = TeacherManifest(**{**vars(tiny_teacher), "files": {}})
     with pytest.raises(CdmError, match="a LoRA for another teacher"):
         find_student(tmp_path / "student", other)
     gone = TeacherManifest(**{**vars(tiny_teacher), "source": str(tmp_path / "gone")})
-    Origin.of(gone).write(tmp_path / "student" / RECORD)
+    Origin.from_training(gone).write(tmp_path / "student" / RECORD)
     with pytest.raises(CdmError, match=r"student: a LoRA for .*gone, which is not to be had: .*no such folder"):
         find_student(tmp_path / "student")
     (tmp_path / "student" / "lora.json").write_text(json.dumps({"family": "sd3"}))
@@ -277,7 +277,7 @@ def test_a_lora_without_its_teacher_is_named(
 def test_broken_weights_are_a_one_line_error(
     tiny_sd3: Path, tiny_teacher: TeacherManifest, tmp_path: Path
 ) -> None:
-    Origin.of(tiny_teacher).write(tmp_path / RECORD)
+    Origin.from_training(tiny_teacher).write(tmp_path / RECORD)
     with pytest.raises(CdmError, match="cannot be loaded as a LoRA") as error:
         find_student(tmp_path).load()
     assert len(str(error.value).splitlines()) == 1

@@ -465,7 +465,7 @@ def test_another_measure_is_one_record(
     record = Measure("brightness", "score", (), f"{__name__}:Brightness", (quantity,))
     monkeypatch.setitem(MEASURES, "brightness", record)
     values = parameters(judge=None, real=None).model_dump()
-    values["evaluate"] |= {"track": ["params.yaml"] * 2, "metrics": ["brightness"]}
+    values["evaluate"] |= {"metrics": ["brightness"]}
     params = parse(values)
     check_paths(params)
     chosen = measure(params, samples, tmp_path)

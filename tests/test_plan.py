@@ -246,7 +246,7 @@ def test_held_activations_are_the_saved_tensors(
     saved = [tensor for reference in references if (tensor := reference()) is not None]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
     total = sum(size for pointer, size in storages.items() if pointer not in known)
-    held = Network.of(planned).update(1, 3, checkpointing=checkpointing).held
+    held = Network.from_architecture(planned).update(1, 3, checkpointing=checkpointing).held
     assert held == pytest.approx(total + output.untyped_storage().nbytes(), rel=0.02)
 
 

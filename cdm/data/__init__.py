@@ -1,1 +1,1 @@
-"""What the stages pass on: prompts, embeddings, latents and samples, in tables of safetensors shards."""
+"""The data of the pipeline: prompts, embeddings, latents and samples, in tables of safetensors shards."""

@@ -1,8 +1,8 @@
-"""What a pipeline reads that no stage of it makes: the teacher, prompt lists, judge, real pictures, models of metrics,
-programs of scorers.
+"""Hashes of a pipeline's external inputs, which no stage makes: the teacher, prompt lists, judge, real pictures, models
+of metrics, programs of scorers.
 
-All of it is named in the params file, once. Its hashes go into small files that DVC watches: they change when the
-thing behind a name does, and then what reads it runs again.
+The params file names each of them once. The stage `teacher` writes their hashes into small files that DVC watches, so
+that a change behind a name reruns the stages that read it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prompt sets in the files that their authors publish, beside the lists of cdm.data.prompts.
+"""Readers of published prompt sets, in the files that their authors distribute; cdm.data.prompts reads plain lists.
 
 GenEval      prompts/evaluation_metadata.jsonl: a JSON object a line, its text under `prompt` (any .jsonl)
 DPG-Bench    dpg_bench/prompts: a folder of .txt files, each one prompt

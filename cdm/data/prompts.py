@@ -31,7 +31,7 @@ ROWS_PER_SHARD = 4096
 
 @dataclass(frozen=True)
 class ReadReport:
-    """What was found in prompt files, and left out."""
+    """Numbers of prompts that were read from files, and left out."""
 
     prompts: int
     """Distinct prompts that were kept."""
@@ -41,7 +41,7 @@ class ReadReport:
 
 @dataclass(frozen=True)
 class Split:
-    """Prompts to learn from and prompts to be judged on; none is in both."""
+    """Training prompts and evaluation prompts; none is in both."""
 
     train: list[str]
     eval: list[str]
@@ -51,7 +51,7 @@ class Split:
 
 @dataclass(frozen=True)
 class PromptsReport:
-    """What became of the prompt lists."""
+    """The report of the stage `prompts`: numbers of prompts that were kept, left out, and too long."""
 
     train: int
     eval: int
@@ -59,12 +59,12 @@ class PromptsReport:
     eval_files: ReadReport | None
     removed_from_train: int
     over_long: int = 0
-    """Prompts of which no text encoder reads the end."""
+    """Prompts that are too long for every text encoder."""
     token_limit: int = 0
     """Tokens of a prompt that are read."""
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """The report as lines of text."""
         result = [f"{self.train} training prompts, {self.eval} evaluation prompts"]
         for name, read in (("training", self.train_files), ("evaluation", self.eval_files)):
             if read is not None and (read.duplicates or read.empty):
@@ -223,7 +223,7 @@ def split_prompts(train: list[str], evaluation: list[str] | None, eval_count: in
 
 
 def read_split(params: Params) -> tuple[Split, PromptsReport]:
-    """The prompts of `params.prompts`, split, and what became of them. Raises CdmError."""
+    """The prompts of `params.prompts`, split, and the report on them. Raises CdmError."""
     section = params.prompts
     train, train_report = read_prompts(section.train, section.column)
     evaluation, eval_report = read_prompts(section.eval, section.column) if section.eval else (None, None)
@@ -277,7 +277,7 @@ def build_missing(params: Params, teacher: TeacherManifest, out: Path) -> None:
 
 
 def encoding_metadata(section: Prompts, teacher: TeacherManifest) -> dict[str, Any]:
-    """What makes embeddings of the same texts the same: kept with them."""
+    """Everything that determines the embeddings of given texts; stored with them."""
     return {
         "teacher": teacher.digest,
         "max_sequence_length": section.max_sequence_length,

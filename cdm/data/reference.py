@@ -21,7 +21,7 @@ class Reference:
 
     @classmethod
     def open(cls, prompts: Path, latents: Path, teacher: TeacherManifest) -> Reference:
-        """What the stages `prompts` and `latents` have written.
+        """Opens the output of the stages `prompts` and `latents`.
 
         Raises CdmError if one is missing or damaged, or if the latents belong to another teacher or other prompts.
         """
@@ -30,8 +30,8 @@ class Reference:
         expected = {"teacher": teacher.digest, "prompts_sha256": opened.prompts.sha256}
         for name, value in expected.items():
             if opened.cache.metadata.get(name) != value:
-                what = "another teacher" if name == "teacher" else "other prompts"
-                raise CdmError(f"{latents}: drawn for {what}: run the stage `latents` again")
+                other = "another teacher" if name == "teacher" else "other prompts"
+                raise CdmError(f"{latents}: drawn for {other}: run the stage `latents` again")
         return opened
 
     @property

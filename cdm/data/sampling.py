@@ -1,4 +1,4 @@
-"""Drawing: the teacher's full-length latents, the sample sets that are compared, and single pictures."""
+"""Sampling: the teacher's full-length latents, the pairs of a regression, and the sample sets that are compared."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FLOAT_BYTES = 4
 
 
 def evaluations(steps: int, guidance_scale: float) -> int:
-    """Evaluations of the transformer for one sample: a guided step costs two."""
+    """Number of function evaluations (NFE) for one sample: a step with classifier-free guidance costs two."""
     return steps if guidance_scale == 1 else 2 * steps
 
 
@@ -88,8 +88,8 @@ class Sampler:
         drawn = self.family.sample(
             self.pipeline,
             noise.to(self.device, dtype),
-            _as(dtype, conditioning),
-            _as(dtype, self.empty),
+            _in_dtype(dtype, conditioning),
+            _in_dtype(dtype, self.empty),
             unshifted_sigmas(steps),
             self.guidance_scale,
         )
@@ -100,7 +100,7 @@ class Sampler:
         return to_bytes(self.family.decode(self.pipeline, latents.to(self.device))).cpu()
 
 
-def _as(dtype: torch.dtype, conditioning: Conditioning) -> Conditioning:
+def _in_dtype(dtype: torch.dtype, conditioning: Conditioning) -> Conditioning:
     """The conditioning with its numbers in `dtype`; masks stay."""
     return {
         name: value.to(dtype) if value.is_floating_point() else value for name, value in conditioning.items()
@@ -115,12 +115,12 @@ def _sampler(
     guidance_scale: float,
     precision: str,
     image: bool,
-    which: str = "eval",
+    subset: str = "eval",
 ) -> Sampler:
     return Sampler(
         model.family,
         model.load(text=False, image=image, dtype=DTYPES[precision]).to(device),
-        PromptSet(prompts / which),
+        PromptSet(prompts / subset),
         PromptSet(prompts / "empty").conditioning([0], device),
         guidance_scale,
         device,
@@ -176,14 +176,14 @@ def cache_teacher_latents(params: Params, teacher: TeacherManifest, prompts: Pat
     def noise(samples: range) -> Tensor:
         return sample_noise(params.seed, samples, teacher.latent_shape)
 
-    of = [k // per_prompt for k in range(len(PromptSet(prompts / "eval")) * per_prompt)]
-    _cache(params, teacher, prompts, out, "eval", of, noise, {"per_prompt": per_prompt})
+    prompt_of_sample = [k // per_prompt for k in range(len(PromptSet(prompts / "eval")) * per_prompt)]
+    _cache(params, teacher, prompts, out, "eval", prompt_of_sample, noise, {"per_prompt": per_prompt})
 
 
 def cache_training_pairs(params: Params, teacher: TeacherManifest, prompts: Path, out: Path) -> None:
-    """Write the store `out` of `latents.train_pairs` such samples of training prompts, in an order of their own.
+    """Write the store `out` of `latents.train_pairs` teacher's samples of training prompts, which are shuffled.
 
-    Their noise is another than the evaluation's. Without any, `out` is an empty folder.
+    Tensors as in `cache_teacher_latents`, with other noise. Where there are none, `out` is an empty folder.
     """
     count = params.latents.train_pairs
     if not count:
@@ -194,8 +194,8 @@ def cache_training_pairs(params: Params, teacher: TeacherManifest, prompts: Path
     def noise(samples: range) -> Tensor:
         return Draws(params.seed, 0, samples).normal("pairs", teacher.latent_shape)
 
-    of = prompt_indices(params.seed, range(count), len(PromptSet(prompts / "train")))
-    _cache(params, teacher, prompts, out, "train", of, noise, {})
+    prompt_of_sample = prompt_indices(params.seed, range(count), len(PromptSet(prompts / "train")))
+    _cache(params, teacher, prompts, out, "train", prompt_of_sample, noise, {})
 
 
 def _cache(
@@ -203,12 +203,12 @@ def _cache(
     teacher: TeacherManifest,
     prompts: Path,
     out: Path,
-    which: str,
-    of: Sequence[int],
+    subset: str,
+    prompt_of_sample: Sequence[int],
     noise: Callable[[range], Tensor],
     metadata: dict[str, Any],
 ) -> None:
-    """A store of the teacher's samples: of prompt `of[k]` of the set `which`, from row k of `noise`."""
+    """A store of the teacher's samples: of prompt `prompt_of_sample[k]` of the set `subset`, from row k of `noise`."""
     section, family = params.latents, get_family(teacher.family)
     guidance_scale = params.teacher.guidance_scale
     metadata = {
@@ -217,7 +217,7 @@ def _cache(
         "guidance_scale": guidance_scale,
         **metadata,
         "precision": section.precision,
-        "prompts_sha256": PromptSet(prompts / which).sha256,
+        "prompts_sha256": PromptSet(prompts / subset).sha256,
         "seed": params.seed,
         "teacher": teacher.digest,
     }
@@ -233,16 +233,16 @@ def _cache(
             guidance_scale=guidance_scale,
             precision=section.precision,
             image=False,
-            which=which,
+            subset=subset,
         )
 
     def draw(samples: range) -> Rows:
-        start, prompt = noise(samples), [of[k] for k in samples]
+        start, prompt = noise(samples), [prompt_of_sample[k] for k in samples]
         latents = sampler().draw(start, prompt, section.steps)
         return {"noise": start, "latents": latents, "prompt": torch.tensor(prompt)}
 
     rows_per_shard = shard_rows(2 * FLOAT_BYTES * torch.Size(teacher.latent_shape).numel())
-    table = Table(out, len(of), rows_per_shard, metadata, code_digest("latents", family.name))
+    table = Table(out, len(prompt_of_sample), rows_per_shard, metadata, code_digest("latents", family.name))
     table.fill(processes, draw, params.runtime.batch_size, out.name)
 
 

@@ -1,4 +1,4 @@
-"""A few items that stand for a long list."""
+"""Choice of a few indices spread over a long list, such as the prompts of a contact sheet."""
 
 from __future__ import annotations
 

@@ -277,10 +277,10 @@ class Store:
         }
         start = 0
         for index, (_, rows, _) in enumerate(self._shards):
-            here = torch.nonzero((wanted >= start) & (wanted < start + rows))[:, 0]
-            if len(here):
+            inside = torch.nonzero((wanted >= start) & (wanted < start + rows))[:, 0]
+            if len(inside):
                 for name, tensor in self._shard(index).items():
-                    result[name][here] = tensor[wanted[here] - start]
+                    result[name][inside] = tensor[wanted[inside] - start]
             start += rows
         return result
 

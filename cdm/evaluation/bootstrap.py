@@ -1,4 +1,4 @@
-"""How far a figure could be off because other prompts might have been asked for: resampling of the prompts.
+"""Intervals of figures over the choice of prompts, by measuring resamples of the prompts (bootstrap).
 
 Pictures of one prompt stay together, and all sample sets are resampled alike, so that the error of a difference of
 two sets is that of paired figures.
@@ -16,7 +16,7 @@ from torch import Tensor
 from cdm.randomness import philox
 
 FEWEST = 8
-"""Prompts below which nothing is said."""
+"""Fewest prompts for which there is an interval."""
 NORMAL = 1.96
 """Standard errors on either side that hold 95 % of a normal distribution."""
 

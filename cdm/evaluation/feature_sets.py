@@ -1,4 +1,4 @@
-"""The distances of cdm.evaluation.distances, of the features of some pictures to those of the reference pictures.
+"""Distances between the features of samples and those of reference pictures, by cdm.evaluation.distances.
 
 These are what the measures of the kind "distance" name: each takes two sets and the number of nearest neighbours, and
 returns its values in the order of the measure's quantities.

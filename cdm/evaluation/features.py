@@ -1,4 +1,4 @@
-"""From pictures to the feature vectors that distances are measured in, and to the attributes that they show.
+"""Feature extraction: from pictures to the vectors in which distances are measured, and to the attributes shown.
 
 An extractor is anything that follows `Extractor`. Two are here: a trained judge, and statistics of the pixels
 for those who have no feature model of their pictures.

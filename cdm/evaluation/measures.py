@@ -1,9 +1,7 @@
-"""The measures that an evaluation can take, and the models that they look at pictures with: one record each.
-
-Whatever needs to know of a measure reads its record: the check of a params file, the search for its models before a
-run, its computation, and every table and plot that shows it. Another measure is another record in `MEASURES`, and the
-function that it names. Functions and classes are named as "module:name" and imported when they are used (`load`), so
-that this module needs no torch.
+"""Records of the measures of an evaluation, and of the models that they use. Whatever needs to know of a measure reads
+its record: the check of a params file, the search for its models before a run, its computation, and every table and
+plot that shows it. Another measure is another record in `MEASURES`, and the function that it names. Functions and
+classes are named as "module:name" and imported when they are used (`load`), so that this module needs no torch.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class MetricModel:
-    """A model that measures: a field of the section `evaluate.models` says where it is."""
+    """A model that a measure uses: a field of the section `evaluate.models` says where it is."""
 
     key: str
     """The name of that field."""

@@ -40,7 +40,7 @@ Bounds = dict[str, dict[str, dict[str, list[float]]]]
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the chosen measures found."""
+    """The results of the chosen measures."""
 
     figures: dict[str, dict[str, dict[str, float]]]
     """By model, sample set and figure."""

@@ -1,4 +1,4 @@
-"""Where the models that measure are on this machine: what is missing, how to get it, and loading them.
+"""Finding and loading the models of measures on this machine, with commands that get those that are missing.
 
 Nothing is downloaded. Importing this module needs no torch: `cdm params check` and every stage look for the models.
 """

@@ -261,8 +261,8 @@ def _halves(reference: _Measured, neighbours: int, seed: int) -> Row:
         order = torch.from_numpy(philox(seed, "halves", split).permutation(reference.count))
         order = order[reference.prompt[order].argsort(stable=True)]  # prompt by prompt, random within each
         half = reference.count // 2
-        one, other = order[0::2][:half], order[1::2][:half]
-        rows.append(_against(reference.rows(one), _Reference(reference.rows(other)), neighbours))
+        first, second = order[0::2][:half], order[1::2][:half]
+        rows.append(_against(reference.rows(first), _Reference(reference.rows(second)), neighbours))
     mean = {name: math.fsum(row[name] for row in rows) / HALVINGS for name in rows[0]}
     return {**mean, **_within(reference), "count": reference.count // 2}
 

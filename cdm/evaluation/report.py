@@ -1,4 +1,4 @@
-"""One self-contained HTML file: what was distilled, how good it is at what cost, pictures, curves, parameters.
+"""The report, one self-contained HTML file: the teacher, figures and their cost, pictures, curves, parameters.
 
 It needs no network, follows the reader's light or dark preference, and holds no date: the same results give the
 same bytes.

@@ -1,4 +1,4 @@
-"""Everything that an evaluation leaves behind: metrics/quality.json, the plots and the report."""
+"""Writing the results of an evaluation: metrics/quality.json, the plots and the report."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ TAIL = 3
 
 @dataclass(frozen=True)
 class Answer:
-    """What a scorer said of one sample set."""
+    """The answer of a scorer for one sample set."""
 
     scores: dict[str, list[float]]
     """Of each picture, by name."""

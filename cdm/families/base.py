@@ -1,8 +1,8 @@
-"""What differs between architectures, behind one interface: the rest of `cdm` never asks which model it holds.
+"""The interface of a family: loading, text encoding, velocity, sampling and saving for one architecture.
 
-A family is a subclass of `Family` in a module of its own. The base class serves a pipeline of diffusers; a subclass
-names its parts, says how prompts are encoded and what the transformer takes and returns, and replaces a method where
-its pipeline does otherwise.
+The rest of `cdm` uses models through it alone and never asks which architecture it holds. A family is a subclass of
+`Family` in a module of its own. The base class serves a pipeline of diffusers; a subclass names its parts, says how
+prompts are encoded and what the transformer takes and returns, and replaces a method where its pipeline does otherwise.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from cdm.families.configs import AUTOENCODER, SCHEDULER, TRANSFORMER, Configs, r
 from cdm.system.progress import quieten_libraries
 
 Conditioning = dict[str, Tensor]
-"""What a prompt becomes: tensors (batch, ...), keyed by the transformer's own argument names where it takes them as
-they are. Rows of all prompts have one shape, so that they can be stored and mixed: shorter texts are padded, and where
-the transformer minds, a mask (batch, tokens), bool, says which tokens are real. Without a mask all are."""
+"""The conditioning on prompts: tensors (batch, ...), keyed by the transformer's own argument names where it takes them
+as they are. Rows of all prompts have one shape, so that they can be stored and mixed: shorter texts are padded, and
+where the transformer minds, a mask (batch, tokens), bool, says which tokens are real. Without a mask all are."""
 
 
 def expand_to_batch(row: Conditioning, batch: int) -> Conditioning:
@@ -55,7 +55,8 @@ class Published:
 
 
 class PromptEmbedding(Protocol):
-    """The part of a family that adds to what a prompt says, such as the level at which the student made its data."""
+    """The part of a family that adds to the embedding of a prompt, such as the level at which the student made its
+    data."""
 
     def embedding_width(self, conditioning: Conditioning) -> int:
         """Width of the vector that stands for a whole prompt, as `add_embedding` takes it."""
@@ -86,9 +87,9 @@ class Family(PromptEmbedding, ABC):
     lora_targets: ClassVar[list[str]]
     """Names of the linear layers that LoRA adapts."""
     resolution: ClassVar[int] = 1024
-    """Pixels on a side of a picture, where nobody says otherwise."""
+    """Default height and width of a picture, in pixels."""
     default_tokens: ClassVar[int] = 512
-    """Text tokens of a prompt, where nobody says otherwise: those of the pipeline."""
+    """Default number of text tokens of a prompt: that of the pipeline."""
     most_tokens: ClassVar[int] = 512
     """The most text tokens that the pipeline takes."""
     published: ClassVar[Mapping[str, Published]] = {}
@@ -232,7 +233,7 @@ class Family(PromptEmbedding, ABC):
 
     @abstractmethod
     def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
-        """The prompts as `velocity` takes them.
+        """The conditioning on the prompts, as `velocity` takes it.
 
         Raises CdmError if the model does not take texts of that length.
         """
@@ -290,8 +291,8 @@ class Family(PromptEmbedding, ABC):
     def call_options(
         self, source: Path, latent_shape: tuple[int, ...], max_sequence_length: int | None
     ) -> dict[str, Any]:
-        """What a call of the diffusers pipeline is given beside prompt, sigmas and generator to draw as a student has
-        learnt to: the pictures' size, no guidance, and what makes it encode the prompt as `encode` does."""
+        """Arguments of a call of the diffusers pipeline, beside prompt, sigmas and generator, for sampling with a
+        student: the pictures' size, no guidance, and what makes it encode the prompt as `encode` does."""
         height, width = (size * self.pixels_per_latent(source) for size in latent_shape[-2:])
         return {"height": height, "width": width, "guidance_scale": 1.0}
 

@@ -1,4 +1,5 @@
-"""What families have in common: configs of a diffusers folder, loading, packing and positions, and schedulers."""
+"""Functions and constants that families share: configs of a diffusers folder, loading, packing and positions, and
+schedulers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""LongCat-Image: packed latents and text tokens in one sequence, told apart by position ids; Qwen2.5-VL reads the text.
+"""LongCat-Image: packed latents and text tokens in one sequence, distinguished by position ids; Qwen2.5-VL reads the
+text.
 
 Prompts are encoded as they are written. The pipeline's own rewriting of prompts, on by default there, is a step of its
 own before a prompt list is made: pass `enable_prompt_rewrite=False` to compare with diffusers.

@@ -1,6 +1,6 @@
 """Z-Image: image and text tokens of each sample in one sequence; Qwen3 reads the text.
 
-Its transformer is told 1 - sigma and answers with x0 - noise, the opposite of this project. `guidance_scale` here is
+Its transformer takes 1 - sigma as time and predicts x0 - noise, the opposite of this project. `guidance_scale` here is
 1 for no guidance, as everywhere in this project; the diffusers pipeline counts from 0, so that 5 here is 4 there.
 """
 

@@ -1,1 +1,1 @@
-"""What leaves the project: exported students with their cards, single pictures, ready parameter files."""
+"""Export of students with their model cards, drawing of single pictures, and recipes (ready params files)."""

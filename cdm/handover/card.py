@@ -25,10 +25,10 @@ COLUMNS = [JUDGED["evaluations"], *HEADLINES, JUDGED["precision"], JUDGED["recal
 
 @dataclass(frozen=True)
 class Export:
-    """What a card is about."""
+    """The facts that a card states."""
 
     name: str
-    """Of the folder or file that was written."""
+    """Name of the folder or file that was written."""
     layout: Layout
     model: Model
     """What was exported."""

@@ -32,7 +32,7 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """The result of an export."""
 
     path: Path
     card: Path

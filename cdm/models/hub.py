@@ -1,4 +1,4 @@
-"""Where a model is: a diffusers folder on this disk, or a model on a hub, which is downloaded once."""
+"""Finding a model: a diffusers folder on this disk, or a model on a hub, which is downloaded once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` is `org/name` on a hub; where `org` is a folder here, one inside it was meant."""
+    """Whether `source` is `org/name` on a hub; it is not where a folder `org` exists, which is then the one meant."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None and not Path(source).parent.is_dir()
 
 

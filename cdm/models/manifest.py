@@ -1,4 +1,4 @@
-"""Which model is distilled: the record of a teacher, and how it is made from the model's files."""
+"""The record of the teacher: which model is distilled, with hashes of its files and the facts that follow from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class TeacherManifest:
-    """Which model the pipeline distils: the content of data/teacher.json."""
+    """The record of the model that is distilled: the content of data/teacher.json."""
 
     family: str
     source: str

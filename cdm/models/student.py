@@ -35,7 +35,7 @@ SHAPING: dict[str, bool | set[str]] = {
 
 @dataclass(frozen=True)
 class Origin:
-    """What a student was made from, and how."""
+    """The record of how a student was made: its teacher and the parameters."""
 
     family: str
     source: str
@@ -49,7 +49,7 @@ class Origin:
     """The parameters of the distillation, by section."""
 
     @classmethod
-    def of(cls, teacher: TeacherManifest, params: Params | None = None) -> Origin:
+    def from_training(cls, teacher: TeacherManifest, params: Params | None = None) -> Origin:
         """The record of a student of `teacher`."""
         values = params.model_dump(mode="json", include=SHAPING) if params else {}
         return cls(
@@ -81,7 +81,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Model:
-    """Something to draw with: the diffusers folder `base`, with a LoRA or a transformer's weights if there are any."""
+    """A model to sample from: the diffusers folder `base`, with a LoRA or a transformer's weights if there are any."""
 
     family: Family
     base: Path
@@ -130,15 +130,15 @@ def find_student(path: Path, teacher: TeacherManifest | None = None) -> Model:
     return model
 
 
-def _with_teacher(path: Path, origin: Origin, teacher: TeacherManifest | None, **what: Path) -> Model:
+def _with_teacher(path: Path, origin: Origin, teacher: TeacherManifest | None, **parts: Path) -> Model:
     """A student that needs its teacher's other parts."""
-    family, kind = get_family(origin.family), "a LoRA" if "lora" in what else "a transformer"
+    family, kind = get_family(origin.family), "a LoRA" if "lora" in parts else "a transformer"
     if teacher is not None:
         if origin.family == teacher.family and origin.digest != teacher.digest:
             raise CdmError(f"{path}: {kind} for another teacher: run the stage `distill` again")
-        return Model(family, teacher.folder(), origin=origin, **what)
+        return Model(family, teacher.folder(), origin=origin, **parts)
     try:
-        return Model(family, resolve(origin.source, origin.revision), origin=origin, **what)
+        return Model(family, resolve(origin.source, origin.revision), origin=origin, **parts)
     except CdmError as error:
         raise CdmError(f"{path}: {kind} for {origin.source}, which is not to be had: {error}") from None
 

@@ -1,1 +1,1 @@
-"""What a training will take, counted before it starts: forward passes, memory, compute, disk."""
+"""Planning a training before it starts: its forward passes, memory, compute and disk space."""

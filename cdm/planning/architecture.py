@@ -1,6 +1,5 @@
-"""A teacher without its weights: from the configs of a folder, or known by its hub id.
-
-What an architecture is, its family says (`cdm.families`); here it is fixed to a resolution and a length of text.
+"""The transformer of a teacher without its weights, from the configs of a folder or known by its hub id, at one
+resolution and length of text.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ ENCODED = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class Architecture:
-    """A transformer as a run trains it. What it builds is on the device of the context, `torch.device("meta")` or
-    fake tensors: shapes are true, and there are no numbers."""
+    """A transformer as a run trains it. What it builds is on the device of the context, `torch.device("meta")` or fake
+    tensors, which have shapes and no values."""
 
     name: str
-    """For people: the model and its size of picture."""
+    """The name in tables: the model and its size of picture."""
     family: Family
     configs: Configs
     latent_shape: tuple[int, ...]
@@ -43,14 +42,14 @@ class Architecture:
     encoder_parameters: int
     """Of all text encoders."""
     learning: Literal["all", "none"] | Lora = "all"
-    """Which of its parameters learn; of an adapter it has one."""
+    """Which parameters are trained: all, none, or those of a LoRA adapter."""
 
     def frozen(self) -> Architecture:
-        """As a teacher: nothing learns."""
+        """The architecture as a teacher: no parameter is trained."""
         return replace(self, learning="none")
 
     def adapted(self, lora: Lora) -> Architecture:
-        """Frozen, with an adapter that learns."""
+        """The architecture with frozen weights and a LoRA adapter that is trained."""
         return replace(self, learning=lora)
 
     def build(self) -> nn.Module:
@@ -71,8 +70,8 @@ class Architecture:
         return model
 
     def inputs(self, batch: int) -> dict[str, Tensor]:
-        """Latents `x`, levels `sigma` and the conditioning of `batch` samples. Without a mask: all tokens count as
-        real, the most that a text can be, and no shape hangs on numbers that are not there."""
+        """Latents `x`, levels `sigma` and the conditioning of `batch` samples. There is no mask: all tokens count as
+        real, which is the longest text, and no shape depends on values."""
         return {
             "x": torch.empty(batch, *self.latent_shape),
             "sigma": torch.empty(batch),
@@ -80,7 +79,7 @@ class Architecture:
         }
 
     def velocity(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """What the family makes of `inputs` with a `model` that was built here."""
+        """The velocity of `inputs` by a `model` that `build` made."""
         conditioning = {name: value for name, value in inputs.items() if name not in ("x", "sigma")}
         return self.family.velocity(model, inputs["x"], inputs["sigma"], conditioning)
 

@@ -1,4 +1,4 @@
-"""What a network's forwards and backwards hold in memory, found on fake tensors: true shapes, nothing computed.
+"""Memory of a network's forward and backward passes, counted on fake tensors, which have shapes and no values.
 
 A pass runs with its true operations, autocast and recomputation, and every storage that comes to life counts until
 it is freed. So a tensor that several operations save for the backward pass counts once, and parameters do not.
@@ -94,7 +94,7 @@ class Network:
                     parameter.register_post_accumulate_grad_hook(_drop_gradient)
 
     @classmethod
-    def of(cls, architecture: Architecture, **options: Any) -> Network:
+    def from_architecture(cls, architecture: Architecture, **options: Any) -> Network:
         """The transformer of `architecture`."""
         return cls(architecture.build, architecture.inputs, architecture.velocity, **options)
 

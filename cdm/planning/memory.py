@@ -22,7 +22,7 @@ Sharding = Literal["none", "fsdp"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a transformer."""
+    """Numbers of elements in a transformer."""
 
     frozen: int
     """Parameters that do not learn."""
@@ -110,8 +110,8 @@ class MemoryPlanner:
         autocast = torch.bfloat16 if params.distill.precision == "bf16" else None
         self.running_bytes = (autocast or torch.float32).itemsize
         options = {"autocast": autocast, "cuda": params.runtime.device != "cpu"}
-        self.learner = Network.of(learner, sharded=self.sharded, **options)
-        self.teacher = Network.of(architecture.frozen(), **options)
+        self.learner = Network.from_architecture(learner, sharded=self.sharded, **options)
+        self.teacher = Network.from_architecture(architecture.frozen(), **options)
         self.row_bytes = architecture.sample_bytes()
 
     def plan(self, checkpointing: bool) -> Memory:
@@ -143,9 +143,11 @@ class MemoryPlanner:
     def _update(self, graphs: int, checkpointing: bool) -> Footprint:
         """Forwards and a backward; of several micro-batches the last, which finds gradients."""
         accumulates = self.parts > 1
-        seen = self.learner.update(graphs, self.batch, checkpointing=checkpointing, accumulates=accumulates)
-        apart = self._gradients() if accumulates or self.sharded else 0
-        return Footprint(seen.held, seen.peak + apart)
+        footprint = self.learner.update(
+            graphs, self.batch, checkpointing=checkpointing, accumulates=accumulates
+        )
+        gradients = self._gradients() if accumulates or self.sharded else 0
+        return Footprint(footprint.held, footprint.peak + gradients)
 
     def _moments(self, checkpointing: bool, one: Footprint) -> dict[str, int]:
         losses = self.params.distill.losses
@@ -153,14 +155,17 @@ class MemoryPlanner:
         kept = one.held if losses.at_anchor and keeps_graph(checkpointing, self.parts) else 0
         backward = one if graphs == 1 else self._update(graphs, checkpointing)
         gradients, gathered = self._gradients(), self._gathered()
-        before = gradients if self.parts > 1 else 0
+        accumulated = gradients if self.parts > 1 else 0
         reduced = min(gradients, FLOAT32 * MESSAGE) if self.processes > 1 and not self.sharded else 0
         visiting = self.params.prompts.embed == "online" and self.params.runtime.offload_encoders
         encoding = {"encoding a batch's prompts": self._encoders()} if visiting else {}
         return encoding | {
             "rollout": self.learner.forward(self.batch).peak + gathered,
             "fake score's update": kept + one.peak + gathered,
-            "questions to teacher and fake score": backward.held + before + self._questions(one) + gathered,
+            "questions to teacher and fake score": backward.held
+            + accumulated
+            + self._questions(one)
+            + gathered,
             "student's update": backward.peak + gathered,
             "optimiser step": kept + gradients + reduced,
         }

@@ -1,4 +1,4 @@
-"""What a distillation will take, before it starts and without weights: memory, FLOPs, disk and time.
+"""The plan of a distillation, made before it starts and without weights: memory, FLOPs, disk and time.
 
 Sizes of weights, gradients, optimiser states and files are exact, forward passes are in closed form
 (`cdm.planning.forwards`), activations are counted on fake tensors (`cdm.planning.memory`). What an allocator wastes
@@ -23,7 +23,7 @@ from cdm.training.checkpoint import KEPT
 
 @dataclass(frozen=True)
 class Compute:
-    """What the training computes, all processes together."""
+    """The computation of the training, of all processes together."""
 
     forward_flops: int
     """Of one sample."""
@@ -58,7 +58,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `cdm plan` says."""
+    """The plan that `cdm plan` prints."""
 
     architecture: str
     parameters: int

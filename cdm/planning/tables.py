@@ -1,4 +1,4 @@
-"""A plan as a table for people; sizes in units of 1000."""
+"""A plan as a table to print; sizes in units of 1000."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Files: their hashes, which are not computed twice, and JSON that is written whole and as the same bytes."""
+"""Hashes of files, remembered from one run to the next, and JSON files, written atomically and always as the same
+bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions to Git about the files here; the answer is None or False where there is no repository or no git."""
+"""Queries to Git about files: None or False where there is no repository, or Git is not installed."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Processes:
         return int(agreed)
 
     def wait(self) -> None:
-        """Until all have come this far: what the main process has written is there for the others then."""
+        """Waits until all processes have come this far, so that the others find what the main process has written."""
         self.agree(0)
 
     def draw(self, batches: Sequence[range], draw: Callable[[range], Rows]) -> Iterator[Rows]:
@@ -60,14 +60,14 @@ class Processes:
         """
         for start in range(0, len(batches), self.count):
             dealt = batches[start : start + self.count]
-            mine = draw(dealt[self.rank]) if self.rank < len(dealt) else {}
+            drawn = draw(dealt[self.rank]) if self.rank < len(dealt) else {}
             if self.is_main:
-                yield mine
+                yield drawn
                 for rank in range(1, len(dealt)):
-                    yield self._receive(rank, len(dealt[rank]), mine)
+                    yield self._receive(rank, len(dealt[rank]), drawn)
             else:
-                for name in sorted(mine):
-                    torch.distributed.send(mine[name].to(self.device).contiguous(), dst=0)
+                for name in sorted(drawn):
+                    torch.distributed.send(drawn[name].to(self.device).contiguous(), dst=0)
 
     def _receive(self, rank: int, count: int, like: Rows) -> Rows:
         """`count` rows of another process, of the names, types and shapes of the rows `like`."""

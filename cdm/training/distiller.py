@@ -1,10 +1,10 @@
 """Continuous-time distribution matching, one round of updates at a time (paper, section 3 and algorithm 1).
 
-A round is `student_every` updates of the fake score and one of the student. What it shares, without changing the
-expectation of any gradient: the rollout stops at each sample's anchor; one rollout serves the round; the student's
-prediction at the anchor, made once and with its graph, serves the fake score's target, CA, DM and the
-extrapolation; wherever DM's noise level also suits CA, both ask the teacher about the same point; all questions
-to the teacher are one call, all to the fake score another.
+A round is `student_every` updates of the fake score and one of the student. Work is shared within it, without
+changing the expectation of any gradient: the rollout stops at each sample's anchor; one rollout serves the
+round; the student's prediction at the anchor, made once and with its graph, serves the fake score's target, CA,
+DM and the extrapolation; wherever DM's noise level also suits CA, both use the teacher's prediction at the same
+point; the teacher is called once for all terms, and so is the fake score.
 
 The methods that CDM is compared with are settings of the same round: other schedules, other terms, a guided teacher.
 """
@@ -110,7 +110,7 @@ class Distiller:
         return Anchor(x, rollouts.anchor_sigma, conditioning, samples, keeps_graph, end=end)
 
     def predict(self, anchor: Anchor, with_graph: bool) -> None:
-        """Asks the student about the anchor, unless the answer is there already."""
+        """Predicts the student's velocity at the anchor, unless it is there already."""
         if anchor.velocity is None or (with_graph and not anchor.velocity.requires_grad):
             with torch.set_grad_enabled(with_graph):
                 anchor.velocity = self.networks.velocity("student", anchor.x, anchor.sigma, anchor.conditioning)
@@ -190,7 +190,7 @@ class Distiller:
 
 
 def figures(anchor: Anchor, outcomes: dict[str, Outcome]) -> Metrics:
-    """What a student update has to say of an anchor's samples: noise level, spread of the data, losses."""
+    """Figures of a student update for the log: noise level of the anchors, spread of the data, losses."""
     found = {"sigma": float(anchor.sigma.mean()), "x0_deviation": float(anchor.x0.detach().std())}
     for outcome in outcomes.values():
         found |= outcome.statistics

@@ -22,7 +22,7 @@ from cdm.training.terms import Pairs, PairSource
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a distillation starts from: a teacher on this disk, the training prompts, the empty prompt."""
+    """The inputs of a training: a teacher on this disk, the training prompts, the empty prompt."""
 
     family: Family
     teacher: TeacherManifest
@@ -34,7 +34,7 @@ class Inputs:
     digests: list[str]
     """Hashes of what is read: part of the experiment's fingerprint."""
     evaluation: PromptSet
-    """Prompts that are not learnt from, to look at."""
+    """Prompts that are not trained on, for pictures during training."""
     reference: Reference | None
     """What a probe compares with, if there is one."""
     pairs: Store | None = None

@@ -29,10 +29,10 @@ def distill(
 ) -> None:
     """Distils the student of `params` into the folder `student` and its log, a row a round, into `log`.
 
-    `places` are for those who watch; without them there are no pictures, no times and no tracker. Takes up the
-    newest checkpoint of the same experiment under `checkpoints`, and removes them when done. After SIGINT or SIGTERM
-    it saves and exits with 128 + signal. Raises CdmError if the experiment is running already, the batch does not
-    divide over the processes, or a loss is no longer finite.
+    `places` are the paths of pictures, times and tracker files; without them none is written. Takes up the
+    newest checkpoint of the same experiment under `checkpoints`, and removes them when done. After SIGINT or
+    SIGTERM it saves and exits with 128 + signal. Raises CdmError if the experiment is running already, the
+    batch does not divide over the processes, or a loss is no longer finite.
     """
     name = f"distill-{fingerprint(params, inputs)}"
     folder = checkpoints / name
@@ -70,7 +70,7 @@ def train(
     probe: QualityProbe | None,
     watch: Watch,
 ) -> None:
-    """Rounds until the last iteration, or until somebody wants to stop: then SystemExit, after saving."""
+    """Runs rounds until the last iteration. On a request to stop it saves a checkpoint and raises SystemExit."""
     distill, between = params.distill, params.runtime.checkpoint_every
     iterations = distill.iterations
     rounds: Iterable[int] = range(state.iteration, iterations, distill.student_every)

@@ -24,7 +24,7 @@ Trained = Literal["student", "fake"]
 
 
 class Networks(Protocol):
-    """What the training step needs of the networks."""
+    """The interface through which the training step uses its three networks."""
 
     def velocity(self, role: Role, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """The role's velocity at `x` (batch, ...), level `sigma` (batch,): float32, like `x`."""
@@ -44,7 +44,7 @@ class Networks(Protocol):
 
 
 Place = Callable[[nn.Module], nn.Module]
-"""Puts a model where it is to run: on a device, or spread over the devices of several processes."""
+"""Moves a model to a device, or shards it over the devices of several processes."""
 
 
 def stay(model: nn.Module) -> nn.Module:
@@ -98,8 +98,8 @@ class FullNetworks:
 class LevelAwareFake:
     """`networks`, with a fake score that is also conditioned on the noise level at which the student made its data.
 
-    One fake score serves data made from pure noise and data made from nearly clean latents. Where it cannot tell
-    them apart it knows their average, and each kind is pushed away from the other. The level comes as
+    One fake score serves data made from pure noise and data made from nearly clean latents. Without the level
+    it learns their mixture, and matching pushes each kind away from the other. The level comes as
     `conditioning["level"]` (batch, 1), as sines that a linear map, zero at first, adds to what the family calls
     the embedding of a prompt. Not in the paper.
     """

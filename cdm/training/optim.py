@@ -100,7 +100,7 @@ class AdamW(Protocol):
         ...
 
     def load(self, name: str, key: str, whole: Tensor) -> None:
-        """Sets one of them, which every process has whole."""
+        """Sets one state of a parameter to its whole value, which every process has."""
         ...
 
 
@@ -130,11 +130,11 @@ class Float32AdamW:
     def load(self, name: str, key: str, whole: Tensor) -> None:
         parameter = self.parameters[name]
         if key == "step":
-            mine = whole.to(parameter.device)
+            state = whole.to(parameter.device)
         else:
-            mine = torch.zeros_like(parameter, requires_grad=False)
-            assign(mine, whole)
-        self.adamw.state[parameter][key] = mine
+            state = torch.zeros_like(parameter, requires_grad=False)
+            assign(state, whole)
+        self.adamw.state[parameter][key] = state
 
 
 class EightBitAdamW:
@@ -163,9 +163,9 @@ class EightBitAdamW:
 
     def step(self, lr: float) -> None:
         for name, parameter in self.parameters.items():
-            mine = self.slices[name]
-            mine.data = slice_of(parameter.detach())
-            mine.grad = None if parameter.grad is None else slice_of(parameter.grad)
+            held = self.slices[name]
+            held.data = slice_of(parameter.detach())
+            held.grad = None if parameter.grad is None else slice_of(parameter.grad)
         self.adamw.param_groups[0]["lr"] = lr
         self.adamw.step()
         self.adamw.zero_grad()

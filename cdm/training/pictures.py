@@ -36,7 +36,7 @@ ROLES: tuple[Role, ...] = ("student", "teacher", "fake")
 
 @dataclass(frozen=True)
 class Subject:
-    """What is drawn again and again: `prompts` out of `texts`, each from one of the evaluation's noises.
+    """The prompts and noise of every sheet: `prompts` out of `texts`, each with one of the evaluation's noises.
 
     `teacher_steps` and `guidance_scale` are those of the teacher's pictures beside the student's.
     """
@@ -72,7 +72,7 @@ class Subject:
 
 
 class Gallery:
-    """Draws one subject again and again while the student changes, `batch` prompts at once.
+    """Draws the same prompts and noise at intervals while the student is trained, `batch` prompts at once.
 
     Every process computes, because sharded networks need all of them; the main one decodes and writes. Sheets are
     written to `kept`, which outlives an interruption, and copied to `out`.

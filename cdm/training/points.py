@@ -22,8 +22,8 @@ from cdm.rollout import Conditioning, take
 class Anchor:
     """The points where the rollouts of some samples stop: `x` (batch, ...) at noise level `sigma` (batch,).
 
-    Once the student has been asked there, `velocity` is its answer, with its graph if `keeps_graph`. `end` (batch,) is
-    the noise level of what is matched; None stands for data.
+    Once the student has been evaluated there, `velocity` is its prediction, with its graph if `keeps_graph`.
+    `end` (batch,) is the noise level of what is matched; None stands for data.
     """
 
     x: Tensor
@@ -39,7 +39,7 @@ class Anchor:
     def x0(self) -> Tensor:
         """The student's prediction of the data; `velocity` must be there.
 
-        It is one tensor for all who ask, so that their gradients meet in it before they go on to the network.
+        All terms share this tensor, so that their gradients meet in it before they go on to the network.
         """
         assert self.velocity is not None
         if self._predicted is None or self._predicted[0] is not self.velocity:
@@ -56,7 +56,7 @@ class Anchor:
 
 
 class Query(NamedTuple):
-    """Points at which a network is asked for x0."""
+    """Points at which a network predicts x0."""
 
     x: Tensor
     sigma: Tensor
@@ -64,14 +64,14 @@ class Query(NamedTuple):
 
 
 class Renoised(NamedTuple):
-    """What the student made, re-noised with `noise` to level `tau`."""
+    """The student's output, re-noised with `noise` to level `tau`."""
 
     x: Tensor
     tau: Tensor
     noise: Tensor
 
     def query(self, conditioning: Conditioning, rows: Tensor | slice = slice(None)) -> Query:
-        """The question at these points, or at some rows of them."""
+        """The query at these points, or at some rows of them."""
         return Query(self.x[rows], self.tau[rows], take(conditioning, rows))
 
 

@@ -57,22 +57,22 @@ def falls_due(every: int, since: int, now: int, last: int) -> bool:
 
 
 @torch.no_grad()
-def exchange(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    """Every tensor of `one` gets the values of its namesake in `other` and the other way round, bit for bit."""
-    for name, value in one.items():
+def exchange(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    """Swaps the values of the tensors of the same name in `first` and `second`, bit for bit."""
+    for name, value in first.items():
         before = value.detach().clone()
-        value.copy_(other[name])
-        other[name].copy_(before)
+        value.copy_(second[name])
+        second[name].copy_(before)
 
 
 @contextmanager
-def exchanged(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Iterator[None]:
+def exchanged(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Iterator[None]:
     """`exchange`, until the end of the block."""
-    exchange(one, other)
+    exchange(first, second)
     try:
         yield
     finally:
-        exchange(one, other)
+        exchange(first, second)
 
 
 def draw_student(networks: Networks, noise: Tensor, conditioning: Conditioning, sigmas: Tensor) -> Tensor:
@@ -130,8 +130,10 @@ class QualityProbe:
         count, processes = self.settings.samples, self.accelerator.num_processes
         share = -(-count // processes)
         first = self.accelerator.process_index * share
-        mine = [sample % count for sample in range(first, first + share)]  # the last process may repeat some
-        parts = [self._draw(mine[start : start + self.batch], steps) for start in range(0, share, self.batch)]
+        samples = [sample % count for sample in range(first, first + share)]  # the last process may repeat some
+        parts = [
+            self._draw(samples[start : start + self.batch], steps) for start in range(0, share, self.batch)
+        ]
         features = torch.cat([latent_features(part) for part in parts])
         device = self.accelerator.device
         if processes > 1:

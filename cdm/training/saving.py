@@ -32,4 +32,4 @@ def save_student(
     (folder / LORA).unlink(missing_ok=True)
     networks.save_student(average, inputs.source, folder)
     record = LORA if isinstance(networks, LoraNetworks) else FULL
-    Origin.of(inputs.teacher, params).write(folder / record)
+    Origin.from_training(inputs.teacher, params).write(folder / record)

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def is_wanted() -> bool:
     """Whether this is one of several processes that a config with `distributed_type: FSDP` has started.
 
-    The launcher's word counts, on any device: accelerate itself does without FSDP on CPUs, and does not say so.
+    The launcher's environment decides, on any device: accelerate itself silently does without FSDP on CPUs.
     """
     several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
     return several and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
@@ -61,13 +61,13 @@ def slice_of(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def as_slice(mine: Tensor, like: Tensor, shape: Sequence[int]) -> Tensor:
-    """`mine` as this process's rows of a tensor of a `shape` that is sharded as `like` is, whose rows it shares."""
+def as_slice(rows: Tensor, like: Tensor, shape: Sequence[int]) -> Tensor:
+    """`rows` as this process's rows of a tensor of a `shape` that is sharded as `like` is, whose rows it shares."""
     if not isinstance(like, DTensor):
-        return mine.view(tuple(shape))
+        return rows.view(tuple(shape))
     stride = torch.empty(tuple(shape), device="meta").stride()
     return DTensor.from_local(
-        mine, like.device_mesh, like.placements, run_check=False, shape=torch.Size(shape), stride=stride
+        rows, like.device_mesh, like.placements, run_check=False, shape=torch.Size(shape), stride=stride
     )
 
 

@@ -21,7 +21,7 @@ from cdm.training.probe import Figures
 
 @dataclass
 class TrainingState:
-    """What changes in a training, and what a checkpoint holds.
+    """Everything that changes during a training: the content of a checkpoint.
 
     `student` and `fake` are the two networks that learn, `average` is the exponential moving average of the student's
     parameters, `rows` are those of the log, one a round. `best` is the moving average at the best probe, or empty where
@@ -79,7 +79,8 @@ class TrainingState:
         return " ".join(f"{name[5:]} {value:.3f}" for name, value in newest.items() if name.startswith("loss_"))
 
     def checkpoint(self, keep: bool = True) -> Checkpoint:
-        """The state in whole tensors, whoever holds them: all processes make it, those that `keep` it have it."""
+        """The state in whole tensors, gathered where it is sharded: all processes take part, those that `keep`
+        it get it."""
         groups: dict[str, Mapping[str, Tensor]] = {
             "student": self.student.parameters,
             "fake": self.fake.parameters,

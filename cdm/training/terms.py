@@ -1,4 +1,5 @@
-"""The terms of the student's loss: what each asks of teacher and fake score, and the loss it makes of the answers.
+"""The terms of the student's loss: the predictions that each needs of teacher and fake score, and the loss made
+of them.
 
 A term is a generator. It yields its questions once, is sent the answers, and returns its loss; so that the questions
 of all terms become one call of the teacher and one of the fake score. Its settings and the record of what it needs are
@@ -41,7 +42,7 @@ PairSource = Callable[[Draws], Pairs]
 
 @dataclass
 class Questions:
-    """What a term wants to know: x0 of the teacher and of the fake score, at some points each."""
+    """The predictions that a term needs: x0 of the teacher and of the fake score, at some points each."""
 
     teacher: list[Query] = field(default_factory=list)
     fake: list[Query] = field(default_factory=list)
@@ -67,7 +68,7 @@ Term = Generator[Questions, Answers, Outcome]
 
 @dataclass
 class Context:
-    """What the terms of a student update work on: some samples at their anchor, the networks, the settings.
+    """The inputs of the terms in a student update: some samples at their anchor, the networks, the settings.
 
     `empty` is the conditioning of the empty prompt (one row), `updates_done` the number of student updates so far.
     """
@@ -225,7 +226,7 @@ def score_gradient_matching(context: Context) -> Term:
 
 
 def consistency(context: Context) -> Term:
-    """Consistency: the student's data stay the same along the teacher's flow (sCM, arXiv 2410.11081)."""
+    """Consistency: the student's predicted data are constant along the teacher's flow (sCM, arXiv 2410.11081)."""
     settings, anchor = context.losses.consistency, context.anchor
     x, sigma, conditioning = anchor.x, anchor.sigma, anchor.conditioning
     assert anchor.velocity is not None
@@ -244,7 +245,8 @@ def consistency(context: Context) -> Term:
 
 
 def regression(context: Context) -> Term:
-    """DMD's regression: one step from the noise of a pair ends at the teacher's sample (arXiv 2311.18828)."""
+    """DMD's regression: the one-step sample from a pair's noise is fitted to the teacher's sample (arXiv
+    2311.18828)."""
     assert context.pairs is not None
     yield Questions()
     noise, latents, conditioning = context.pairs(context.draws)
@@ -284,7 +286,7 @@ def evaluate_terms(context: Context, ask: Ask) -> dict[str, Outcome]:
 
 
 def _conclude(term: Term, answers: Answers) -> Outcome:
-    """What a term that has asked makes of the answers."""
+    """The outcome of a term, once its questions are answered."""
     try:
         term.send(answers)
     except StopIteration as done:

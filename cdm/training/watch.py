@@ -34,7 +34,7 @@ TRACKER_ID = "tracker-id"
 
 @dataclass(frozen=True)
 class Places:
-    """Where to look: a folder of pictures, a JSON file of times, a folder of trackers' files."""
+    """Paths that monitoring writes to: a folder of pictures, a JSON file of times, a folder of trackers' files."""
 
     pictures: Path
     timing: Path
@@ -42,7 +42,7 @@ class Places:
 
 
 class Stopwatch:
-    """Seconds by what they were spent on.
+    """The seconds that each part of a training takes.
 
     On CUDA, work is queued: there, events in the stream take the time where the work runs, and only `read` waits
     for the device. On other accelerators a part's time is that of queueing it; the totals are right everywhere.
@@ -81,10 +81,10 @@ class Stopwatch:
 
 
 class TimedNetworks:
-    """`networks`, with a stopwatch on what is asked of them.
+    """`networks` whose forward and backward passes are timed.
 
-    What the student is asked without a graph is `rollout` (its simulation, and predictions that need no gradient);
-    `student` and `fake` are forwards and backwards of their updates.
+    Forward passes of the student without a graph count as `rollout` (its simulation, and predictions that need no
+    gradient); `student` and `fake` are the forward and backward passes of their updates.
     """
 
     def __init__(self, networks: Networks, stopwatch: Stopwatch) -> None:
@@ -109,8 +109,8 @@ class TimedNetworks:
 class Watch:
     """Times the rounds of a training, shows pictures, and tells the tracker of `accelerator`, if it has one.
 
-    A round is of `samples` samples, all processes and iterations of it together. Times and pictures, these `every`
-    so many iterations and at the `last`, appear at `places`; without them there is nothing to see.
+    A round is of `samples` samples, all processes and iterations of it together. Times and pictures, these
+    `every` so many iterations and at the `last`, are written to `places`; without `places` nothing is written.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Watch:
             self.gallery.show(self.iteration, rows, student, average)
 
     def timing(self) -> dict[str, Any]:
-        """Rounds of this process's life, samples a second, and the seconds by what they were spent on.
+        """Rounds since this process started, samples a second, and the seconds of each part of the training.
 
         `other` is all but the networks: optimisers, averages, random numbers, waiting for other processes.
         """

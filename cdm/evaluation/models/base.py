@@ -1,4 +1,4 @@
-"""What a model of the metrics is, and how weights are read: safetensors, or tensors alone of a torch file."""
+"""Interfaces of the models that measures use, and reading of weights: safetensors, or plain tensors of a torch file."""
 
 from __future__ import annotations
 
