@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import cdm
 from cdm.data import prompts
 from cdm.handover.drawing import draw_pictures
-from cdm.models import hub
+from cdm.models.manifest import describe
 from cdm.params import Params
 from cdm.training.inputs import Inputs
 from cdm.training.loop import distill
@@ -67,7 +67,7 @@ def test_by_hand_interrupted_and_resumed_it_is_the_student_of_the_pipeline(
     params: Params, tmp_path: Path
 ) -> None:
     params = cdm.load_params(tmp_path / "params.yaml", {"distill.iterations": 12})
-    teacher = hub.describe("sd3", params.teacher.source, None)
+    teacher = describe("sd3", params.teacher.source, None)
     prompts.build(params, teacher, tmp_path / "data")
     inputs = Inputs.gather(params, teacher, tmp_path / "data")
     distill(params, inputs, checkpoints=tmp_path / "ck", student=tmp_path / "student", log=tmp_path / "log.csv")

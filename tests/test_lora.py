@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cdm.data import prompts, sampling
+from cdm.data.prompt_set import PromptSet
 from cdm.errors import CdmError
 from cdm.families import get_family
 from cdm.handover import drawing
@@ -245,7 +246,7 @@ def test_the_student_draws_what_plain_diffusers_draws(
             output_type=output,
         ).images
 
-    texts = [text for text in prompts.PromptSet(tmp_path / "prompts/eval").texts for _ in range(2)]
+    texts = [text for text in PromptSet(tmp_path / "prompts/eval").texts for _ in range(2)]
     noise = sampling.Store(tmp_path / "latents").all()["noise"]
     latents = sampling.Store(tmp_path / "samples/student/steps2").all()["latents"]
     torch.testing.assert_close(latents, by_diffusers(texts, noise, "latent"), atol=1e-4, rtol=1e-3)

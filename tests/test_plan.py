@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cdm import cli
 from cdm.errors import CdmError
 from cdm.families import family_names, get_family
-from cdm.models import hub
+from cdm.models.manifest import describe
 from cdm.params import Lora, Optimiser, Params, Schedule, parse
 from cdm.planning import architecture, forwards, memory, plan, tables
 from cdm.planning.architecture import Architecture
@@ -77,7 +77,7 @@ def test_a_folder_is_planned_from_its_configs(tiny: Architecture, tiny_sd3: Path
     size = memory.sizes(tiny)
     assert size.stored == count_stored(tiny_sd3 / "transformer")
     assert size.learning == size.stored - 8 * 8 * 16  # the position embedding is constant
-    assert size.learning == hub.describe("sd3", str(tiny_sd3), None).parameters
+    assert size.learning == describe("sd3", str(tiny_sd3), None).parameters
     assert tiny.encoder_parameters == sum(map(count_stored, tiny_sd3.glob("text_encoder*")))
     assert tiny.shift == 3.0
     assert tiny.conditioning_bytes() == 4 * (8 * 64 + 64)  # 8 tokens and the pooled text, 64 wide

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cdm.data import prompts, sampling
+from cdm.data.prompt_set import PromptSet
 from cdm.data.reference import Reference
 from cdm.errors import CdmError
 from cdm.families import get_family
@@ -344,10 +345,10 @@ def test_seconds_go_to_what_was_asked(world: Path, monkeypatch) -> None:
     clock = Clock()
     monkeypatch.setattr(watch, "time", clock)
     stopwatch = Stopwatch(torch.device("cpu"))
-    of = networks(world)
-    timed = TimedNetworks(of, stopwatch)
+    plain = networks(world)
+    timed = TimedNetworks(plain, stopwatch)
     shape = TeacherManifest.read(world / "teacher.json").latent_shape
-    conditioning = prompts.PromptSet(world / "prompts" / "eval").conditioning([0])
+    conditioning = PromptSet(world / "prompts" / "eval").conditioning([0])
     x, sigma = torch.zeros(1, *shape), torch.ones(1)
     with torch.no_grad():
         drawn = timed.velocity("student", x, sigma, conditioning)
@@ -355,8 +356,8 @@ def test_seconds_go_to_what_was_asked(world: Path, monkeypatch) -> None:
         timed.velocity("teacher", x, sigma, conditioning)
     timed.backward("student", timed.velocity("student", x, sigma, conditioning).sum())
     timed.velocity("fake", x, sigma, conditioning)
-    assert torch.equal(drawn, of.velocity("student", x, sigma, conditioning))
-    assert timed.parameters("fake") == of.parameters("fake")
+    assert torch.equal(drawn, plain.velocity("student", x, sigma, conditioning))
+    assert timed.parameters("fake") == plain.parameters("fake")
     assert stopwatch.read() == {"rollout": 2, "teacher": 1, "student": 2, "fake": 1}
     assert stopwatch.read() == {}
 
@@ -481,7 +482,7 @@ def test_two_processes_probe_as_one(world: Path, watched: Path, tmp_path: Path) 
 def test_a_probe_without_its_latents_is_refused_at_once(world: Path, tmp_path: Path) -> None:
     manifest = TeacherManifest.read(world / "teacher.json")
     with pytest.raises(CdmError, match="nothing: no such folder"):
-        Inputs.gather(load(world / "params.yaml"), manifest, world / "prompts", tmp_path / "nothing")
+        Inputs.gather(load(world / "params.yaml"), manifest, world / "prompts", latents=tmp_path / "nothing")
     other = TeacherManifest(**{**vars(manifest), "files": {}})
     with pytest.raises(CdmError, match="drawn for another teacher"):
         Inputs.gather(load(world / "params.yaml"), other, world / "prompts")
