@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from cdm import measures
 from cdm.errors import CdmError
-from cdm.evaluation import measures
 from cdm.families import check_name
 
 Positive = Annotated[int, Field(ge=1)]
@@ -447,7 +447,7 @@ class MetricModels(Section):
     """Files of the models that `metrics` use. The pipeline downloads none of them: for a missing one it names a
     command.
 
-    A model is a folder, or `org/name` or `org/name@revision` in the hub's cache; cdm.evaluation.measures has a record
+    A model is a folder, or `org/name` or `org/name@revision` in the hub's cache; cdm.measures has a record
     of each.
     """
 

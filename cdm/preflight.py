@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cdm.errors import CdmError
-from cdm.evaluation.model_files import missing_models
 from cdm.models.hub import is_hub_id
+from cdm.models.metric_models import missing_models
 from cdm.params import Distill, Evaluate, Params, Runtime
 
 

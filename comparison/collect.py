@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cdm.evaluation.measures import JUDGED
+from cdm.measures import JUDGED
 from cdm.system.files import sha256
 from comparison.design import CELLS, TABLES, Comparison, Table
 from comparison.results import RESULTS, Result, Summary, TeacherResult, result_path

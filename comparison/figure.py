@@ -8,9 +8,9 @@ from itertools import cycle
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from cdm.evaluation.measures import Quantity
 from cdm.evaluation.plots import as_png, log_scale, style
 from cdm.evaluation.theme import LIGHT, Theme
+from cdm.measures import Quantity
 from comparison.collect import METRICS, Collected
 from comparison.design import Table
 from comparison.results import Summary, TeacherResult

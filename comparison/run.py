@@ -49,7 +49,7 @@ def cell_params(path: Path, root: Path, seed: int | None = None) -> Iterator[tup
     values = {**load(path).model_dump(mode="json"), "runtime": runtime}
     params = parse(values if seed is None else changed(values, {"seed": seed}))
     check_paths(params)
-    host.prepare(params.runtime)
+    host.prepare(params.runtime.threads)
     yield params, before
     if sha256(path) != before:
         raise CdmError(

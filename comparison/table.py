@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cdm.errors import CdmError
-from cdm.evaluation.measures import JUDGED, Quantity
+from cdm.measures import JUDGED, Quantity
 from cdm.params import load
 from comparison.collect import METRICS, Collected, collect
 from comparison.design import Table, load_comparison

@@ -39,7 +39,7 @@ def stage(*keys: str) -> Iterator[Params]:
     """
     params = load(PARAMS)
     check_paths(params)
-    host.prepare(params.runtime)
+    host.prepare(params.runtime.threads)
     before = _values(params, keys)
     yield params
     after = _values(load(PARAMS), keys)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cdm.data.external import record_evaluation, record_prompts, record_teacher
+from cdm.external import record_evaluation, record_prompts, record_teacher
 from cdm.system.files import Memory
 from stages.common import REPOSITORY, TeacherFile, run, stage
 

@@ -13,7 +13,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from cdm.data.external import record_evaluation, record_prompts, record_teacher
+from cdm.external import record_evaluation, record_prompts, record_teacher
 from cdm.models import manifest
 from cdm.models.manifest import TeacherManifest
 from cdm.params import Evaluate, Prompts, Teacher

@@ -13,7 +13,6 @@ from tests.repository import ROOT
 FAULTS = """
 import resource, torch
 from cdm.system import host
-from cdm.params import Runtime
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -23,7 +22,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 torch.set_num_threads(1)
-host.prepare(Runtime(threads=3))
+host.prepare(threads=3)
 assert torch.get_num_threads() == 3, torch.get_num_threads()
 torch.set_num_threads(1)
 faults()

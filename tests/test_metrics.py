@@ -17,9 +17,7 @@ from torch import nn
 from cdm.errors import CdmError
 from cdm.evaluation import distances, report
 from cdm.evaluation.features import PixelFeatures
-from cdm.evaluation.measures import JUDGED, MEASURES, MODELS, Measure, Quantity, load, quantities
 from cdm.evaluation.metrics import Chosen, measure_chosen
-from cdm.evaluation.model_files import local_model
 from cdm.evaluation.models import clip as clip_models
 from cdm.evaluation.models import lpips as lpips_models
 from cdm.evaluation.models.base import pretrained, read_weights
@@ -29,6 +27,8 @@ from cdm.evaluation.models.inception import InceptionFeatures, resize
 from cdm.evaluation.models.lpips import Lpips
 from cdm.evaluation.results import join
 from cdm.evaluation.samples import RealPictures, Samples
+from cdm.measures import JUDGED, MEASURES, MODELS, Measure, Quantity, load, quantities
+from cdm.models.metric_models import local_model
 from cdm.params import MetricModels, Params, ParamsError, parse
 from cdm.preflight import check_paths
 from scorers import convert_hps

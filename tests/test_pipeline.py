@@ -75,7 +75,7 @@ EXPECTED: dict[str, set[str]] = {
     "cdm/data/prompts.py": {"prompts"},
     "cdm/data/prompt_set.py": {"latents", "distill", "sample", "evaluate"},
     "cdm/data/sampling.py": {"latents", "sample"},
-    "cdm/data/external.py": set(),
+    "cdm/external.py": set(),
     "cdm/errors.py": set(),
     "cdm/params.py": set(),
     "cdm/preflight.py": set(),

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,27 @@ def test_the_table_of_equations_names_functions_that_exist() -> None:
     assert len(names) > 20
     for name in names:
         assert pkgutil.resolve_name(name) is not None
+
+
+def rooms_that_import() -> dict[str, set[str]]:
+    """The rooms of cdm, packages and modules on top, each with the rooms that it imports when it runs."""
+    graph: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "cdm").rglob("*.py")):
+        if path.parent == ROOT / "cdm" and path.stem == "__init__":
+            continue  # the interface, which imports when it is asked
+        room = path.relative_to(ROOT / "cdm").parts[0].removesuffix(".py")
+        names = set[str]()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        found = {name.split(".")[1] for name in names if name.startswith("cdm.")}
+        graph.setdefault(room, set()).update(found - {room})
+    known = set(graph)
+    return {room: imported & known for room, imported in graph.items()}
+
+
+def test_rooms_import_in_one_direction() -> None:
+    graph = rooms_that_import()
+    assert {"training", "families", "flow", "params"} <= set(graph)
+    assert "families" in graph["training"]
+    tuple(TopologicalSorter(graph).static_order())  # CycleError names a circle

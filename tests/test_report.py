@@ -18,12 +18,12 @@ from cdm.data.spread import spread
 from cdm.errors import CdmError
 from cdm.evaluation import plots, report, sheets
 from cdm.evaluation.features import PixelFeatures
-from cdm.evaluation.measures import JUDGED
 from cdm.evaluation.quality import Evaluation
 from cdm.evaluation.report import Picture, Teacher
 from cdm.evaluation.results import summary, write_results
 from cdm.evaluation.samples import RealPictures, Samples
 from cdm.evaluation.theme import DARK
+from cdm.measures import JUDGED
 from tests.sample_sets import (
     PER_PROMPT,
     TEXTS,

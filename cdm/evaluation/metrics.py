@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdm import measures
 from cdm.errors import CdmError
-from cdm.evaluation import measures
 from cdm.evaluation.bootstrap import FEWEST, Estimate, Resampling
 from cdm.evaluation.feature_sets import FeatureSet
-from cdm.evaluation.measures import MODELS, Measure
-from cdm.evaluation.model_files import load_model
 from cdm.evaluation.models.base import FeatureModel, PictureScorer
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
 from cdm.evaluation.scorers import ask
+from cdm.measures import MODELS, Measure
+from cdm.models.metric_models import load_model
 from cdm.params import Evaluate
 from cdm.system.device import choose_device
 from cdm.system.progress import track

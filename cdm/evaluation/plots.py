@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdm.errors import CdmError
-from cdm.evaluation.measures import HEADLINES, Quantity
 from cdm.evaluation.quality import Evaluation
 from cdm.evaluation.theme import LIGHT, Theme
+from cdm.measures import HEADLINES, Quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -89,7 +89,7 @@ def evaluate(
     `real.halves` says what perfect samples would score: the real pictures split at random into two halves (as
     equal as can be for each prompt), one measured against the other, averaged over 8 splits. Its distances are
     those of smaller sets, hence larger than perfect samples would get: `Evaluation.floor` has them at the
-    samples' count. `seed` is that of the splits. Figures are rounded to 6 significant digits; cdm.evaluation.measures
+    samples' count. `seed` is that of the splits. Figures are rounded to 6 significant digits; cdm.measures
     has their titles. Raises CdmError.
     """
     measure = _measurer(samples, real, extractor)

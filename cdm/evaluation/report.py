@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from cdm.evaluation.measures import HEADLINES, JUDGED, Quantity, quantities
 from cdm.evaluation.metrics import Bounds, Chosen
 from cdm.evaluation.quality import Evaluation, Row
 from cdm.evaluation.samples import Samples
 from cdm.evaluation.theme import DARK, LIGHT
+from cdm.measures import HEADLINES, JUDGED, Quantity, quantities
 from cdm.params import Params
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")

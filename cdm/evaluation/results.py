@@ -9,12 +9,12 @@ from typing import Any
 from cdm.errors import CdmError
 from cdm.evaluation import plots, report, sheets
 from cdm.evaluation.features import load_extractor
-from cdm.evaluation.measures import HEADLINES, JUDGED
 from cdm.evaluation.metrics import Chosen, measure_chosen
 from cdm.evaluation.quality import Evaluation, Row, evaluate
 from cdm.evaluation.report import Picture, Teacher
 from cdm.evaluation.samples import open_samples, read_real
 from cdm.evaluation.theme import DARK, LIGHT, Theme
+from cdm.measures import HEADLINES, JUDGED
 from cdm.params import Params
 from cdm.system.files import write_json
 

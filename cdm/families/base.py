@@ -24,6 +24,7 @@ from cdm.families.common import (
     PATCH,
     POOLED,
     TOKENS,
+    Conditioning,
     dynamic_shift,
     load,
     set_scheduler,
@@ -32,11 +33,6 @@ from cdm.families.common import (
 )
 from cdm.families.configs import AUTOENCODER, SCHEDULER, TRANSFORMER, Configs, read_config
 from cdm.system.progress import quieten_libraries
-
-Conditioning = dict[str, Tensor]
-"""The conditioning on prompts: tensors (batch, ...), keyed by the transformer's own argument names where it takes them
-as they are. Rows of all prompts have one shape, so that they can be stored and mixed: shorter texts are padded, and
-where the transformer minds, a mask (batch, tokens), bool, says which tokens are real. Without a mask all are."""
 
 
 def expand_to_batch(row: Conditioning, batch: int) -> Conditioning:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from cdm.errors import CdmError
 from cdm.system.progress import quieten_libraries
 
-if TYPE_CHECKING:
-    from cdm.families.base import Conditioning
+Conditioning = dict[str, Tensor]
+"""The conditioning on prompts: tensors (batch, ...), keyed by the transformer's own argument names where it takes them
+as they are. Rows of all prompts have one shape, so that they can be stored and mixed: shorter texts are padded, and
+where the transformer minds, a mask (batch, tokens), bool, says which tokens are real. Without a mask all are."""
 
 PATCH = 2
 """Latents on a side of an image token, in every architecture here."""

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from ruamel.yaml import YAML
 
-from cdm.evaluation.measures import HEADLINES, JUDGED
 from cdm.families.configs import INDEX, SCHEDULER, read_config
 from cdm.flow import inference_sigmas
+from cdm.measures import HEADLINES, JUDGED
 from cdm.models.hub import is_hub_id
 from cdm.models.student import Model
 

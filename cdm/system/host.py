@@ -5,19 +5,17 @@ from __future__ import annotations
 import ctypes
 import sys
 
-from cdm.params import Runtime
-
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Parameters of mallopt(3)."""
 
 
-def prepare(runtime: Runtime) -> None:
-    """Use `runtime.threads` threads, and keep the memory that tensors free."""
+def prepare(threads: int) -> None:
+    """Use so many threads (0 leaves torch's default), and keep the memory that tensors free."""
     keep_memory()
-    if runtime.threads:
+    if threads:
         import torch
 
-        torch.set_num_threads(runtime.threads)
+        torch.set_num_threads(threads)
 
 
 def keep_memory() -> None:

@@ -33,7 +33,7 @@ DRAWING = (
     "cdm/randomness.py",
 )
 STAGES: dict[str, tuple[str, ...]] = {
-    "teacher": (*FAMILY, "cdm/data/external.py", "cdm/models/manifest.py", "stages/teacher.py"),
+    "teacher": (*FAMILY, "cdm/external.py", "cdm/models/manifest.py", "stages/teacher.py"),
     "prompts": (
         *FAMILY,
         "cdm/data/prompt_formats.py",
@@ -80,7 +80,6 @@ STAGES: dict[str, tuple[str, ...]] = {
         "cdm/evaluation/feature_sets.py",
         "cdm/evaluation/features.py",
         "cdm/evaluation/judge.py",
-        "cdm/evaluation/measures.py",
         "cdm/evaluation/metrics.py",
         "cdm/evaluation/models/base.py",
         "cdm/evaluation/models/clip.py",
@@ -96,6 +95,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "cdm/evaluation/scorers.py",
         "cdm/evaluation/sheets.py",
         "cdm/evaluation/theme.py",
+        "cdm/measures.py",
         "cdm/randomness.py",
         "stages/evaluate.py",
     ),
@@ -104,12 +104,12 @@ STAGES: dict[str, tuple[str, ...]] = {
 
 SHAPES_NOTHING = (
     "cdm/__init__.py",
-    "cdm/data/external.py",  # its answers are the files in data/inputs, which stages depend on
+    "cdm/external.py",  # its answers are the files in data/inputs, which stages depend on
     "cdm/data/prompt_formats.py",  # to the stage teacher
     "cdm/data/prompt_set.py",  # to the stage prompts
     "cdm/errors.py",
-    "cdm/evaluation/measures.py",  # to other stages than evaluate, which only check names
-    "cdm/evaluation/model_files.py",  # where models are; which ones, is in data/inputs/evaluation.json
+    "cdm/measures.py",  # to other stages than evaluate, which only check names
+    "cdm/models/metric_models.py",  # where models are; which ones, is in data/inputs/evaluation.json
     "cdm/models/hub.py",  # where a model is; which one it is, is in data/teacher.json
     "cdm/models/manifest.py",  # its answer is data/teacher.json
     "cdm/params.py",  # every value stands in the params file

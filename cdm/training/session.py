@@ -49,7 +49,7 @@ class Distillation:
                 "distill.probe needs the pipeline's stage `latents`: set distill.probe.reference to none here"
             )
         check_paths(params)
-        host.prepare(params.runtime)
+        host.prepare(params.runtime.threads)
         self.params, self.folder = params, Path(folder)
         named = params.teacher
         teacher = describe(named.family, named.source, named.revision, named.resolution)

@@ -12,9 +12,9 @@ from typing import Any
 
 from cdm.data.prompt_formats import text_files
 from cdm.errors import CdmError
-from cdm.evaluation.measures import chosen
-from cdm.evaluation.model_files import local_model
+from cdm.measures import chosen
 from cdm.models.manifest import TeacherManifest, describe
+from cdm.models.metric_models import local_model
 from cdm.params import Evaluate, Prompts, ScorerProcess, Teacher
 from cdm.preflight import program_files
 from cdm.system.files import Memory, write_json

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdm.errors import CdmError
-from cdm.evaluation.measures import MODELS, chosen, load
+from cdm.measures import MODELS, chosen, load
 from cdm.models.hub import is_hub_id, resolved_revision
 from cdm.params import Evaluate, MetricModels
 
