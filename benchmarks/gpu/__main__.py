@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu --out results                       # about eight minutes, one card of 80 GB
     python -m benchmarks.gpu --out results --quick               # whether it all works, in two to three minutes
-    python -m benchmarks.gpu --out results --parts lora,compile
+    python -m benchmarks.gpu --out results --parts compiled_round,allocator    # what the time may not suffice for
     python -m benchmarks.gpu --out results --tiny                # a rehearsal on the CPU
 
 Weights and prompts of SD3-Medium's size are random. Every part is a process with a time limit of its own, so that a
@@ -26,43 +26,48 @@ from typing import IO, Annotated, Any
 
 import typer
 
+from benchmarks.gpu import ROOT
 from benchmarks.gpu.part import PARTS
 from benchmarks.gpu.report import markdown
-from benchmarks.gpu.scale import ROOT
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("machine",),
     ("lora",),
     ("full",),
     ("sampling",),
+    ("miniature", "tests"),  # at once: neither keeps the device busy
     ("compile",),
     ("settings",),
-    ("miniature", "tests"),  # at once: neither keeps the device busy
     ("allocator",),
+    ("compiled_round",),
 )
 """By value: what the time does not suffice for is left out at the end. `plans` runs beside all of them, on the CPU."""
 QUICK_ORDER: tuple[tuple[str, ...], ...] = (
     ("machine",),
     ("lora", "sampling"),
     ("full",),
-    ("miniature", "tests", "settings", "compile", "allocator"),
+    ("miniature", "tests", "settings", "compile", "allocator", "compiled_round"),
 )
 """Of a quick run: whether everything works, not how fast it is, so that parts share the device."""
 LIMITS = {
     "plans": 400,
     "machine": 60,
-    "lora": 120,
-    "full": 120,
+    "lora": 130,
+    "full": 90,
     "sampling": 75,
-    "miniature": 300,
-    "tests": 250,
+    "miniature": 220,
+    "tests": 200,
+    "compile": 100,
     "settings": 80,
-    "compile": 130,
     "allocator": 60,
+    "compiled_round": 400,
 }
-"""Seconds that a part may take."""
-LEAST = 15
-"""Seconds that must be left for a part to begin."""
+"""Seconds that a part may take on a GPU."""
+LEAST = {"allocator": 45, "compiled_round": 180}
+"""Seconds that must be left for a part to begin: without an entry, `LEAST_ELSE`."""
+LEAST_ELSE = 15
+SECONDS = 470.0
+"""Of the whole."""
 ALLOCATOR = "expandable_segments:True"
 
 
@@ -83,9 +88,7 @@ class Process:
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         if self.scale == "tiny":
-            environment["OMP_NUM_THREADS"] = (
-                "1"  # threads cost more than they save, and may wait for other programs
-            )
+            environment["OMP_NUM_THREADS"] = "1"  # threads cost more than they save
         if self.name == "allocator":
             environment |= {"PYTORCH_ALLOC_CONF": ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF": ALLOCATOR}
         command = [sys.executable, "-m", "benchmarks.gpu.part", self.name, self.scale, str(self.result)]
@@ -102,15 +105,12 @@ class Process:
             )
 
     def begin(self, left: float) -> None:
-        """Lets it go, for its limit or what is `left` of the time."""
-        self.started, self.limit = time.monotonic(), min(LIMITS[self.name], left)
-        try:
-            stdin: IO[str] | None = self.process.stdin
-            assert stdin is not None
-            stdin.write("go\n")
-            stdin.close()
-        except BrokenPipeError:
-            pass  # it has failed already
+        """Lets it go, for its limit, which is for GPUs, or what is `left` of the time."""
+        limit = left if self.scale == "tiny" else LIMITS[self.name]
+        self.started, self.limit = time.monotonic(), min(limit, left)
+        with suppress(BrokenPipeError):  # it has failed already
+            self._stdin.write("go\n")
+            self._stdin.close()
 
     def finish(self) -> None:
         """Waits for its end, or brings it about, and gathers what it has found."""
@@ -134,7 +134,13 @@ class Process:
         """Ends it before it has begun."""
         self.kill()
         self.process.wait()
+        self._stdin.close()
         self.outcome = {"status": "left out", "seconds": 0.0, "error": "no time was left"}
+
+    @property
+    def _stdin(self) -> IO[str]:
+        assert self.process.stdin is not None
+        return self.process.stdin
 
     def kill(self) -> None:
         """Ends it and what it has started."""
@@ -152,7 +158,7 @@ class Session:
         self.groups = [group for names in order if (group := [name for name in names if name in parts])]
         self.with_plans = "plans" in parts
         self.results: dict[str, Any] = {
-            "command": f"python -m benchmarks.gpu --out OUT{_options(scale, parts)}",
+            "command": f"python -m benchmarks.gpu --out OUT{_options(scale, parts, seconds)}",
             "scale": scale,
             "parts": {},
         }
@@ -163,37 +169,37 @@ class Session:
         return self.seconds - (time.monotonic() - self.start)
 
     def run(self) -> bool:
-        """Runs everything; whether all of it was done."""
-        with tempfile.TemporaryDirectory() as folder:
+        """Runs everything; whether nothing failed or had to be stopped."""
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
             work = Path(folder)
-            plans = [Process("plans", self.scale, work)] if self.with_plans else []
-            for process in plans:
-                process.prepare()
-                process.begin(self.left)
+            plans = Process("plans", self.scale, work)
             groups = [[Process(name, self.scale, work) for name in group] for group in self.groups]
-            for process in groups[0] if groups else []:
+            for process in [*([plans] if self.with_plans else []), *(groups[0] if groups else [])]:
                 process.prepare()
+            if self.with_plans:
+                plans.begin(self.left)
+                planned = threads.submit(plans.finish)
             for index, group in enumerate(groups):
-                self._run_group(group, groups[index + 1] if index + 1 < len(groups) else [])
-            for process in plans:
-                process.finish()
-                self._keep(process)
-        return all(each["status"] == "done" for each in self.results["parts"].values())
+                self._run_group(group, groups[index + 1] if index + 1 < len(groups) else [], threads)
+            if self.with_plans:
+                planned.result()
+                self._keep(plans)
+        return all(each["status"] in ("done", "left out") for each in self.results["parts"].values())
 
-    def _run_group(self, group: list[Process], following: list[Process]) -> None:
-        enough = self.left >= LEAST
+    def _run_group(self, group: list[Process], following: list[Process], threads: ThreadPoolExecutor) -> None:
+        left = self.left
+        ends = {}
         for process in group:
-            if enough:
-                process.begin(self.left)
+            if left >= LEAST.get(process.name, LEAST_ELSE):
+                process.begin(left)
+                ends[threads.submit(process.finish)] = process
+            else:
+                ends[threads.submit(process.leave_out)] = process
         for process in following:
             process.prepare()
-        with ThreadPoolExecutor() as threads:
-            ends = {
-                threads.submit(process.finish if enough else process.leave_out): process for process in group
-            }
-            for end in as_completed(ends):
-                end.result()
-                self._keep(ends[end])
+        for end in as_completed(ends):
+            end.result()
+            self._keep(ends[end])
 
     def _keep(self, process: Process) -> None:
         self.results["parts"][process.name] = process.outcome
@@ -211,9 +217,10 @@ class Session:
                 print(f"  {line}", flush=True)
 
 
-def _options(scale: str, parts: list[str]) -> str:
+def _options(scale: str, parts: list[str], seconds: float) -> str:
     some = "" if set(parts) == set(PARTS) else f" --parts {','.join(parts)}"
-    return ("" if scale == "default" else f" --{scale}") + some
+    most = "" if seconds == SECONDS else f" --seconds {seconds:g}"
+    return ("" if scale == "default" else f" --{scale}") + some + most
 
 
 def main(
@@ -225,7 +232,7 @@ def main(
     tiny: Annotated[bool, typer.Option(help="A rehearsal with tiny sizes on the CPU.")] = False,
     seconds: Annotated[
         float, typer.Option(help="Seconds for everything; what is left at the end is left out.")
-    ] = 470,
+    ] = SECONDS,
 ) -> None:
     """Measure on this machine's GPU."""
     chosen = parts.split(",")

@@ -9,63 +9,46 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from benchmarks.gpu.scale import ROOT, Scale
+from benchmarks.gpu import ROOT
+from benchmarks.gpu.scale import Scale
 
 COPIED = ("cdm", "stages", "miniature")
-SHARED, OWN = ("teacher", "prompts", "latents"), ("distill", "sample", "evaluate")
+STAGES = ("teacher", "prompts", "latents", "distill", "sample", "evaluate")
 
 
 def measure(scale: Scale, note: Any) -> None:
-    """Seconds of each stage, and the quality, in each precision: they train at the same time."""
-    work = Path(tempfile.mkdtemp())
+    """Seconds of each stage, the last losses, and the quality of teacher and student."""
+    folder = Path(tempfile.mkdtemp())
     try:
-        first = copy(scale, work / scale.precisions[0], scale.precisions[0])
-        shared: dict[str, float] = {}
-        for name in SHARED:
-            shared[name] = run_stage(name, first)
-            note(shared=shared)
-        folders = {scale.precisions[0]: first}
-        for precision in scale.precisions[1:]:
-            folders[precision] = copy(scale, work / precision, precision)
-            shutil.copytree(first / "data", folders[precision] / "data")
-        found: dict[str, dict[str, Any]] = {precision: {} for precision in folders}
-
-        def finish(precision: str) -> None:
-            folder, own = folders[precision], found[precision]
-            own["seconds"] = {}
-            for name in OWN:
-                own["seconds"][name] = run_stage(name, folder)
-                note(precisions=found)
-            own["quality"] = json.loads((folder / "metrics/quality.json").read_text())
-            with (folder / "logs/distill.csv").open() as rows:
-                own["last_losses"] = list(csv.DictReader(rows))[-1]
-            note(precisions=found)
-
-        with ThreadPoolExecutor() as threads:
-            for done in [threads.submit(finish, precision) for precision in folders]:
-                done.result()
+        iterations = copy(scale, folder)
+        note(iterations=iterations)
+        seconds: dict[str, float] = {}
+        for name in STAGES:
+            seconds[name] = run_stage(name, folder)
+            note(seconds=seconds)
+        with (folder / "logs/distill.csv").open() as rows:
+            note(last_losses=list(csv.DictReader(rows))[-1])
+        note(quality=json.loads((folder / "metrics/quality.json").read_text()))
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def copy(scale: Scale, folder: Path, precision: str) -> Path:
-    """The stages with the miniature and its parameters, changed for this scale and `precision`."""
+def copy(scale: Scale, folder: Path) -> int:
+    """Puts the stages, the miniature and its parameters, changed for this scale, into the folder; its iterations."""
     for name in COPIED:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     yaml = YAML(typ="safe")
     params = yaml.load((ROOT / "params.yaml").read_text())
     for section, values in scale.miniature.items():
         params[section] |= values
-    params["distill"]["precision"] = precision
     with (folder / "params.yaml").open("w") as file:
         yaml.dump(params, file)
-    return folder
+    return int(params["distill"]["iterations"])
 
 
 def run_stage(name: str, folder: Path) -> float:
@@ -76,5 +59,5 @@ def run_stage(name: str, folder: Path) -> float:
     )
     if done.returncode:
         end = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
-        raise RuntimeError(f"stage {name} in {folder.name}: exit code {done.returncode}\n{end}")
+        raise RuntimeError(f"stage {name}: exit code {done.returncode}\n{end}")
     return time.perf_counter() - start

@@ -25,6 +25,7 @@ PARTS: dict[str, tuple[str, str]] = {
     "settings": ("training", "measure_settings"),
     "compile": ("training", "measure_compile"),
     "allocator": ("training", "measure_allocator"),
+    "compiled_round": ("training", "measure_compiled_round"),
 }
 """The module and the function of each."""
 

@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.training import FULL, LORA
-from cdm.planning.plan import MemoryPlanner, as_learner, flops
+from cdm.planning.memory import MemoryPlanner, as_learner
+from cdm.planning.plan import flops
 
 
 def measure(scale: Scale, note: Any) -> None:

@@ -9,12 +9,13 @@ Found = dict[str, Any]
 
 
 def markdown(results: Found) -> str:
-    """All tables of the results so far."""
+    """All tables of the results so far, behind the `notes` on a record that is kept."""
     parts = {name: part.get("found", {}) for name, part in results["parts"].items()}
     lines = [
         f"# On one GPU: {parts.get('machine', {}).get('card', 'not measured')}",
         "",
         f"`{results['command']}`",
+        *(line for note in results.get("notes", []) for line in ("", note)),
     ]
     for title, part, write in SECTIONS:
         if parts.get(part):
@@ -154,24 +155,23 @@ def sampling(parts: Found) -> list[str]:
 
 
 def miniature(parts: Found) -> list[str]:
-    found, lines = parts["miniature"], []
-    seconds = [(name, f"{value:.0f}") for name, value in found["shared"].items()]
-    for precision, own in found.get("precisions", {}).items():
-        seconds += [(f"{name}, {precision}", f"{value:.0f}") for name, value in own["seconds"].items()]
-    lines += [*table(("stage", "seconds"), seconds), ""]
-    if len(found.get("precisions", {})) > 1:
-        lines += ["The precisions train at the same time.", ""]
+    found = parts["miniature"]
+    lines = [
+        f"The recipe of `params.yaml` with {found['iterations']:,} iterations; tests/gpu ran beside it.",
+        "",
+    ]
+    lines += table(("stage", "seconds"), [(name, f"{value:.0f}") for name, value in found["seconds"].items()])
     rows = []
-    for precision, own in found.get("precisions", {}).items():
-        for model, sets in own.get("quality", {}).items():
-            for steps, figures in sets.items():
-                if isinstance(figures, dict) and "frechet_distance" in figures:
-                    values = [
-                        figures[key] for key in ("frechet_distance", "style_distance", "attribute_accuracy")
-                    ]
-                    cells = [f"{model}, {steps.removeprefix('steps')} steps, {precision}"]
-                    rows.append(cells + [f"{value:.3f}" for value in values])
-    return lines + table(("model", "Fréchet distance", "style distance", "all attributes right"), rows)
+    for model, sets in found.get("quality", {}).items():
+        for steps, figures in sets.items():
+            if isinstance(figures, dict) and "frechet_distance" in figures:
+                keys = ("frechet_distance", "style_distance", "attribute_accuracy")
+                cells = [f"{model}, {steps.removeprefix('steps')} steps"]
+                rows.append(cells + [f"{figures[key]:.3f}" for key in keys])
+    if not rows:
+        return [*lines, "", "It did not get as far as its quality."]
+    head = ("model", "Fréchet distance", "style distance", "all attributes right")
+    return [*lines, "", *table(head, rows)]
 
 
 def settings(parts: Found) -> list[str]:
@@ -209,14 +209,14 @@ def compiled(parts: Found) -> list[str]:
         for row in found["calls"]
     ]
     head = ("blocks compiled", "gradient checkpointing", "forward", "update", "allocated", "first call, s")
-    lines = [f"A LoRA, {found['batch']} samples at once: milliseconds a sample.", "", *table(head, rows)]
-    names = {
-        "round": "a round",
-        "first_compiled_round": "the first, compiled",
-        "compiled_round": "the same again",
-    }
-    whole = [f"{title} {found[name]:.1f} s" for name, title in names.items() if name in found]
-    return lines + (["", f"Rounds of ours: {'; '.join(whole)}."] if whole else [])
+    return [f"A LoRA, {found['batch']} samples at once: milliseconds a sample.", "", *table(head, rows)]
+
+
+def compiled_round(parts: Found) -> list[str]:
+    found = parts["compiled_round"]
+    names = {"round": "not compiled", "first_compiled_round": "compiled, the first", "compiled_round": "again"}
+    rows = [(title, f"{found[name]:.1f}") for name, title in names.items() if name in found]
+    return table((f"a round of ours, LoRA, batches of {found['batch']}", "seconds"), rows)
 
 
 def allocator(parts: Found) -> list[str]:
@@ -234,8 +234,8 @@ def tests(parts: Found) -> list[str]:
     rows = []
     for case in parts["tests"]["cases"]:
         figures = {key: value for key, value in case.items() if key not in ("name", "outcome", "seconds")}
-        told = ", ".join(f"{key} {value}" for key, value in figures.items())
-        rows.append((case["name"], case["outcome"], f"{case['seconds']:.1f}", told))
+        recorded = ", ".join(f"{key} {value}" for key, value in figures.items())
+        rows.append((case["name"], case["outcome"], f"{case['seconds']:.1f}", recorded))
     return table(("tests/gpu", "outcome", "seconds", "figures"), rows)
 
 
@@ -247,6 +247,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Found], list[str]]], ...] = (
     ("The miniature, all stages", "miniature", miniature),
     ("Settings", "settings", settings),
     ("Compiled blocks", "compile", compiled),
+    ("A compiled round", "compiled_round", compiled_round),
     ("The allocator", "allocator", allocator),
     ("Tests", "tests", tests),
 )

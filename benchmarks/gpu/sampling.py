@@ -12,6 +12,7 @@ import torch
 from benchmarks.gpu import clock
 from benchmarks.gpu.clock import Stopwatch
 from benchmarks.gpu.scale import Scale, default_dtype
+from cdm.families.common import TOKENS
 
 CLIP_TOKENS = 77
 PROMPT = "a red three on black paper"
@@ -75,8 +76,7 @@ def build(scale: Scale, dtype: torch.dtype = torch.bfloat16) -> Any:
 
 def t5_tokens(scale: Scale) -> int:
     """Text tokens of T5, behind those of CLIP."""
-    with torch.device("meta"):
-        return scale.architecture.inputs(1)["encoder_hidden_states"].shape[1] - CLIP_TOKENS
+    return scale.architecture.text_shapes[TOKENS][0] - CLIP_TOKENS
 
 
 def measure(scale: Scale, note: Any) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cdm.planning.architectures import Architecture, sd3, sd3_medium
+from benchmarks.gpu import ROOT
+from cdm.families import get_family
+from cdm.families.common import POOLED, TOKENS
+from cdm.families.configs import TRANSFORMER
 from cdm.params import Params, load, parse
-
-ROOT = Path(__file__).parents[2]
+from cdm.planning.architecture import Architecture, published
 
 CLIP_L = {
     "vocab_size": 49408,
@@ -50,11 +51,10 @@ class Scale:
     name: str
     device: str
     architecture: Architecture
-    latent_shape: tuple[int, int, int]
     batch: int
     """Samples of an iteration of a LoRA, all in one forward and backward."""
     full_batch: int
-    """The same where all weights learn: the plain order keeps three graphs beside 45 GB of weights and states."""
+    """The same where all weights learn: there are 37 GB of weights and states beside the graphs."""
     max_len: int
     """Longest schedule; the recipes have 28."""
     rank: int
@@ -65,7 +65,6 @@ class Scale:
     micro_batches: tuple[int, ...]
     compile_batch: int
     compile_backend: str
-    compiled_round: bool
     matrix: int
     """Rows of the square matrices of the machine's own rate."""
     clip_l: dict[str, Any]
@@ -77,7 +76,6 @@ class Scale:
     """What is sampled: (model, steps, guidance, pictures at once)."""
     miniature: dict[str, dict[str, Any]]
     """Parameters of the miniature that are changed, by section."""
-    precisions: tuple[str, ...]
 
     @property
     def torch_device(self) -> torch.device:
@@ -91,11 +89,9 @@ class Scale:
     def conditioning(self, rows: int) -> dict[str, Tensor]:
         """Random embeddings of `rows` prompts."""
         generator = torch.Generator(self.device).manual_seed(0)
-        with torch.device("meta"):
-            like = self.architecture.inputs(1)
         return {
-            name: torch.randn(rows, *like[name].shape[1:], generator=generator, device=self.device)
-            for name in self.architecture.conditioning
+            name: torch.randn(rows, *shape, generator=generator, device=self.device)
+            for name, shape in self.architecture.text_shapes.items()
         }
 
     def params(self, recipe: str, states: str = "fp32") -> Params:
@@ -127,18 +123,16 @@ class default_dtype:  # noqa: N801 - a context manager in the manner of torch.de
 DEFAULT = Scale(
     name="default",
     device="cuda",
-    architecture=sd3_medium(),
-    latent_shape=(16, 128, 128),
+    architecture=published(get_family("sd3"), "stabilityai/stable-diffusion-3-medium-diffusers"),
     batch=16,
     full_batch=8,
     max_len=28,
     rank=64,
     rounds=1,
     repeats=2,
-    micro_batches=(1, 4, 8, 16, 32),
+    micro_batches=(1, 4, 16),
     compile_batch=8,
     compile_backend="inductor",
-    compiled_round=True,
     matrix=8192,
     clip_l=CLIP_L,
     clip_g=CLIP_G,
@@ -152,8 +146,10 @@ DEFAULT = Scale(
         ("student", 4, 1.0, 4),
         ("teacher", 50, 4.5, 4),
     ),
-    miniature={"runtime": {"device": "cuda"}},
-    precisions=("bf16",),
+    miniature={
+        "runtime": {"device": "cuda", "batch_size": 1024, "pictures_every": 0},
+        "distill": {"iterations": 1200, "fake_only": 60},
+    },
 )
 QUICK = replace(
     DEFAULT,
@@ -164,10 +160,9 @@ QUICK = replace(
     repeats=1,
     micro_batches=(1, 4),
     compile_batch=2,
-    compiled_round=False,
     pictures=(("student", 4, 1.0, 1), ("teacher", 8, 4.5, 1)),
     miniature={
-        "runtime": {"device": "cuda"},
+        "runtime": {"device": "cuda", "batch_size": 1024, "pictures_every": 0},
         "latents": {"steps": 8, "per_prompt": 4},
         "distill": {"iterations": 60, "fake_only": 12},
         "sample": {"steps": [1, 4], "teacher_steps": [4]},
@@ -196,15 +191,21 @@ TINY = replace(
     QUICK,
     name="tiny",
     device="cpu",
-    architecture=sd3("tiny", _TINY_CONFIG, size=8, text_tokens=93, shift=3.0, encoder_parameters=0),
-    latent_shape=(16, 8, 8),
+    architecture=Architecture(
+        name="tiny",
+        family=get_family("sd3"),
+        configs={TRANSFORMER: _TINY_CONFIG},
+        latent_shape=(16, 8, 8),
+        text_shapes={TOKENS: (93, 64), POOLED: (64,)},
+        shift=3.0,
+        encoder_parameters=0,
+    ),
     batch=2,
     full_batch=2,
     max_len=3,
     rank=4,
     micro_batches=(1, 2),
     compile_backend="eager",
-    compiled_round=True,
     matrix=64,
     clip_l=_TINY_CLIP,
     clip_g=_TINY_CLIP,
@@ -219,6 +220,5 @@ TINY = replace(
         "distill": {"iterations": 6, "fake_only": 3, "batch_size": 4},
         "sample": {"steps": [1, 2], "teacher_steps": [1], "pictures": 2},
     },
-    precisions=("bf16",),
 )
 SCALES = {scale.name: scale for scale in (DEFAULT, QUICK, TINY)}

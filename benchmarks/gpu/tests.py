@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from benchmarks.gpu.scale import ROOT, Scale
+from benchmarks.gpu import ROOT
+from benchmarks.gpu.scale import Scale
 
 
 def measure(_: Scale, note: Any) -> None:

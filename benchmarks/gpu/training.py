@@ -1,8 +1,8 @@
 """Training at the scale's size: iterations of ours and of the plain order, memory, the share of each part, settings.
 
 Weights and prompts are random; the code is the training's own: its networks, its learners, its round. Both orders
-run the same rounds on the same random numbers, on the same networks, ours first. The rounds are those of a seed whose
-numbers of forwards are near the mean, because few are timed.
+run the same rounds on the same random numbers, on the same networks, ours first, after a round that does not count. The
+rounds are those of a seed whose numbers of forwards are near the mean, because few are timed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -25,21 +25,21 @@ from torch import Tensor, nn
 from benchmarks.gpu import clock
 from benchmarks.gpu.clock import Stopwatch
 from benchmarks.gpu.scale import Scale
-from benchmarks.plain import PlainDistiller
-from cdm.training.loop import checkpoint
-from cdm.training.loop import distiller as engine
-from cdm.training.distiller import Distiller
-from cdm.families import get_family
-from cdm.training.networks import FullNetworks, LoraNetworks, Networks, Role, Trained
 from cdm.params import Params, Schedule
-from cdm.planning.plan import mean_depth
+from cdm.planning.forwards import mean_depth
 from cdm.randomness import Draws
 from cdm.rollout import Conditioning
 from cdm.schedule import draw_rollouts
+from cdm.training import checkpoint, terms
+from cdm.training import distiller as engine
+from cdm.training.distiller import Distiller
+from cdm.training.networks import FullNetworks, LoraNetworks, Networks, Role, Trained
 from cdm.training.sharding import blocks_of
-from cdm.training.loop import Run
+from cdm.training.state import TrainingState
+from reference.plain import PlainDistiller
 
 LORA, FULL = "sd3-medium-lora-80gb", "sd3-medium"
+Step = TypeVar("Step", Distiller, PlainDistiller)
 SEEDS = 100
 """Seeds of which the one with the most usual rounds is taken."""
 
@@ -76,14 +76,14 @@ class World:
             "autocast": torch.bfloat16 if distill.precision == "bf16" else None,
             "gradient_checkpointing": distill.gradient_checkpointing,
         }
-        family = get_family("sd3")
+        family = scale.architecture.family
         if distill.lora is None:
             self.networks: Any = FullNetworks(family, scale.transformer(), **options)
         else:
             teacher = scale.transformer(options["autocast"] or torch.float32)
             self.networks = LoraNetworks(family, teacher, distill.lora, seed=0, **options)
         self.meter = Meter(self.networks)
-        self.run = Run.start(self.meter, params)
+        self.state = TrainingState.start(self.meter, distill)
         self.conditioning, self.empty = scale.conditioning(distill.batch_size), scale.conditioning(1)
         self.seed = typical_seed(
             params.schedule, scale.architecture.shift, distill.batch_size, distill.student_every, scale.rounds
@@ -96,12 +96,13 @@ class World:
             list(self.networks.models.values()) if hasattr(self.networks, "models") else [self.networks.model]
         )
 
-    def distiller(self, kind: type[Distiller], rollouts: str = "shared") -> Distiller:
+    def distiller(self, kind: type[Step], rollouts: str = "shared") -> Step:
         """A training step on these networks."""
+        networks: Networks = self.meter
         return kind(
-            self.meter,
-            self.run.student,
-            self.run.fake,
+            networks,
+            self.state.student,
+            self.state.fake,
             distill=self.params.distill.model_copy(update={"rollouts": rollouts}),
             schedule=self.params.schedule,
             shift=self.scale.architecture.shift,
@@ -110,24 +111,24 @@ class World:
                 name: value[list(samples)] for name, value in self.conditioning.items()
             },
             empty=self.empty,
-            latent_shape=self.scale.latent_shape,
+            latent_shape=self.scale.architecture.latent_shape,
             samples=range(self.params.distill.batch_size),
             device=self.device,
         )
 
-    def warm_up(self, distiller: Distiller) -> None:
+    def warm_up(self, distiller: Distiller | PlainDistiller) -> None:
         """A round with the shortest rollouts, in which libraries load and optimisers make their states."""
         distiller.schedule = self.params.schedule.model_copy(
             update={"max_len": self.params.schedule.min_len + 1}
         )
         distiller.round(0)
-        self.run.update_average(self.params.distill.ema)
+        self.state.update_average(self.params.distill.ema)
         distiller.schedule = self.params.schedule
 
-    def round(self, distiller: Distiller, number: int) -> None:
+    def round(self, distiller: Distiller | PlainDistiller, number: int) -> None:
         """A round as training has it."""
         distiller.round(number * self.params.distill.student_every)
-        self.run.update_average(self.params.distill.ema)
+        self.state.update_average(self.params.distill.ema)
 
 
 def typical_seed(schedule: Schedule, shift: float, batch: int, every: int, rounds: int) -> int:
@@ -164,7 +165,9 @@ def measure_full(scale: Scale, note: Any) -> None:
 def measure_allocator(scale: Scale, note: Any) -> None:
     """Ours alone, for another setting of the allocator in the environment."""
     world = World(scale, scale.params(LORA))
-    note(batch=scale.batch, ours=time_rounds(world, Distiller, "shared"))
+    distiller = world.distiller(Distiller)
+    world.warm_up(distiller)
+    note(batch=scale.batch, ours=time_rounds(world, distiller))
 
 
 def compare(world: World, note: Any) -> None:
@@ -175,18 +178,19 @@ def compare(world: World, note: Any) -> None:
         rounds=world.scale.rounds,
         iterations_a_round=every,
         seed=world.seed,
-        learning=sum(value.numel() for value in world.run.student.parameters.values()),
+        learning=sum(value.numel() for value in world.state.student.parameters.values()),
         resident=torch.cuda.memory_allocated() if world.device.type == "cuda" else None,
     )
-    note(ours=time_rounds(world, Distiller, "shared"))
-    note(parts=time_parts(world))
-    note(plain=time_rounds(world, PlainDistiller, "fresh"))
+    ours = world.distiller(Distiller)
+    note(first_round=clock.seconds_of(lambda: world.warm_up(ours), world.device))
+    note(ours=time_rounds(world, ours))
+    note(parts=time_parts(world, ours))
+    note(plain=time_rounds(world, world.distiller(PlainDistiller, "fresh")))
 
 
-def time_rounds(world: World, kind: type[Distiller], rollouts: str) -> dict[str, Any]:
+def time_rounds(world: World, distiller: Distiller | PlainDistiller) -> dict[str, Any]:
     """Seconds an iteration, samples by kind of forward an iteration, and the peak of the memory."""
-    distiller, every = world.distiller(kind, rollouts), world.params.distill.student_every
-    first = clock.seconds_of(lambda: world.warm_up(distiller), world.device)
+    every = world.params.distill.student_every
     clock.forget_peak(world.device)
     world.meter.samples.clear()
     seconds = [
@@ -197,15 +201,14 @@ def time_rounds(world: World, kind: type[Distiller], rollouts: str) -> dict[str,
     return {
         "seconds": sum(seconds) / iterations,
         "rounds": seconds,
-        "first_round": first,
         "samples": {name: count / iterations for name, count in world.meter.samples.items()},
         "peak": clock.peak(world.device),
     }
 
 
-def time_parts(world: World) -> dict[str, float]:
+def time_parts(world: World, distiller: Distiller) -> dict[str, float]:
     """Seconds of each part of a round of ours, with a wait for the device around each."""
-    watch, distiller = Stopwatch(world.device), world.distiller(Distiller)
+    watch = Stopwatch(world.device)
     with watching(watch, distiller, world), watch.part("rest"):
         world.round(distiller, 0)
     return dict(watch.seconds)
@@ -217,12 +220,12 @@ def watching(watch: Stopwatch, distiller: Distiller, world: World) -> Iterator[N
     parts: list[tuple[Any, str, Any]] = [
         (distiller, "roll_out", "rollout"),
         (distiller, "predict", "student at the anchor"),
-        (distiller, "off_trajectory", "student off the trajectory"),
+        (terms, "extrapolate", "student off the trajectory"),
         (distiller, "ask", lambda role, *_: f"questions to the {role}"),
         (world.meter, "backward", lambda role, *_: f"backward of the {role}"),
-        (world.run.student, "step", "optimiser"),
-        (world.run.fake, "step", "optimiser"),
-        (world.run, "update_average", "moving average"),
+        (world.state.student, "step", "optimiser"),
+        (world.state.fake, "step", "optimiser"),
+        (world.state, "update_average", "moving average"),
         (engine, "blend", "mixing into the fake score"),
         (Draws, "normal", "random numbers"),
     ]
@@ -261,7 +264,7 @@ def time_checkpoint(world: World) -> dict[str, float]:
     folder = Path(tempfile.mkdtemp())
     try:
         start = time.perf_counter()
-        saved = world.run.checkpoint()
+        saved = world.state.checkpoint()
         gathered = time.perf_counter()
         checkpoint.save(folder, saved)
         written = time.perf_counter()
@@ -283,7 +286,7 @@ class Calls:
         self.world = world
 
     def inputs(self, batch: int) -> tuple[Tensor, Tensor, Conditioning]:
-        device, shape = self.world.device, self.world.scale.latent_shape
+        device, shape = self.world.device, self.world.scale.architecture.latent_shape
         generator = torch.Generator(device).manual_seed(0)
         x = torch.randn(batch, *shape, generator=generator, device=device)
         sigma = torch.linspace(0.2, 0.9, batch, device=device)
@@ -354,36 +357,45 @@ def measure_settings(scale: Scale, note: Any) -> None:
 
 
 def measure_compile(scale: Scale, note: Any) -> None:
-    """Each transformer block compiled: single forwards and updates, then a round of ours."""
+    """Single forwards and updates, as they are and with each transformer block compiled."""
     world = World(scale, scale.params(LORA))
     calls = Calls(world)
     rows: list[dict[str, Any]] = []
-    distiller = world.distiller(Distiller)
-    world.warm_up(distiller)
     note(batch=scale.compile_batch)
-
-    def time_calls(compiled: bool) -> None:
+    for compiled in (False, True):
+        if compiled:
+            compile_blocks(world)
         for checkpointing in (True, False):
             set_checkpointing(world, checkpointing)
             first = clock.seconds_of(lambda: calls.both(scale.compile_batch), world.device)
             row = {"compiled": compiled, "gradient_checkpointing": checkpointing, "first": first}
             rows.append(row | calls.time(scale.compile_batch))
             note(calls=rows)
-        set_checkpointing(world, True)
 
-    time_calls(compiled=False)
-    if scale.compiled_round:
-        note(round=clock.seconds_of(lambda: world.round(distiller, 0), world.device))
+
+def measure_compiled_round(scale: Scale, note: Any) -> None:
+    """A round of ours, as it is and with each transformer block compiled: the first time and again.
+
+    The first takes minutes where roles are adapters of one model, because each has its own compiled code.
+    """
+    world = World(scale, scale.params(LORA))
+    distiller = world.distiller(Distiller)
+    world.warm_up(distiller)
+    note(batch=scale.batch)
+    note(round=clock.seconds_of(lambda: world.round(distiller, 0), world.device))
+    compile_blocks(world)
+    note(first_compiled_round=clock.seconds_of(lambda: world.round(distiller, 0), world.device))
+    note(compiled_round=clock.seconds_of(lambda: world.round(distiller, 0), world.device))
+
+
+def compile_blocks(world: World) -> None:
+    """Has each transformer block compiled when it is called."""
     from torch._dynamo import config as dynamo
 
     dynamo.recompile_limit = 64  # roles, gradients on and off, two kinds of blocks, sizes of batches
     for model in world.models:
         for block in blocks_of(model):
-            block.compile(backend=scale.compile_backend)
-    time_calls(compiled=True)
-    if scale.compiled_round:
-        note(first_compiled_round=clock.seconds_of(lambda: world.round(distiller, 0), world.device))
-        note(compiled_round=clock.seconds_of(lambda: world.round(distiller, 0), world.device))
+            block.compile(backend=world.scale.compile_backend)
 
 
 def set_checkpointing(world: World, on: bool) -> None:

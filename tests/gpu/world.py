@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdm.training.distiller import Distiller
 from cdm.families import get_family
-from cdm.training.networks import FullNetworks, LoraNetworks, Networks, Place
 from cdm.params import Params, load, parse
-from cdm.training.loop import Run
+from cdm.training.distiller import Distiller
+from cdm.training.networks import FullNetworks, LoraNetworks, Networks, Place
+from cdm.training.state import TrainingState
 
 DEVICE = torch.device("cuda")
 CPU = torch.device("cpu")
@@ -39,8 +39,8 @@ def settings(**changes: Any) -> Params:
     return parse(values)
 
 
-def build(params: Params, device: torch.device, place: Place | None = None) -> tuple[Run, Distiller]:
-    """A run at its start; `place` puts the networks elsewhere than whole on the device."""
+def build(params: Params, device: torch.device, place: Place | None = None) -> tuple[TrainingState, Distiller]:
+    """A training at its start; `place` puts the networks elsewhere than whole on the device."""
     distill, family = params.distill, get_family("sd3")
     options: dict[str, Any] = {
         "autocast": torch.bfloat16 if distill.precision == "bf16" else None,
@@ -55,7 +55,7 @@ def build(params: Params, device: torch.device, place: Place | None = None) -> t
         if distill.lora is None
         else LoraNetworks(family, teacher, distill.lora, seed=0, **options)
     )
-    run = Run.start(networks, params)
+    state = TrainingState.start(networks, distill)
 
     def prompts(rows: int, seed: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -66,8 +66,8 @@ def build(params: Params, device: torch.device, place: Place | None = None) -> t
     batch = prompts(BATCH, 1)
     distiller = Distiller(
         networks,
-        run.student,
-        run.fake,
+        state.student,
+        state.fake,
         distill=distill,
         schedule=params.schedule,
         shift=family.shift(TEACHER),
@@ -78,28 +78,26 @@ def build(params: Params, device: torch.device, place: Place | None = None) -> t
         samples=range(BATCH),
         device=device,
     )
-    return run, distiller
+    return state, distiller
 
 
-def go_on(run: Run, distiller: Distiller, rounds: int) -> dict[str, float]:
-    """Some rounds from where the run is; the metrics of the last."""
+def go_on(state: TrainingState, distiller: Distiller, rounds: int) -> dict[str, float]:
+    """Some rounds from where the training is; the metrics of the last."""
     metrics: dict[str, float] = {}
     for _ in range(rounds):
-        metrics = distiller.round(run.iteration)
-        run.update_average(distiller.distill.ema)
-        run.iteration += distiller.distill.student_every
-        run.rows.append({"iteration": run.iteration, **metrics})
+        metrics = distiller.round(state.iteration)
+        state.after_round(metrics, state.iteration, distiller.distill)
     return metrics
 
 
-def weights(run: Run) -> dict[str, Tensor]:
+def weights(state: TrainingState) -> dict[str, Tensor]:
     """A copy of the student's weights, on the CPU."""
-    return {name: value.clone() for name, value in run.checkpoint().tensors["student"].items()}
+    return {name: value.clone() for name, value in state.checkpoint().tensors["student"].items()}
 
 
-def change(run: Run, before: dict[str, Tensor]) -> dict[str, Tensor]:
+def change(state: TrainingState, before: dict[str, Tensor]) -> dict[str, Tensor]:
     """How far the student has moved, on the CPU."""
-    return {name: value - before[name] for name, value in weights(run).items()}
+    return {name: value - before[name] for name, value in weights(state).items()}
 
 
 def distance(some: dict[str, Tensor], others: dict[str, Tensor]) -> float:
