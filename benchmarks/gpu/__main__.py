@@ -1,6 +1,6 @@
 """What this repository does on one GPU, without a network: `python -m benchmarks.gpu --out FOLDER`.
 
-    python -m benchmarks.gpu --out results                       # about eight minutes, one card of 80 GB
+    python -m benchmarks.gpu --out results                       # within eight minutes, one card of 80 GB
     python -m benchmarks.gpu --out results --quick               # whether it all works, in two to three minutes
     python -m benchmarks.gpu --out results --parts compiled_round,allocator    # what the time may not suffice for
     python -m benchmarks.gpu --out results --tiny                # a rehearsal on the CPU
@@ -46,9 +46,10 @@ QUICK_ORDER: tuple[tuple[str, ...], ...] = (
     ("machine",),
     ("lora", "sampling"),
     ("full",),
-    ("miniature", "tests", "settings", "compile", "allocator", "compiled_round"),
+    ("miniature", "tests", "settings", "compile", "allocator"),
 )
-"""Of a quick run: whether everything works, not how fast it is, so that parts share the device."""
+"""Of a quick run: whether everything works, not how fast it is, so that parts share the device. A compiled round
+would take too long."""
 LIMITS = {
     "plans": 400,
     "machine": 60,
@@ -63,11 +64,11 @@ LIMITS = {
     "compiled_round": 400,
 }
 """Seconds that a part may take on a GPU."""
-LEAST = {"allocator": 45, "compiled_round": 180}
+LEAST = {"allocator": 50, "compiled_round": 180}
 """Seconds that must be left for a part to begin: without an entry, `LEAST_ELSE`."""
 LEAST_ELSE = 15
 SECONDS = 470.0
-"""Of the whole."""
+"""Of the whole: on an H200 about 190 for the parts before the miniature, and 100 for `compile` and `settings`."""
 ALLOCATOR = "expandable_segments:True"
 
 

@@ -82,14 +82,14 @@ def training(which: str) -> Callable[[Found], list[str]]:
         found, plan = parts[which], parts.get("plans", {}).get(which)
         rows = []
         for name in ("ours", "plain"):
-            own = found.get(name)
-            if own is None:
+            measured = found.get(name)
+            if measured is None:
                 continue
-            cells = [name, f"{own['seconds']:.2f}", f"{own['seconds'] / found['batch']:.3f}"]
-            samples = {key: count / found["batch"] for key, count in own["samples"].items()}
+            cells = [name, f"{measured['seconds']:.2f}", f"{measured['seconds'] / found['batch']:.3f}"]
+            samples = {key: count / found["batch"] for key, count in measured["samples"].items()}
             cells += [f"{samples.get('plain', 0):.1f}", f"{samples.get('with_graph', 0):.1f}"]
-            cells.append(rate(flop_of(own["samples"], plan) / own["seconds"]) if plan else "")
-            rows.append([*cells, gb(own["peak"].get("allocated")), gb(own["peak"].get("reserved"))])
+            cells.append(rate(flop_of(measured["samples"], plan) / measured["seconds"]) if plan else "")
+            rows.append([*cells, gb(measured["peak"].get("allocated")), gb(measured["peak"].get("reserved"))])
         head = (
             "order",
             "s an iteration",
@@ -166,7 +166,8 @@ def miniature(parts: Found) -> list[str]:
         for steps, figures in sets.items():
             if isinstance(figures, dict) and "frechet_distance" in figures:
                 keys = ("frechet_distance", "style_distance", "attribute_accuracy")
-                cells = [f"{model}, {steps.removeprefix('steps')} steps"]
+                number = steps.removeprefix("steps")
+                cells = [f"{model}, {number} steps" if number.isdigit() else f"{model}, {number}"]
                 rows.append(cells + [f"{figures[key]:.3f}" for key in keys])
     if not rows:
         return [*lines, "", "It did not get as far as its quality."]
@@ -222,10 +223,10 @@ def compiled_round(parts: Found) -> list[str]:
 def allocator(parts: Found) -> list[str]:
     rows = []
     for title, part in (("as it is", "lora"), ("expandable_segments:True", "allocator")):
-        own = parts.get(part, {}).get("ours")
-        if own:
-            peak = own["peak"]
-            cells = [title, f"{own['seconds']:.2f}", gb(peak.get("allocated")), gb(peak.get("reserved"))]
+        measured = parts.get(part, {}).get("ours")
+        if measured:
+            peak = measured["peak"]
+            cells = [title, f"{measured['seconds']:.2f}", gb(peak.get("allocated")), gb(peak.get("reserved"))]
             rows.append(cells)
     return table(("allocator, LoRA", "s an iteration", "allocated", "reserved"), rows)
 
