@@ -46,6 +46,7 @@ class PlainDistiller:
         empty: Conditioning,
         latent_shape: Sequence[int],
         samples: Sequence[int],
+        device: torch.device = torch.device("cpu"),
         **_others: object,
     ) -> None:
         terms = distill.losses
@@ -59,13 +60,14 @@ class PlainDistiller:
         self.networks, self.student, self.fake = networks, student, fake
         self.distill, self.schedule, self.shift, self.seed = distill, schedule, shift, seed
         self.prompts, self.empty, self.samples, self.shape = prompts, empty, samples, tuple(latent_shape)
+        self.device = device
 
     def round(self, iteration: int) -> dict[str, float]:
         """Algorithm 1: `student_every` updates of the fake score, then, past `fake_only`, one of the student."""
         last = iteration + self.distill.student_every - 1
         metrics: dict[str, float] = {}
         for now in range(iteration, last + 1):
-            draws = Draws(self.seed, now, self.samples)
+            draws = Draws(self.seed, now, self.samples, self.device)
             if now == iteration or self.distill.rollouts == "fresh":
                 anchor = self.roll_out(draws)
             if self.distill.losses.dm.weight or self.distill.losses.cdm.weight:
@@ -81,7 +83,7 @@ class PlainDistiller:
         rollouts = draw_rollouts(self.schedule, self.shift, draws)
         x, trajectory = draws.normal("noise", self.shape), []
         for sigma, next_sigma in zip(
-            rollouts.sigmas.T, [*rollouts.sigmas.T[1:], torch.zeros(len(x))], strict=True
+            rollouts.sigmas.T, [*rollouts.sigmas.T[1:], torch.zeros_like(rollouts.sigmas[:, 0])], strict=True
         ):
             # A level of 0 is padding behind a sample's own schedule: nothing is asked about it.
             velocity, runs = torch.zeros_like(x), sigma > 0
