@@ -129,30 +129,22 @@ def keys_declared(module: str) -> list[str]:
     return [ast.literal_eval(argument) for argument in call.args]
 
 
-def _params(node: ast.AST) -> bool:
-    """Whether an expression is the variable `params`, or an attribute of that name."""
-    return isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).split(".")[-1] == "params"
+def _attributes(module: str) -> tuple[list[ast.Attribute], set[ast.expr]]:
+    """Every attribute that a module mentions, and the expressions that they are attributes of."""
+    attributes = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute)]
+    return attributes, {node.value for node in attributes}
 
 
 def keys_read(module: str) -> set[str]:
     """Keys that a module reads itself, as `params.SECTION` or `params.SECTION.KEY`, and no deeper."""
-    found = set[str]()
-    sections = set[ast.AST]()
-    for node in ast.walk(tree(module)):  # what is around a node comes before it
-        match node:
-            case ast.Attribute(value=ast.Attribute(value=inner, attr=section) as outer, attr=key) if _params(
-                inner
-            ):
-                sections.add(outer)
-                found.add(f"{section}.{key}")
-            case ast.Attribute(value=inner, attr=section) if _params(inner) and node not in sections:
-                found.add(section)
-    return {key for key in found if key.split(".")[0] in Params.model_fields}
+    attributes, owners = _attributes(module)
+    whole = [ast.unparse(node) for node in attributes if node not in owners]  # a.b.c, but not its a.b
+    keys = {key for text in whole for key in re.findall(r"\bparams\.(\w+(?:\.\w+)?)", text)}
+    return {key for key in keys if key.split(".")[0] in Params.model_fields}
 
 
 def passes_params(module: str) -> bool:
     """Whether a module hands the whole `params` on, instead of sections of it."""
-    nodes = list(ast.walk(tree(module)))
-    parts = {node.value for node in nodes if isinstance(node, ast.Attribute)}
-    loaded = [node for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
-    return any(node.id == "params" and node not in parts for node in loaded)
+    _, owners = _attributes(module)
+    named = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Name) and node.id == "params"]
+    return any(isinstance(node.ctx, ast.Load) and node not in owners for node in named)
