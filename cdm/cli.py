@@ -160,7 +160,7 @@ def plan(
         sharding=sharding.value,
         peak_flops=flops,
         utilisation=utilisation,
-        prompts=stored_prompts(params),
+        prompts=stored_prompts(params.prompts, params.seed),
     )
     print(
         json.dumps(made.as_dict(), indent=1)

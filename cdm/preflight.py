@@ -1,8 +1,5 @@
 """Checks, before a run starts, that what a params file names exists: files and folders, models of measures,
-packages, and programs that score pictures. This needs no torch.
-
-A result depends on nothing here: parameters are called `settings`, because what is read of `params` are the sections
-that a stage lists in dvc.yaml (tests/code.py looks for that name).
+packages, and programs that score pictures. This needs no torch. A result depends on nothing here.
 """
 
 from __future__ import annotations

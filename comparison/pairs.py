@@ -22,7 +22,15 @@ def main(
     from comparison.run import cell_params
 
     with cell_params(CELLS / "pairs.yaml", PARAMS) as (params, _):
-        cache_training_pairs(params, TeacherManifest.read(teacher), prompts, out)
+        cache_training_pairs(
+            params.latents,
+            TeacherManifest.read(teacher),
+            prompts,
+            out,
+            seed=params.seed,
+            guidance_scale=params.teacher.guidance_scale,
+            runtime=params.runtime,
+        )
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def measured(
 ) -> Evaluation:
     """How `student` and the teacher score at the numbers of steps of `params`; the samples are removed again."""
     samples = folder / "samples"
-    draw_samples(params, teacher, student, prompts, latents, samples)
+    draw_samples(params.sample, teacher, student, prompts, latents, samples, runtime=params.runtime)
     texts = PromptSet(prompts / "eval").texts
     real = None if params.evaluate.real is None else read_real(Path(params.evaluate.real), texts)
     extractor = load_extractor(params.evaluate.judge)

@@ -29,8 +29,16 @@ def main(
     launch("stages.latents", load(PARAMS).runtime.accelerate_config)
     with stage("seed", "teacher", "latents") as params:
         manifest = TeacherManifest.read(teacher)
-        cache_teacher_latents(params, manifest, prompts, out)
-        cache_training_pairs(params, manifest, prompts, pairs)
+        for cache, store in ((cache_teacher_latents, out), (cache_training_pairs, pairs)):
+            cache(
+                params.latents,
+                manifest,
+                prompts,
+                store,
+                seed=params.seed,
+                guidance_scale=params.teacher.guidance_scale,
+                runtime=params.runtime,
+            )
         none.mkdir(parents=True, exist_ok=True)
 
 

@@ -18,7 +18,8 @@ def main(
 ) -> None:
     """Read the prompt lists, split them into training and evaluation, and encode them."""
     with stage("seed", "prompts") as params:
-        report = prompts.build(params, TeacherManifest.read(teacher), out)
+        manifest = TeacherManifest.read(teacher)
+        report = prompts.build(params.prompts, manifest, out, seed=params.seed, runtime=params.runtime)
     print("\n".join(report.lines()))
 
 

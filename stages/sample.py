@@ -24,7 +24,8 @@ def main(
     """Draw from student and teacher at each number of steps, on the same noise."""
     launch("stages.sample", load(PARAMS).runtime.accelerate_config)
     with stage("sample") as params:
-        draw_samples(params, TeacherManifest.read(teacher), student, prompts, latents, out)
+        manifest = TeacherManifest.read(teacher)
+        draw_samples(params.sample, manifest, student, prompts, latents, out, runtime=params.runtime)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What the repository's code imports and reads, found in its syntax trees without running it.
 
-Two questions about a stage: which modules does it import, directly or not, and which sections of the parameters does
-the code read that it can reach (a module may serve several stages, so this follows functions and classes, by name).
+Which modules a stage imports, directly or not, and which parameters a file reads and a stage declares.
 """
 
 from __future__ import annotations
@@ -21,9 +20,6 @@ PACKAGES = ("cdm", "comparison", "stages", "miniature")
 
 FAMILIES = "cdm.families"
 """The package that imports one of its modules by the name of `teacher.family`."""
-
-Node = tuple[str, str]
-"""A name defined at the top of a module: (module, name)."""
 
 
 @cache
@@ -123,82 +119,6 @@ def _named_files(module: str) -> set[Path]:
     return {path for path in beside if path.name in strings}
 
 
-@cache
-def _definitions(module: str) -> dict[str, list[ast.stmt]]:
-    """The top-level statements of a module that define each name; "" collects those that only run."""
-    found: dict[str, list[ast.stmt]] = {"": []}
-    for node in tree(module).body:
-        match node:
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                found.setdefault(name, []).append(node)
-            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-                found.setdefault(name, []).append(node)
-            case ast.Import() | ast.ImportFrom():
-                pass
-            case _:
-                found[""].append(node)
-    return found
-
-
-def _used(module: str, statement: ast.stmt) -> Iterator[Node]:
-    """Names of the repository's modules that a statement of `module` mentions."""
-    imported = {local: (source, name) for local, source, name in _imports(tree(module)) if source in modules()}
-    for child in ast.walk(statement):
-        match child:
-            case ast.Attribute(value=ast.Name(id=local), attr=attribute) if local in imported:
-                source, name = imported[local]
-                yield source, name or attribute
-            case ast.Name(id=local) if local in imported:
-                source, name = imported[local]
-                yield source, name or ""
-            case ast.Name(id=local) if local in _definitions(module):
-                yield module, local
-
-
-def _reached(module: str, without: Collection[str]) -> Iterator[ast.stmt]:
-    """Statements that a script can reach, by name, in the repository; none through a file in `without`."""
-    waiting, seen = [(module, ""), (module, "main")], set[Node]()
-    while waiting:
-        node = waiting.pop()
-        if node in seen or node[0] not in modules() or _file(node[0]) in without:
-            continue
-        seen.add(node)
-        module, name = node
-        statements = _definitions(module).get(name)
-        if statements is None:  # not defined there, but passed on
-            waiting += [(source, old) for new, source, old in _imports(tree(module)) if new == name and old]
-            continue
-        for statement in statements:
-            yield statement
-            waiting += _used(module, statement)
-
-
-def sections_read(module: str, without: Collection[str] = ()) -> set[str]:
-    """Sections of the parameters that a stage's code reads: as `params.SECTION`, or in a dump of `params`.
-
-    What only modules read whose file is in `without` does not count.
-    """
-    found = set[str]()
-    for statement in _reached(module, without):
-        for child in ast.walk(statement):
-            match child:
-                case ast.Call(func=ast.Attribute(value=ast.Name(id="params"), attr="model_dump")):
-                    found |= _dumped(child)
-                case ast.Attribute(value=ast.Name(id="params") | ast.Attribute(attr="params"), attr=section):
-                    found.add(section)
-    return found & set(Params.model_fields)
-
-
-def _dumped(call: ast.Call) -> set[str]:
-    """Sections in a dump: all but those excluded, or those included; what is computed cannot be known here."""
-    limits = {keyword.arg: keyword.value for keyword in call.keywords}
-    if "include" in limits:
-        included = limits["include"]
-        return ast.literal_eval(included) if isinstance(included, ast.Set) else set()
-    excluded = ast.literal_eval(limits["exclude"]) if "exclude" in limits else set()
-    return set(Params.model_fields) - excluded
-
-
 def keys_declared(module: str) -> list[str]:
     """Keys of the parameters that a stage names in `with stage("KEY", ...)`, which watches them for changes."""
     (call,) = (
@@ -207,3 +127,24 @@ def keys_declared(module: str) -> list[str]:
         if isinstance(child, ast.Call) and isinstance(child.func, ast.Name) and child.func.id == "stage"
     )
     return [ast.literal_eval(argument) for argument in call.args]
+
+
+def _attributes(module: str) -> tuple[list[ast.Attribute], set[ast.expr]]:
+    """Every attribute that a module mentions, and the expressions that they are attributes of."""
+    attributes = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute)]
+    return attributes, {node.value for node in attributes}
+
+
+def keys_read(module: str) -> set[str]:
+    """Keys that a module reads itself, as `params.SECTION` or `params.SECTION.KEY`, and no deeper."""
+    attributes, owners = _attributes(module)
+    whole = [ast.unparse(node) for node in attributes if node not in owners]  # a.b.c, but not its a.b
+    keys = {key for text in whole for key in re.findall(r"\bparams\.(\w+(?:\.\w+)?)", text)}
+    return {key for key in keys if key.split(".")[0] in Params.model_fields}
+
+
+def passes_params(module: str) -> bool:
+    """Whether a module hands the whole `params` on, instead of sections of it."""
+    _, owners = _attributes(module)
+    named = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Name) and node.id == "params"]
+    return any(isinstance(node.ctx, ast.Load) and node not in owners for node in named)

@@ -12,6 +12,7 @@ from pathlib import Path
 from cdm.data import sampling
 from cdm.models.manifest import TeacherManifest
 from cdm.params import parse
+from tests.inputs import cache_latents, draw_samples
 
 ROWS = 4
 """Rows of a shard, so that there are several."""
@@ -20,9 +21,9 @@ ROWS = 4
 def draw(world: Path) -> None:
     params = parse(json.loads((world / "params.json").read_text()))
     teacher = TeacherManifest.read(world / "teacher.json")
-    sampling.cache_teacher_latents(params, teacher, world / "prompts", world / "latents")
+    cache_latents(params, teacher, world / "prompts", world / "latents")
     folders = (world / name for name in ("student", "prompts", "latents", "samples"))
-    sampling.draw_samples(params, teacher, *folders)
+    draw_samples(params, teacher, *folders)
 
 
 if __name__ == "__main__":

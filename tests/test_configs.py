@@ -17,10 +17,10 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 from ruamel.yaml import YAML
 
-from cdm.data import prompts
 from cdm.data.store import Store
 from cdm.models.manifest import TeacherManifest
 from cdm.params import Params
+from tests.inputs import build_prompts
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -59,7 +59,7 @@ class Project:
 
     def __init__(self, folder: Path, params: Params, teacher: TeacherManifest) -> None:
         self.folder = folder
-        prompts.build(params, teacher, folder / "data/prompts")
+        build_prompts(params, teacher, folder / "data/prompts")
         teacher.write(folder / "data/teacher.json")
         self.values: dict[str, Any] = params.model_dump(mode="json")
         self.values["runtime"]["accelerate_config"] = str(CONFIGS / "cpu-two-processes.yaml")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from cdm.families import family_names
+from cdm.params import Params
 from cdm.system import provenance
 from tests import code
 
@@ -106,14 +108,36 @@ def test_the_digest_of_code_follows_what_shapes_the_stage(
     assert provenance.code_digest("distill", "sd3") != before
 
 
+def sections(keys: Iterable[str]) -> set[str]:
+    return {key.split(".")[0] for key in keys}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_params_are_the_keys_that_the_stage_reads(name: str) -> None:
-    listed = STAGES[name]["params"]
-    sections = {key.split(".")[0] for key in listed}
-    assert listed == code.keys_declared(f"stages.{name}"), "dvc.yaml and `with stage(...)` differ"
-    assert sections == code.sections_read(f"stages.{name}", around(name)) - {"runtime"}, (
-        "dvc.yaml and the code differ"
-    )
+def test_params_are_the_keys_that_the_stage_declares_and_reads(name: str) -> None:
+    """A stage that hands sections on reads them in its script; two need nearly all, and hand on the whole."""
+    declared, read = code.keys_declared(f"stages.{name}"), code.keys_read(f"stages.{name}")
+    assert declared == STAGES[name]["params"], "dvc.yaml and `with stage(...)` differ"
+    undeclared = {key for key in read if not {key, *sections([key])} & {*declared, "runtime"}}
+    assert undeclared == set(), f"stages/{name}.py reads what it does not declare"
+    if code.passes_params(f"stages.{name}"):
+        assert name in ("distill", "evaluate")
+    else:
+        assert sections(declared) == sections(read) - {"runtime"}, (
+            f"stages/{name}.py declares what it does not read"
+        )
+
+
+def test_the_stage_evaluate_declares_every_section_for_its_report() -> None:
+    assert sorted(STAGES["evaluate"]["params"]) == sorted(set(Params.model_fields) - {"runtime"})
+
+
+def test_the_code_of_the_training_reads_no_section_that_does_not_shape_it() -> None:
+    """Its functions take the whole parameters: none of its files may read a section that DVC does not watch."""
+    paths = [path for path in provenance.STAGES["distill"] if path.startswith("cdm/training/")]
+    read = {path: sections(code.keys_read(path.removesuffix(".py").replace("/", "."))) for path in paths}
+    assert {"distill", "schedule", "seed"} <= set[str]().union(*read.values())
+    shaping = {*sections(STAGES["distill"]["params"]), "runtime"}
+    assert {path: found - shaping for path, found in read.items() if found - shaping} == {}
 
 
 def test_a_student_is_named_by_the_params_that_dvc_watches() -> None:

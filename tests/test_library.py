@@ -14,12 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import cdm
-from cdm.data import prompts
 from cdm.handover.drawing import draw_pictures
 from cdm.models.manifest import describe
 from cdm.params import Params
 from cdm.training.inputs import Inputs
 from cdm.training.loop import distill
+from tests.inputs import build_prompts
 from tests.write_params import write_params
 
 PAGE = Path(__file__).parent.parent / "docs/library.md"
@@ -68,7 +68,7 @@ def test_by_hand_interrupted_and_resumed_it_is_the_student_of_the_pipeline(
 ) -> None:
     params = cdm.load_params(tmp_path / "params.yaml", {"distill.iterations": 12})
     teacher = describe("sd3", params.teacher.source, None)
-    prompts.build(params, teacher, tmp_path / "data")
+    build_prompts(params, teacher, tmp_path / "data")
     inputs = Inputs.gather(params, teacher, tmp_path / "data")
     distill(params, inputs, checkpoints=tmp_path / "ck", student=tmp_path / "student", log=tmp_path / "log.csv")
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cdm.data import prompts, sampling
+from cdm.data import sampling
 from cdm.data.prompt_set import PromptSet
 from cdm.errors import CdmError
 from cdm.families import get_family
@@ -24,6 +24,7 @@ from cdm.params import Lora, Params
 from cdm.randomness import picture_noise
 from cdm.training import checkpoint
 from cdm.training.networks import FullNetworks, LoraNetworks
+from tests.inputs import build_prompts, cache_latents, draw_samples
 from tests.test_training import run
 from tests.write_params import write_params
 
@@ -167,7 +168,7 @@ def world(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     params = write_params(folder, tiny_sd3, iterations=20, lora=LORA.model_dump())
     manifest = describe("sd3", str(tiny_sd3), None)
     manifest.write(folder / "teacher.json")
-    prompts.build(params, manifest, folder / "prompts")
+    build_prompts(params, manifest, folder / "prompts")
     return folder, params
 
 
@@ -227,9 +228,9 @@ def test_the_student_draws_what_plain_diffusers_draws(
     networks = trained(build(tiny_sd3))
     networks.save_student(networks.parameters("student"), tiny_sd3, tmp_path / "student")
     Origin.from_training(tiny_teacher).write(tmp_path / "student" / RECORD)
-    prompts.build(tiny_params, tiny_teacher, tmp_path / "prompts")
-    sampling.cache_teacher_latents(tiny_params, tiny_teacher, tmp_path / "prompts", tmp_path / "latents")
-    sampling.draw_samples(
+    build_prompts(tiny_params, tiny_teacher, tmp_path / "prompts")
+    cache_latents(tiny_params, tiny_teacher, tmp_path / "prompts", tmp_path / "latents")
+    draw_samples(
         tiny_params,
         tiny_teacher,
         *(tmp_path / name for name in ("student", "prompts", "latents", "samples")),
@@ -291,7 +292,7 @@ def test_a_full_student_replaces_a_lora(
     folder.mkdir()
     params = write_params(folder, tiny_sd3, iterations=6)
     tiny_teacher.write(folder / "teacher.json")
-    prompts.build(params, tiny_teacher, folder / "prompts")
+    build_prompts(params, tiny_teacher, folder / "prompts")
     shutil.copytree(distilled / "student", tmp_path / "student")
     run(folder, tmp_path, params)
     assert find_student(tmp_path / "student").base == tmp_path / "student"

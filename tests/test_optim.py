@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cdm.data import prompts
 from cdm.errors import CdmError
 from cdm.models.manifest import describe
 from cdm.params import Optimiser, Params
@@ -18,6 +17,7 @@ from cdm.planning import memory
 from cdm.preflight import check_paths
 from cdm.training.optim import Learner, fits_8bit, messages
 from cdm.training.state import TrainingState
+from tests.inputs import build_prompts
 from tests.launching import succeed_in_two_processes
 from tests.run_states import learner, network
 from tests.test_training import assert_same, run
@@ -141,7 +141,7 @@ class TestEightBit:
         params = write_params(world, teacher, iterations=12, student=states, fake=states)
         manifest = describe("sd3", str(teacher), None)
         manifest.write(world / "teacher.json")
-        prompts.build(params, manifest, world / "prompts")
+        build_prompts(params, manifest, world / "prompts")
         run(world, tmp_path / "whole", params)
 
         real, crash_at = Distiller.round, [6, 10]

@@ -490,10 +490,10 @@ def test_values_out_of_range_are_refused(
 
 
 def test_stored_prompts_are_those_of_the_lists(tiny_params: Params) -> None:
-    assert plan.stored_prompts(tiny_params) == 1 + 3 + 5  # the empty one, evaluation, training
-    assert plan.stored_prompts(changed(tiny_params, prompts={"embed": "online"})) == 1 + 3
-    missing = tiny_params.prompts.model_copy(update={"train": ["nowhere.txt"]})
-    assert plan.stored_prompts(tiny_params.model_copy(update={"prompts": missing})) is None
+    cached, seed = tiny_params.prompts, tiny_params.seed
+    assert plan.stored_prompts(cached, seed) == 1 + 3 + 5  # the empty one, evaluation, training
+    assert plan.stored_prompts(cached.model_copy(update={"embed": "online"}), seed) == 1 + 3
+    assert plan.stored_prompts(cached.model_copy(update={"train": ["nowhere.txt"]}), seed) is None
 
 
 # The command

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdm.data import prompts, sampling
+from cdm.data import sampling
 from cdm.errors import CdmError
 from cdm.families import get_family
 from cdm.models.manifest import TeacherManifest
@@ -16,6 +16,7 @@ from cdm.params import Params
 from cdm.system.launcher import LAUNCHED, launch
 from cdm.system.processes import Processes
 from tests import run_sampling
+from tests.inputs import build_prompts
 from tests.launching import succeed_in_two_processes
 
 
@@ -37,7 +38,7 @@ def test_two_processes_write_the_files_of_one_and_go_on_where_it_stopped(
     world = tmp_path / "one"
     uneven = tiny_params.runtime.model_copy(update={"batch_size": 3})  # shards of 4: batches of 3, 1 and 2
     params = tiny_params.model_copy(update={"runtime": uneven})
-    prompts.build(params, tiny_teacher, world / "prompts")
+    build_prompts(params, tiny_teacher, world / "prompts")
     (world / "params.json").write_text(params.model_dump_json())
     tiny_teacher.write(world / "teacher.json")
     family = get_family("sd3")

@@ -20,6 +20,7 @@ from cdm.errors import CdmError
 from cdm.families import get_family
 from cdm.models.manifest import TeacherManifest
 from cdm.params import Params
+from tests.inputs import build_prompts
 
 TEXTS = [
     "a red three",
@@ -151,7 +152,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_build_caches_what_the_family_encodes(
     tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path
 ) -> None:
-    report = prompts.build(tiny_params, tiny_teacher, tmp_path / "out")
+    report = build_prompts(tiny_params, tiny_teacher, tmp_path / "out")
     assert report.lines() == [
         "5 training prompts, 3 evaluation prompts",
         "training files: dropped 1 duplicates and 1 empty prompts",
@@ -180,9 +181,9 @@ def test_build_caches_what_the_family_encodes(
 def test_build_is_the_same_bytes_again_and_leaves_nothing_else(
     tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path
 ) -> None:
-    prompts.build(tiny_params, tiny_teacher, tmp_path / "out")
+    build_prompts(tiny_params, tiny_teacher, tmp_path / "out")
     first = tree(tmp_path / "out")
-    prompts.build(tiny_params, tiny_teacher, tmp_path / "out")
+    build_prompts(tiny_params, tiny_teacher, tmp_path / "out")
     assert tree(tmp_path / "out") == first
     assert [path.name for path in tmp_path.glob("*out*")] == ["out"]
 
@@ -193,15 +194,17 @@ def test_online_stores_the_training_texts_only(
     online = tiny_params.model_copy(
         update={"prompts": tiny_params.prompts.model_copy(update={"embed": "online"})}
     )
-    prompts.build(online, tiny_teacher, tmp_path / "out")
+    build_prompts(online, tiny_teacher, tmp_path / "out")
     train = PromptSet(tmp_path / "out" / "train")
     assert len(train) == 5
     assert list(tree(tmp_path / "out" / "train")) == ["texts.json"]
     with pytest.raises(CdmError, match=r"prompts.embed cached"):
         train.conditioning([0])
     assert PromptSet(tmp_path / "out" / "eval").conditioning([2])["pooled_projections"].shape == (1, 64)
-    encoded = OnlinePrompts(train, get_family("sd3"), tiny_teacher.folder(), online).conditioning([3, 0])
-    prompts.build(tiny_params, tiny_teacher, tmp_path / "cached")
+    source = tiny_teacher.folder()
+    online_prompts = OnlinePrompts(train, get_family("sd3"), source, online.prompts, offload=False)
+    encoded = online_prompts.conditioning([3, 0])
+    build_prompts(tiny_params, tiny_teacher, tmp_path / "cached")
     for key, tensor in PromptSet(tmp_path / "cached" / "train").conditioning([3, 0]).items():
         torch.testing.assert_close(encoded[key], tensor, atol=1e-5, rtol=1e-5)
 
@@ -209,7 +212,7 @@ def test_online_stores_the_training_texts_only(
 def test_an_interrupted_build_is_resumed(
     tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts.build(tiny_params, tiny_teacher, tmp_path / "straight")
+    build_prompts(tiny_params, tiny_teacher, tmp_path / "straight")
     family = get_family("sd3")
     encode, encoded = type(family).encode, list[str]()
 
@@ -224,9 +227,9 @@ def test_an_interrupted_build_is_resumed(
     monkeypatch.setattr(type(family), "encode", watched)
     monkeypatch.setattr(prompts, "shard_rows", lambda *_: 2)
     with pytest.raises(KeyboardInterrupt):
-        prompts.build(tiny_params, tiny_teacher, tmp_path / "out")
+        build_prompts(tiny_params, tiny_teacher, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    prompts.build(tiny_params, tiny_teacher, tmp_path / "out")
+    build_prompts(tiny_params, tiny_teacher, tmp_path / "out")
     evaluation = PromptSet(tmp_path / "out" / "eval").texts
     assert encoded[: len(evaluation)] == evaluation
     assert not set(evaluation) & set(encoded[encoded.index("interrupted") :]), (
@@ -244,7 +247,7 @@ def test_build_replaces_its_own_folder_only(
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
     with pytest.raises(StoreError, match="photos: exists and holds other things"):
-        prompts.build(tiny_params, tiny_teacher, tmp_path / "photos")
+        build_prompts(tiny_params, tiny_teacher, tmp_path / "photos")
     assert list(tree(tmp_path / "photos")) == ["cat.png"]
 
 
@@ -253,7 +256,7 @@ def test_a_missing_or_damaged_set_names_its_stage(
 ) -> None:
     with pytest.raises(CdmError, match="run the stage `prompts`"):
         PromptSet(tmp_path / "out" / "eval")
-    prompts.build(tiny_params, tiny_teacher, tmp_path / "out")
+    build_prompts(tiny_params, tiny_teacher, tmp_path / "out")
     (tmp_path / "out" / "eval" / "texts.json").write_text('["one"]')
     with pytest.raises(CdmError, match="1 texts, but 3 rows"):
         PromptSet(tmp_path / "out" / "eval")
@@ -267,8 +270,8 @@ def changed(params: Params, section: str, **values: object) -> Params:
 def test_half_precision_is_stored_as_such_and_given_out_as_float32(
     tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path
 ) -> None:
-    prompts.build(tiny_params, tiny_teacher, tmp_path / "exact")
-    prompts.build(changed(tiny_params, "prompts", precision="bf16"), tiny_teacher, tmp_path / "half")
+    build_prompts(tiny_params, tiny_teacher, tmp_path / "exact")
+    build_prompts(changed(tiny_params, "prompts", precision="bf16"), tiny_teacher, tmp_path / "half")
     exact, half = (PromptSet(tmp_path / name / "train") for name in ("exact", "half"))
     assert half.store is not None
     assert {value.dtype for value in half.store.rows([0]).values()} == {torch.bfloat16}
@@ -289,13 +292,13 @@ def test_what_embeddings_take_is_said_before_and_refused_where_there_is_no_room(
     with pytest.raises(
         CdmError, match=r"embeddings of 9 prompts take 2\.07e-05 GB, but 2e-05 GB are free: make room"
     ):
-        prompts.build(tiny_params, tiny_teacher, tmp_path / "out")
+        build_prompts(tiny_params, tiny_teacher, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.rglob("*.safetensors"))
     assert "embeddings of 9 prompts: 2.07e-05 GB of disk, 2e-05 GB are free" in capsys.readouterr().err
     # Half of it has room, and so has what is encoded while training.
-    prompts.build(changed(tiny_params, "prompts", precision="bf16"), tiny_teacher, tmp_path / "half")
-    prompts.build(changed(tiny_params, "prompts", embed="online"), tiny_teacher, tmp_path / "online")
+    build_prompts(changed(tiny_params, "prompts", precision="bf16"), tiny_teacher, tmp_path / "half")
+    build_prompts(changed(tiny_params, "prompts", embed="online"), tiny_teacher, tmp_path / "online")
     assert "embeddings of 4 prompts" in capsys.readouterr().err.splitlines()[-1]
     stored = sum(value.nbytes for value in PromptSet(tmp_path / "half" / "eval").store.all().values())  # type: ignore[union-attr]
     assert stored == 3 * 20_736 / 9 / 2, "the figures are those of the tensors"
@@ -314,7 +317,7 @@ def test_prompts_that_no_encoder_reads_to_the_end_are_counted(
     assert counted("sd3", 0, short) == (0, counted("sd3", 0, long)[1])
 
     Path(tiny_params.prompts.train[0]).write_text(f"{short}\n{middle}")
-    report = prompts.build(tiny_params, tiny_teacher, tmp_path / "out")
+    report = build_prompts(tiny_params, tiny_teacher, tmp_path / "out")
     assert report.over_long == 1
     assert report.lines()[-1].startswith("1 prompts are longer than the 8 tokens that are read")
 
@@ -323,11 +326,11 @@ def test_encoders_that_are_offloaded_wait_on_the_cpu(
     tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     online = changed(tiny_params, "prompts", embed="online")
-    prompts.build(online, tiny_teacher, tmp_path / "out")
+    build_prompts(online, tiny_teacher, tmp_path / "out")
     texts = PromptSet(tmp_path / "out" / "train")
     for offload, places in ((False, ["cpu"]), (True, ["cpu", "cpu"])):
-        params = changed(online, "runtime", offload_encoders=offload)
-        encoded = OnlinePrompts(texts, get_family("sd3"), tiny_teacher.folder(), params)
+        source = tiny_teacher.folder()
+        encoded = OnlinePrompts(texts, get_family("sd3"), source, online.prompts, offload=offload)
         moved: list[str] = []
         real = encoded.pipeline.to
         monkeypatch.setattr(

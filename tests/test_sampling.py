@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cdm.data import prompts, sampling
+from cdm.data import sampling
 from cdm.data.prompt_set import PromptSet
 from cdm.data.store import Store, StoreError
 from cdm.errors import CdmError
@@ -19,6 +19,7 @@ from cdm.families import get_family
 from cdm.models.manifest import TeacherManifest
 from cdm.params import Params
 from cdm.randomness import sample_noise
+from tests.inputs import build_prompts, cache_latents, cache_pairs, draw_samples
 
 SHAPE = (4, 8, 8)
 PER_PROMPT = 2
@@ -27,8 +28,8 @@ PER_PROMPT = 2
 @pytest.fixture
 def data(tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path) -> Path:
     """A folder with `prompts`, `latents` and a `student` (a teacher with other weights)."""
-    prompts.build(tiny_params, tiny_teacher, tmp_path / "prompts")
-    sampling.cache_teacher_latents(tiny_params, tiny_teacher, tmp_path / "prompts", tmp_path / "latents")
+    build_prompts(tiny_params, tiny_teacher, tmp_path / "prompts")
+    cache_latents(tiny_params, tiny_teacher, tmp_path / "prompts", tmp_path / "latents")
     family = get_family("sd3")
     transformer = family.load_transformer(tiny_teacher.folder())
     with torch.no_grad():
@@ -39,7 +40,7 @@ def data(tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path) -> 
 
 
 def draw(params: Params, teacher: TeacherManifest, data: Path, out: str = "samples") -> None:
-    sampling.draw_samples(params, teacher, data / "student", data / "prompts", data / "latents", data / out)
+    draw_samples(params, teacher, data / "student", data / "prompts", data / "latents", data / out)
 
 
 def load(folder: Path) -> Any:
@@ -109,7 +110,7 @@ def test_an_unguided_teacher_costs_one_evaluation_a_step(
     unguided = tiny_params.model_copy(
         update={"teacher": tiny_params.teacher.model_copy(update={"guidance_scale": 1.0})}
     )
-    sampling.cache_teacher_latents(unguided, tiny_teacher, data / "prompts", data / "plain")
+    cache_latents(unguided, tiny_teacher, data / "prompts", data / "plain")
     store = Store(data / "plain")
     assert store.metadata["evaluations"] == 4
     rows = store.all()
@@ -123,7 +124,7 @@ def test_training_pairs_are_of_training_prompts_and_of_noise_of_their_own(
     wanted = tiny_params.model_copy(
         update={"latents": tiny_params.latents.model_copy(update={"train_pairs": 7})}
     )
-    sampling.cache_training_pairs(wanted, tiny_teacher, data / "prompts", data / "pairs")
+    cache_pairs(wanted, tiny_teacher, data / "prompts", data / "pairs")
     store, train = Store(data / "pairs"), PromptSet(data / "prompts" / "train")
     rows = store.all()
     assert store.metadata["prompts_sha256"] == train.sha256
@@ -140,7 +141,7 @@ def test_without_training_pairs_there_is_an_empty_folder(
 ) -> None:
     (data / "pairs").mkdir()
     (data / "pairs" / "old").touch()
-    sampling.cache_training_pairs(tiny_params, tiny_teacher, data / "prompts", data / "pairs")
+    cache_pairs(tiny_params, tiny_teacher, data / "prompts", data / "pairs")
     assert list((data / "pairs").iterdir()) == []
 
 
@@ -166,9 +167,9 @@ def test_interrupted_latents_are_resumed(
     sample = Interrupting(monkeypatch, at=3)  # two batches of two are done
     again = data / "again"
     with pytest.raises(KeyboardInterrupt):
-        sampling.cache_teacher_latents(tiny_params, tiny_teacher, data / "prompts", again)
+        cache_latents(tiny_params, tiny_teacher, data / "prompts", again)
     assert not again.exists()
-    sampling.cache_teacher_latents(tiny_params, tiny_teacher, data / "prompts", again)
+    cache_latents(tiny_params, tiny_teacher, data / "prompts", again)
     assert sample.calls == 4, "only the last batch was left to draw"
     for name, tensor in Store(data / "latents").all().items():
         assert torch.equal(Store(again).all()[name], tensor)
@@ -278,11 +279,11 @@ def test_what_is_missing_or_stale_is_named_before_drawing(
 ) -> None:
     sample = Interrupting(monkeypatch)
     with pytest.raises(CdmError, match="absent: no student there"):
-        sampling.draw_samples(
+        draw_samples(
             tiny_params, tiny_teacher, data / "absent", data / "prompts", data / "latents", data / "samples"
         )
     with pytest.raises(StoreError, match="nolatents: no such folder"):
-        sampling.draw_samples(
+        draw_samples(
             tiny_params, tiny_teacher, data / "student", data / "prompts", data / "nolatents", data / "samples"
         )
     other = TeacherManifest(**{**vars(tiny_teacher), "files": {}})
@@ -292,11 +293,11 @@ def test_what_is_missing_or_stale_is_named_before_drawing(
     shard = data / "damaged" / "shard-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     with pytest.raises(StoreError, match="its hash differs"):
-        sampling.draw_samples(
+        draw_samples(
             tiny_params, tiny_teacher, data / "student", data / "prompts", data / "damaged", data / "samples"
         )
     fewer = tiny_params.model_copy(update={"prompts": tiny_params.prompts.model_copy(update={"eval_count": 2})})
-    prompts.build(fewer, tiny_teacher, data / "prompts")
+    build_prompts(fewer, tiny_teacher, data / "prompts")
     with pytest.raises(CdmError, match="latents: drawn for other prompts"):
         draw(tiny_params, tiny_teacher, data)
     assert sample.calls == 0
@@ -310,7 +311,7 @@ def test_half_precision_draws_nearly_the_same(
     half = tiny_params.model_copy(
         update={"latents": tiny_params.latents.model_copy(update={"precision": "bf16"})}
     )
-    sampling.cache_teacher_latents(half, tiny_teacher, data / "prompts", data / "latents")
+    cache_latents(half, tiny_teacher, data / "prompts", data / "latents")
     rounded = Store(data / "latents").all()
     assert torch.equal(rounded["noise"], exact["noise"])
     assert rounded["latents"].dtype == torch.float32

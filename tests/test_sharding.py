@@ -10,7 +10,6 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from cdm.data import prompts, sampling
 from cdm.models.manifest import describe
 from cdm.params import Params, load
 from cdm.training import checkpoint
@@ -18,6 +17,7 @@ from cdm.training.distiller import Distiller
 from cdm.training.inputs import Inputs
 from cdm.training.loop import distill
 from cdm.training.watch import Places
+from tests.inputs import build_prompts, cache_latents
 from tests.launching import in_two_processes, succeed_in_two_processes
 from tests.test_training import read_log
 from tests.write_params import write_params
@@ -48,9 +48,9 @@ class World:
         self.params: Params = load(folder / "params.yaml")
         self.manifest = describe("sd3", str(teacher), None)
         self.manifest.write(folder / "teacher.json")
-        prompts.build(self.params, self.manifest, folder / "prompts")
+        build_prompts(self.params, self.manifest, folder / "prompts")
         if watched:
-            sampling.cache_teacher_latents(self.params, self.manifest, folder / "prompts", folder / "latents")
+            cache_latents(self.params, self.manifest, folder / "prompts", folder / "latents")
 
     def alone(self, out: Path) -> None:
         inputs = Inputs.gather(self.params, self.manifest, self.folder / "prompts")

@@ -14,7 +14,6 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from cdm.data import prompts, sampling
 from cdm.errors import CdmError
 from cdm.models.manifest import TeacherManifest, describe
 from cdm.params import Params, load
@@ -23,6 +22,7 @@ from cdm.training.identity import fingerprint
 from cdm.training.inputs import Inputs
 from cdm.training.loop import distill
 from cdm.training.state import check_finite
+from tests.inputs import build_prompts, cache_pairs
 from tests.launching import Started, succeed_in_two_processes
 from tests.write_params import ITERATIONS, write_params
 
@@ -34,7 +34,7 @@ def world(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     params = write_params(folder, tiny_sd3)
     manifest = describe("sd3", str(tiny_sd3), None)
     manifest.write(folder / "teacher.json")
-    prompts.build(params, manifest, folder / "prompts")
+    build_prompts(params, manifest, folder / "prompts")
     return folder
 
 
@@ -218,7 +218,7 @@ def test_a_regression_learns_from_pairs_of_these_prompts_and_this_teacher(
     YAML().dump(values, tmp_path / "world" / "params.yaml")
     params = load(tmp_path / "world" / "params.yaml")
     teacher = TeacherManifest.read(world / "teacher.json")
-    sampling.cache_training_pairs(params, teacher, world / "prompts", pairs)
+    cache_pairs(params, teacher, world / "prompts", pairs)
     run(world, tmp_path, params)
     losses = [float(row["loss_regression"]) for row in read_log(tmp_path)]
     assert len(losses) == 24

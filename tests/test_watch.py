@@ -16,7 +16,6 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cdm.data import prompts, sampling
 from cdm.data.prompt_set import PromptSet
 from cdm.data.reference import Reference
 from cdm.errors import CdmError
@@ -31,6 +30,7 @@ from cdm.training.loop import distill
 from cdm.training.networks import FullNetworks
 from cdm.training.probe import QualityProbe, draw_student, exchange, exchanged, falls_due, latent_features
 from cdm.training.watch import Places, Stopwatch, TimedNetworks, Watch
+from tests.inputs import build_prompts, cache_latents
 from tests.launching import succeed_in_two_processes
 from tests.write_params import write_params
 
@@ -50,8 +50,8 @@ def world(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = describe("sd3", str(tiny_sd3), None)
     manifest.write(folder / "teacher.json")
     params = load(folder / "params.yaml")
-    prompts.build(params, manifest, folder / "prompts")
-    sampling.cache_teacher_latents(params, manifest, folder / "prompts", folder / "latents")
+    build_prompts(params, manifest, folder / "prompts")
+    cache_latents(params, manifest, folder / "prompts", folder / "latents")
     return folder
 
 

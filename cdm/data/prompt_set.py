@@ -11,7 +11,7 @@ import torch
 
 from cdm.data.store import MANIFEST, Store
 from cdm.errors import CdmError
-from cdm.params import Params
+from cdm.params import Prompts
 from cdm.system.device import DTYPES
 from cdm.system.files import digest_of
 
@@ -70,12 +70,14 @@ def as_float32(conditioning: Conditioning, device: torch.device | None) -> Condi
 class OnlinePrompts:
     """A `PromptSet` of texts only (`prompts.embed: online`), encoded when they are asked for."""
 
-    def __init__(self, texts: PromptSet, family: Family, source: Path, params: Params) -> None:
+    def __init__(
+        self, texts: PromptSet, family: Family, source: Path, settings: Prompts, *, offload: bool
+    ) -> None:
         self.texts, self.family = texts, family
-        self.length = params.prompts.max_sequence_length
-        self.offload = params.runtime.offload_encoders
+        self.length = settings.max_sequence_length
+        self.offload = offload
         self.pipeline = family.load_pipeline(
-            source, image=False, transformer=False, dtype=DTYPES[params.prompts.precision]
+            source, image=False, transformer=False, dtype=DTYPES[settings.precision]
         )
 
     def __len__(self) -> int:
@@ -89,7 +91,7 @@ class OnlinePrompts:
     def conditioning(self, indices: Sequence[int], device: torch.device | None = None) -> Conditioning:
         """The conditioning of the prompts `indices`, one row each, numbers as float32.
 
-        The encoders move to `device`, and with `runtime.offload_encoders` back again.
+        The encoders move to `device`, and with `offload` back again.
         """
         encoders = self.pipeline if device is None else self.pipeline.to(device)
         encoded = self.family.encode(encoders, [self.texts.texts[i] for i in indices], self.length)

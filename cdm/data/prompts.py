@@ -19,7 +19,7 @@ from cdm.data.store import ShardWriter, is_complete, open_staging, publish, shar
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, get_family
 from cdm.models.manifest import TeacherManifest
-from cdm.params import Params, Prompts
+from cdm.params import Prompts, Runtime
 from cdm.randomness import philox
 from cdm.system.device import DTYPES, choose_device
 from cdm.system.files import digest_of, write_json
@@ -222,36 +222,37 @@ def split_prompts(train: list[str], evaluation: list[str] | None, eval_count: in
     return Split(kept, evaluation[:eval_count], len(train) - len(kept))
 
 
-def read_split(params: Params) -> tuple[Split, PromptsReport]:
-    """The prompts of `params.prompts`, split, and the report on them. Raises CdmError."""
-    section = params.prompts
-    train, train_report = read_prompts(section.train, section.column)
-    evaluation, eval_report = read_prompts(section.eval, section.column) if section.eval else (None, None)
-    split = split_prompts(train, evaluation, section.eval_count, params.seed)
+def read_split(settings: Prompts, seed: int) -> tuple[Split, PromptsReport]:
+    """The prompts of the files that `settings` name, split, and the report on them. Raises CdmError."""
+    train, train_report = read_prompts(settings.train, settings.column)
+    evaluation, eval_report = read_prompts(settings.eval, settings.column) if settings.eval else (None, None)
+    split = split_prompts(train, evaluation, settings.eval_count, seed)
     report = PromptsReport(len(split.train), len(split.eval), train_report, eval_report, split.removed)
     return split, report
 
 
-def build(params: Params, teacher: TeacherManifest, out: Path) -> PromptsReport:
+def build(
+    settings: Prompts, teacher: TeacherManifest, out: Path, *, seed: int, runtime: Runtime
+) -> PromptsReport:
     """Write `out/train`, `out/eval` and `out/empty` (each a `PromptSet`) and `out/report.json`.
 
     Training prompts are encoded only where `prompts.embed` is cached. An interrupted run is resumed. Raises
     CdmError for files or splits that cannot be used, or where the disk is too small, before anything is encoded.
     """
-    split, report = read_split(params)
+    split, report = read_split(settings, seed)
     family, source = get_family(teacher.family), teacher.folder()
     code = code_digest("prompts", teacher.family)
-    staging = open_staging(out, f"train/{TEXTS}", digest_of([code, params.prompts.embed]))
-    encoder = _Encoder(params, teacher, family, source)
-    encoded = ["", *split.eval, *(split.train if params.prompts.embed == "cached" else [])]
+    staging = open_staging(out, f"train/{TEXTS}", digest_of([code, settings.embed]))
+    encoder = _Encoder(settings, teacher, family, source, runtime)
+    encoded = ["", *split.eval, *(split.train if settings.embed == "cached" else [])]
     check_disk(staging, len(encoded), encoder.row_bytes)
     over_long, limit = count_over_long(
-        encoder.pipeline, [*split.eval, *split.train], params.prompts.max_sequence_length
+        encoder.pipeline, [*split.eval, *split.train], settings.max_sequence_length
     )
     report = replace(report, over_long=over_long, token_limit=limit)
     encoder.write([""], staging / "empty", "empty prompt")
     encoder.write(split.eval, staging / "eval", "evaluation prompts")
-    if params.prompts.embed == "cached":
+    if settings.embed == "cached":
         encoder.write(split.train, staging / "train", "training prompts")
     else:
         (staging / "train").mkdir(exist_ok=True)
@@ -261,27 +262,28 @@ def build(params: Params, teacher: TeacherManifest, out: Path) -> PromptsReport:
     return report
 
 
-def build_missing(params: Params, teacher: TeacherManifest, out: Path) -> None:
-    """`build`, unless `out` holds these very prompts of this teacher, encoded as `params` say. Raises CdmError."""
-    split, _ = read_split(params)
-    section = params.prompts
-    metadata = encoding_metadata(section, teacher)
+def build_missing(
+    settings: Prompts, teacher: TeacherManifest, out: Path, *, seed: int, runtime: Runtime
+) -> None:
+    """`build`, unless `out` holds these very prompts of this teacher, encoded as `settings` say. Raises CdmError."""
+    split, _ = read_split(settings, seed)
+    metadata = encoding_metadata(settings, teacher)
     encoded = {"empty": [""], "eval": split.eval, "train": split.train}
-    if section.embed == "online":
+    if settings.embed == "online":
         del encoded["train"]
     if not all(
         is_complete(out / name, {**metadata, "prompts_sha256": digest_of(texts)})
         for name, texts in encoded.items()
     ):
-        build(params, teacher, out)
+        build(settings, teacher, out, seed=seed, runtime=runtime)
 
 
-def encoding_metadata(section: Prompts, teacher: TeacherManifest) -> dict[str, Any]:
+def encoding_metadata(settings: Prompts, teacher: TeacherManifest) -> dict[str, Any]:
     """Everything that determines the embeddings of given texts; stored with them."""
     return {
         "teacher": teacher.digest,
-        "max_sequence_length": section.max_sequence_length,
-        "precision": section.precision,
+        "max_sequence_length": settings.max_sequence_length,
+        "precision": settings.precision,
     }
 
 
@@ -325,14 +327,16 @@ def count_over_long(pipeline: Any, texts: Sequence[str], max_sequence_length: in
 class _Encoder:
     """Encodes lists of prompts into stores; the pipeline is loaded once."""
 
-    def __init__(self, params: Params, teacher: TeacherManifest, family: Family, source: Path) -> None:
+    def __init__(
+        self, settings: Prompts, teacher: TeacherManifest, family: Family, source: Path, runtime: Runtime
+    ) -> None:
         self.family = family
-        self.length = params.prompts.max_sequence_length
-        self.batch_size = params.runtime.batch_size
-        precision = params.prompts.precision
-        self.metadata = encoding_metadata(params.prompts, teacher)
+        self.length = settings.max_sequence_length
+        self.batch_size = runtime.batch_size
+        precision = settings.precision
+        self.metadata = encoding_metadata(settings, teacher)
         pipeline = family.load_pipeline(source, image=False, transformer=False, dtype=DTYPES[precision])
-        self.pipeline = pipeline.to(choose_device(params.runtime.device))
+        self.pipeline = pipeline.to(choose_device(runtime.device))
         self.row_bytes = sum(tensor.nbytes for tensor in self.encode([""]).values())
 
     def encode(self, texts: list[str]) -> Conditioning:

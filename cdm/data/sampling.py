@@ -22,7 +22,7 @@ from cdm.families import Conditioning, Family, get_family
 from cdm.flow import inference_sigmas
 from cdm.models.manifest import TeacherManifest, file_hashes
 from cdm.models.student import Model, find_student
-from cdm.params import Params
+from cdm.params import Latents, Runtime, Sample
 from cdm.randomness import Draws, prompt_indices, sample_noise
 from cdm.system.device import DTYPES
 from cdm.system.files import digest_of
@@ -164,42 +164,84 @@ class Table:
         processes.wait()
 
 
-def cache_teacher_latents(params: Params, teacher: TeacherManifest, prompts: Path, out: Path) -> None:
+def cache_teacher_latents(
+    settings: Latents,
+    teacher: TeacherManifest,
+    prompts: Path,
+    out: Path,
+    *,
+    seed: int,
+    guidance_scale: float,
+    runtime: Runtime,
+) -> None:
     """Write the store `out` of the teacher's full-length samples of the evaluation prompts.
 
     Its tensors: `noise` and `latents` (float32, (samples, *latent_shape)) and `prompt` (int64): sample k belongs
     to prompt `k // per_prompt` and starts from `sample_noise(seed, [k], latent_shape)`. An interrupted run is
     resumed.
     """
-    per_prompt = params.latents.per_prompt
+    per_prompt = settings.per_prompt
 
     def noise(samples: range) -> Tensor:
-        return sample_noise(params.seed, samples, teacher.latent_shape)
+        return sample_noise(seed, samples, teacher.latent_shape)
 
     prompt_of_sample = [k // per_prompt for k in range(len(PromptSet(prompts / "eval")) * per_prompt)]
-    _cache(params, teacher, prompts, out, "eval", prompt_of_sample, noise, {"per_prompt": per_prompt})
+    _cache(
+        settings,
+        teacher,
+        prompts,
+        out,
+        "eval",
+        prompt_of_sample,
+        noise,
+        {"per_prompt": per_prompt},
+        seed=seed,
+        guidance_scale=guidance_scale,
+        runtime=runtime,
+    )
 
 
-def cache_training_pairs(params: Params, teacher: TeacherManifest, prompts: Path, out: Path) -> None:
+def cache_training_pairs(
+    settings: Latents,
+    teacher: TeacherManifest,
+    prompts: Path,
+    out: Path,
+    *,
+    seed: int,
+    guidance_scale: float,
+    runtime: Runtime,
+) -> None:
     """Write the store `out` of `latents.train_pairs` teacher's samples of training prompts, which are shuffled.
 
     Tensors as in `cache_teacher_latents`, with other noise. Where there are none, `out` is an empty folder.
     """
-    count = params.latents.train_pairs
+    count = settings.train_pairs
     if not count:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True, exist_ok=True)
         return
 
     def noise(samples: range) -> Tensor:
-        return Draws(params.seed, 0, samples).normal("pairs", teacher.latent_shape)
+        return Draws(seed, 0, samples).normal("pairs", teacher.latent_shape)
 
-    prompt_of_sample = prompt_indices(params.seed, range(count), len(PromptSet(prompts / "train")))
-    _cache(params, teacher, prompts, out, "train", prompt_of_sample, noise, {})
+    prompt_of_sample = prompt_indices(seed, range(count), len(PromptSet(prompts / "train")))
+    _cache(
+        settings,
+        teacher,
+        prompts,
+        out,
+        "train",
+        prompt_of_sample,
+        noise,
+        {},
+        seed=seed,
+        guidance_scale=guidance_scale,
+        runtime=runtime,
+    )
 
 
 def _cache(
-    params: Params,
+    settings: Latents,
     teacher: TeacherManifest,
     prompts: Path,
     out: Path,
@@ -207,21 +249,24 @@ def _cache(
     prompt_of_sample: Sequence[int],
     noise: Callable[[range], Tensor],
     metadata: dict[str, Any],
+    *,
+    seed: int,
+    guidance_scale: float,
+    runtime: Runtime,
 ) -> None:
     """A store of the teacher's samples: of prompt `prompt_of_sample[k]` of the set `subset`, from row k of `noise`."""
-    section, family = params.latents, get_family(teacher.family)
-    guidance_scale = params.teacher.guidance_scale
+    family = get_family(teacher.family)
     metadata = {
-        "steps": section.steps,
-        "evaluations": evaluations(section.steps, guidance_scale),
+        "steps": settings.steps,
+        "evaluations": evaluations(settings.steps, guidance_scale),
         "guidance_scale": guidance_scale,
         **metadata,
-        "precision": section.precision,
+        "precision": settings.precision,
         "prompts_sha256": PromptSet(prompts / subset).sha256,
-        "seed": params.seed,
+        "seed": seed,
         "teacher": teacher.digest,
     }
-    processes = Processes.join(params.runtime.device)
+    processes = Processes.join(runtime.device)
 
     @cache  # loaded when the first batch is drawn: after the folder has been looked at, if there is any batch
     def sampler() -> Sampler:
@@ -231,23 +276,30 @@ def _cache(
             model,
             prompts,
             guidance_scale=guidance_scale,
-            precision=section.precision,
+            precision=settings.precision,
             image=False,
             subset=subset,
         )
 
     def draw(samples: range) -> Rows:
         start, prompt = noise(samples), [prompt_of_sample[k] for k in samples]
-        latents = sampler().draw(start, prompt, section.steps)
+        latents = sampler().draw(start, prompt, settings.steps)
         return {"noise": start, "latents": latents, "prompt": torch.tensor(prompt)}
 
     rows_per_shard = shard_rows(2 * FLOAT_BYTES * torch.Size(teacher.latent_shape).numel())
     table = Table(out, len(prompt_of_sample), rows_per_shard, metadata, code_digest("latents", family.name))
-    table.fill(processes, draw, params.runtime.batch_size, out.name)
+    table.fill(processes, draw, runtime.batch_size, out.name)
 
 
 def draw_samples(
-    params: Params, teacher: TeacherManifest, student: Path, prompts: Path, latents: Path, out: Path
+    settings: Sample,
+    teacher: TeacherManifest,
+    student: Path,
+    prompts: Path,
+    latents: Path,
+    out: Path,
+    *,
+    runtime: Runtime,
 ) -> None:
     """Write the sample sets that are compared: `out/student/steps{N}`, `out/teacher/steps{N}`, `out/pictures`.
 
@@ -260,23 +312,23 @@ def draw_samples(
     learnt = find_student(student, teacher)
     full, guidance_scale = cache.metadata["steps"], cache.metadata["guidance_scale"]
     contestants = (
-        Contestant("student", learnt, digest_of(file_hashes(student)), 1.0, {*params.sample.steps}),
+        Contestant("student", learnt, digest_of(file_hashes(student)), 1.0, {*settings.steps}),
         Contestant(
             "teacher",
             Model(family, teacher.folder()),
             teacher.digest,
             guidance_scale,
-            {*params.sample.teacher_steps, full},
+            {*settings.teacher_steps, full},
         ),
     )
-    processes = Processes.join(params.runtime.device)
+    processes = Processes.join(runtime.device)
     staging = out
     if processes.is_main:
         staging = open_staging(
-            out, "student", digest_of([code_digest("sample", family.name), params.sample.model_dump()])
+            out, "student", digest_of([code_digest("sample", family.name), settings.model_dump()])
         )
     for contestant in contestants:
-        _write_sets(params, processes, contestant, cache, prompts, staging)
+        _write_sets(contestant, processes, cache, prompts, staging, settings.pictures, runtime.batch_size)
     if processes.is_main:
         publish(out)
     processes.wait()
@@ -294,7 +346,13 @@ class Contestant:
 
 
 def _write_sets(
-    params: Params, processes: Processes, contestant: Contestant, cache: Store, prompts: Path, staging: Path
+    contestant: Contestant,
+    processes: Processes,
+    cache: Store,
+    prompts: Path,
+    staging: Path,
+    pictures: int,
+    batch_size: int,
 ) -> None:
     """All sample sets of a model, with their pictures. The guided full-length set is the cache's own."""
     scale, name = contestant.guidance_scale, contestant.name
@@ -309,19 +367,20 @@ def _write_sets(
     for steps in sorted(contestant.steps):
         drawn = name == "teacher" and steps == cache.metadata["steps"]
         folder = staging / name / f"steps{steps}"
-        _write_set(params, processes, sampler, cache, folder, steps, contestant.digest, drawn=drawn)
+        _write_set(sampler, processes, cache, folder, steps, contestant.digest, batch_size, drawn=drawn)
         if processes.is_main:
-            _write_pictures(params, sampler, Store(folder), staging / "pictures", f"{name}-steps{steps}")
+            texts, title = sampler.prompts.texts, f"{name}-steps{steps}"
+            _write_pictures(Store(folder), texts, pictures, staging / "pictures", title)
 
 
 def _write_set(
-    params: Params,
-    processes: Processes,
     sampler: Sampler,
+    processes: Processes,
     cache: Store,
     folder: Path,
     steps: int,
     digest: str,
+    batch_size: int,
     *,
     drawn: bool,
 ) -> None:
@@ -345,7 +404,7 @@ def _write_set(
         return {"latents": latents, "images": sampler.decode(latents)}
 
     table = Table(folder, len(cache), _rows_per_shard(cache), metadata)
-    table.fill(processes, draw, params.runtime.batch_size, "/".join(folder.parts[-2:]))
+    table.fill(processes, draw, batch_size, "/".join(folder.parts[-2:]))
 
 
 def _rows_per_shard(cache: Store) -> int:
@@ -353,10 +412,9 @@ def _rows_per_shard(cache: Store) -> int:
     return shard_rows(sum(tensor.nbytes for tensor in cache.rows([0]).values()))
 
 
-def _write_pictures(params: Params, sampler: Sampler, store: Store, folder: Path, name: str) -> None:
-    """The first sample of each of `sample.pictures` prompts, spread over the list, as a PNG of its own."""
-    texts = sampler.prompts.texts
-    for prompt in spread(len(texts), params.sample.pictures):
+def _write_pictures(store: Store, texts: Sequence[str], count: int, folder: Path, name: str) -> None:
+    """The first sample of each of `count` prompts, spread over the list `texts`, as a PNG of its own."""
+    for prompt in spread(len(texts), count):
         image = store.rows([prompt * store.metadata["per_prompt"]])["images"][0]
         steps, seed = store.metadata["steps"], store.metadata["seed"]
         write_png(folder / f"{prompt:03d}-{name}.png", image, prompt=texts[prompt], steps=steps, seed=seed)

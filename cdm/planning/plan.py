@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cdm.errors import CdmError
-from cdm.params import Distill, Params, Schedule
+from cdm.params import Distill, Params, Prompts, Schedule
 from cdm.planning.architecture import ENCODED, FLOAT32, Architecture
 from cdm.planning.forwards import forwards_of_round
 from cdm.planning.memory import Memory, MemoryPlanner, Sharding, Sizes, as_learner, both_optimisers_bytes
@@ -173,15 +173,15 @@ def plan_disk(
     )
 
 
-def stored_prompts(params: Params) -> int | None:
+def stored_prompts(settings: Prompts, seed: int) -> int | None:
     """Number of prompts whose embeddings the stage `prompts` stores; None if the lists cannot be read."""
     from cdm.data.prompts import read_split
 
     try:
-        split, _ = read_split(params)
+        split, _ = read_split(settings, seed)
     except CdmError:
         return None
-    return 1 + len(split.eval) + (len(split.train) if params.prompts.embed == "cached" else 0)
+    return 1 + len(split.eval) + (len(split.train) if settings.embed == "cached" else 0)
 
 
 def flops(architecture: Architecture, *, checkpointing: bool = False) -> tuple[int, int]:

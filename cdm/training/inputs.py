@@ -58,7 +58,8 @@ class Inputs:
         source, family = teacher.folder(), get_family(teacher.family)
         texts, empty = PromptSet(prompts / "train"), PromptSet(prompts / "empty")
         online = params.prompts.embed == "online"
-        train = OnlinePrompts(texts, family, source, params) if online else texts
+        offload = params.runtime.offload_encoders
+        train = OnlinePrompts(texts, family, source, params.prompts, offload=offload) if online else texts
         digests = [teacher.digest, train.sha256]
         reference = None
         if params.distill.probe.reference == "latents":

@@ -53,11 +53,19 @@ class Distillation:
         self.params, self.folder = params, Path(folder)
         named = params.teacher
         teacher = describe(named.family, named.source, named.revision, named.resolution)
-        prompts.build_missing(params, teacher, self.folder / "prompts")
-        pairs = self.folder / "pairs"
+        encoded, seed, runtime = self.folder / "prompts", params.seed, params.runtime
+        prompts.build_missing(params.prompts, teacher, encoded, seed=seed, runtime=runtime)
         if params.latents.train_pairs:
-            cache_training_pairs(params, teacher, self.folder / "prompts", pairs)
-        self.inputs = Inputs.gather(params, teacher, self.folder / "prompts")
+            cache_training_pairs(
+                params.latents,
+                teacher,
+                encoded,
+                self.folder / "pairs",
+                seed=seed,
+                guidance_scale=named.guidance_scale,
+                runtime=runtime,
+            )
+        self.inputs = Inputs.gather(params, teacher, encoded)
         self.accelerator = Accelerator(cpu=choose_device(params.runtime.device).type == "cpu")
         self.state, self.distiller = prepare(params, self.inputs, self.accelerator)
         self._checkpoints = self.folder / "checkpoints" / fingerprint(params, self.inputs)
