@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from cdm.errors import CdmError
 
 if TYPE_CHECKING:
-    from cdm.families.base import Conditioning, Family
+    from cdm.families.base import Family
+    from cdm.families.common import Conditioning
 
 __all__ = ["Conditioning", "Family", "family_names", "family_of_pipeline", "get_family"]
 

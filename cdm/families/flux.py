@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cdm.families.base import Conditioning, Family, Published
+from cdm.families.base import Family, Published
 from cdm.families.common import (
     ATTENTION,
     CLIP_L,
@@ -25,6 +25,7 @@ from cdm.families.common import (
     T5_XXL,
     TEXT_ATTENTION,
     TOKENS,
+    Conditioning,
     grid_positions,
     pack,
     unpack,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cdm.families.base import Conditioning, Family, Published
+from cdm.families.base import Family, Published
 from cdm.families.common import (
     ATTENTION,
     DYNAMIC_SHIFT,
@@ -21,6 +21,7 @@ from cdm.families.common import (
     QWEN2_5_VL_7B,
     TEXT_ATTENTION,
     TOKENS,
+    Conditioning,
     grid_positions,
     pack,
     unpack,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cdm.families.base import Conditioning, Family, Published
+from cdm.families.base import Family, Published
 from cdm.families.common import (
     ATTENTION,
     DYNAMIC_SHIFT,
@@ -20,6 +20,7 @@ from cdm.families.common import (
     QWEN2_5_VL_7B,
     TEXT_ATTENTION,
     TOKENS,
+    Conditioning,
     pack,
     pad_tokens,
     to_unit_range,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cdm.errors import CdmError
-from cdm.families.base import Conditioning, Family, Published, expand_to_batch
-from cdm.families.common import ATTENTION, KL_AUTOENCODER, POOLED, T5_XXL, TEXT_ATTENTION, TOKENS
+from cdm.families.base import Family, Published, expand_to_batch
+from cdm.families.common import ATTENTION, KL_AUTOENCODER, POOLED, T5_XXL, TEXT_ATTENTION, TOKENS, Conditioning
 from cdm.families.configs import AUTOENCODER, INDEX, SCHEDULER, TRANSFORMER, Configs, read_config
 
 TOKENIZER = "tokenizer/tokenizer_config.json"

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cdm.families.base import Conditioning, Family, Published
-from cdm.families.common import ATTENTION, KL_AUTOENCODER, MASK, TOKENS, pad_tokens
+from cdm.families.base import Family, Published
+from cdm.families.common import ATTENTION, KL_AUTOENCODER, MASK, TOKENS, Conditioning, pad_tokens
 from cdm.families.configs import AUTOENCODER, SCHEDULER, TRANSFORMER, Configs, read_config
 
 QWEN3_4B = 4_022_468_096

@@ -15,7 +15,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from cdm.families.base import Conditioning, Family, PromptEmbedding
+from cdm.families.base import Family, PromptEmbedding
+from cdm.families.common import Conditioning
 from cdm.params import Lora
 from cdm.randomness import philox
 
