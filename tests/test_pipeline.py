@@ -180,6 +180,7 @@ def test_a_probe_makes_the_latents_an_input_of_the_training(repository: Reposito
     assert repository.stages_run("repro") == ["teacher"]
 
 
+@pytest.mark.slow
 def test_experiments_rerun_what_they_change(repository: Repository) -> None:
     repository.run("git", "add", ".")
     repository.run("git", "commit", "--quiet", "--message", "results")
