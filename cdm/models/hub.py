@@ -43,8 +43,11 @@ def resolved_revision(folder: Path) -> str | None:
     return folder.name if in_cache else None
 
 
-def downloaded(source: str, revision: str) -> Path | None:
-    """The folder of the hub's cache that holds `source` at the commit `revision`, whole or not; asks no network."""
+def downloaded(source: str, revision: str | None) -> Path | None:
+    """The folder of the hub's cache that holds `source`, whole or not; asks no network.
+
+    `revision` is a branch, tag or commit; None is the main branch.
+    """
     from huggingface_hub import errors, snapshot_download
 
     try:

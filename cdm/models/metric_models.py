@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdm.errors import CdmError
 from cdm.measures import MODELS, chosen, load
-from cdm.models.hub import is_hub_id, resolved_revision
+from cdm.models.hub import downloaded, is_hub_id, resolved_revision
 from cdm.params import Evaluate, MetricModels
 
 if TYPE_CHECKING:
@@ -27,13 +27,7 @@ def local_model(source: str) -> Path | None:
     name, _, revision = source.partition("@")
     if path.exists() or not is_hub_id(name):
         return path if path.exists() else None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision or None, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
+    return downloaded(name, revision or None)
 
 
 def load_model(key: str, models: MetricModels, device: torch.device) -> Any:
