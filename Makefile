@@ -43,7 +43,7 @@ repro: $(VENV)/installed ## Install what is missing, run the pipeline (dvc repro
 		'Table          metrics/quality.json (dvc metrics show, dvc exp show)' \
 		'Report         report/index.html (one file, readable offline)' \
 		'Student        models/student (a diffusers folder)' \
-		'To go on       source .venv/bin/activate, then: dvc exp run -S schedule.max_len=8'
+		'To go on       source .venv/bin/activate, then: dvc exp run -S schedule.max_len=6'
 
 table: $(VENV)/installed ## Compare experiments: what was changed, and the main figures
 	@dvc exp show --only-changed --md --drop '$(MINOR)'

@@ -4,7 +4,7 @@ The library behind the pipeline, usable without it:
 
     import cdm
 
-    params = cdm.load_params("params.yaml", {"schedule.max_len": 8})
+    params = cdm.load_params("params.yaml", {"schedule.max_len": 6})
     training = cdm.Distillation(params, "runs/first")
     for figures in training:
         print(training.iteration, figures["loss_fake"])
