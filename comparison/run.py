@@ -68,6 +68,7 @@ def trained(params: Params, teacher: TeacherManifest, prompts: Path, folder: Pat
     marker.unlink(missing_ok=True)
     distill(params, inputs, checkpoints=folder / "checkpoints", student=student, log=folder / "log.csv")
     marker.write_text(name)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return student
 
 

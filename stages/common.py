@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,10 +18,16 @@ from cdm.params import Params, load
 from cdm.preflight import check_paths
 from cdm.system import host
 
+if TYPE_CHECKING:
+    from cdm.models.student import Origin
+
 PARAMS = Path("params.yaml")
 REPOSITORY = Path(os.environ.get("DVC_ROOT", "."))
 """The repository that DVC was started in, also where it runs an experiment in a copy of it."""
 CHECKPOINTS = REPOSITORY / "checkpoints"
+
+STARTED_BY_DVC = "DVC_STAGE"
+"""Variable of the environment in which DVC names the stage that it runs."""
 
 TeacherFile = Annotated[Path, typer.Option(help="What the stage `teacher` writes.")]
 PromptsFolder = Annotated[Path, typer.Option(help="What the stage `prompts` wrote.")]
@@ -49,6 +55,20 @@ def stage(*keys: str) -> Iterator[Params]:
             f"{PARAMS}: {', '.join(changed)} changed while the stage ran, so its results belong to the old values:"
             " run it again"
         )
+
+
+def give_back_checkpoints(origin: Origin | None) -> None:
+    """Deletes the checkpoints of the training that made a student, once it cannot be lost any more.
+
+    They stay when a training is done: DVC has yet to copy the student into its cache, which takes minutes for a large
+    one and fails on a full disk. When DVC starts a stage that reads the student, it has done so. A stage that was
+    started by hand cannot know, and deletes nothing.
+    """
+    from cdm.training import checkpoint
+
+    first = os.environ.get("RANK", "0") == "0"
+    if origin is not None and origin.training and first and STARTED_BY_DVC in os.environ:
+        checkpoint.give_back(CHECKPOINTS / origin.training, origin.params["distill"]["iterations"])
 
 
 def _values(params: Params, keys: tuple[str, ...]) -> dict[str, Any]:

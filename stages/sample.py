@@ -9,9 +9,19 @@ import typer
 
 from cdm.data.sampling import draw_samples
 from cdm.models.manifest import TeacherManifest
+from cdm.models.student import find_student
 from cdm.params import load
 from cdm.system.launcher import launch
-from stages.common import PARAMS, LatentsFolder, PromptsFolder, StudentFolder, TeacherFile, run, stage
+from stages.common import (
+    PARAMS,
+    LatentsFolder,
+    PromptsFolder,
+    StudentFolder,
+    TeacherFile,
+    give_back_checkpoints,
+    run,
+    stage,
+)
 
 
 def main(
@@ -25,6 +35,7 @@ def main(
     launch("stages.sample", load(PARAMS).runtime.accelerate_config)
     with stage("sample") as params:
         manifest = TeacherManifest.read(teacher)
+        give_back_checkpoints(find_student(student, manifest).origin)
         draw_samples(params.sample, manifest, student, prompts, latents, out, runtime=params.runtime)
 
 

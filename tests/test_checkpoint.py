@@ -93,3 +93,30 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path):
     first.join()
     with checkpoint.locked(tmp_path):
         pass
+
+
+def test_what_is_not_done_or_still_runs_is_not_given_back(tmp_path: Path, caplog):
+    folder = tmp_path / "distill-0"
+    checkpoint.give_back(folder, 4)  # there is none
+    checkpoint.save(folder, make(2))
+    checkpoint.give_back(folder, 4)
+    assert checkpoint.load_newest(folder) is not None
+    checkpoint.save(folder, make(4))
+    with checkpoint.locked(folder), caplog.at_level(logging.WARNING):
+        checkpoint.give_back(folder, 4)
+    assert "already running" in caplog.text
+    assert checkpoint.load_newest(folder) is not None
+    checkpoint.give_back(folder, 4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_has_left_of_a_removal_is_cleared_by_the_next_training(tmp_path: Path, monkeypatch):
+    folder = tmp_path / "distill-0"
+    checkpoint.save(folder, make(4))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", lambda *args, **options: None)
+        checkpoint.remove(folder)
+    assert not folder.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    with checkpoint.locked(tmp_path / "distill-1"):
+        assert [path.name for path in tmp_path.iterdir()] == ["distill-1"]

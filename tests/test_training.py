@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -16,12 +17,15 @@ from safetensors.torch import load_file
 
 from cdm.errors import CdmError
 from cdm.models.manifest import TeacherManifest, describe
+from cdm.models.student import Origin
 from cdm.params import Params, load
 from cdm.training.distiller import Distiller
 from cdm.training.identity import fingerprint
 from cdm.training.inputs import Inputs
 from cdm.training.loop import distill
 from cdm.training.state import check_finite
+from cdm.training.watch import Places
+from stages import common
 from tests.inputs import build_prompts, cache_pairs
 from tests.launching import Started, succeed_in_two_processes
 from tests.write_params import ITERATIONS, write_params
@@ -76,7 +80,7 @@ def assert_same(out: Path, expected: Path) -> None:
     assert (out / "log.csv").read_bytes() == (expected / "log.csv").read_bytes()
 
 
-def test_student_loads_differs_from_the_teacher_and_leaves_no_checkpoint(uninterrupted: Path, tiny_sd3: Path):
+def test_student_loads_and_differs_from_the_teacher(uninterrupted: Path, tiny_sd3: Path):
     from diffusers import StableDiffusion3Pipeline
 
     pipeline = StableDiffusion3Pipeline.from_pretrained(
@@ -87,7 +91,59 @@ def test_student_loads_differs_from_the_teacher_and_leaves_no_checkpoint(uninter
     student = weights(uninterrupted)
     assert student.keys() == teacher.keys()
     assert any((student[name] - teacher[name]).abs().max() > 1e-4 for name in teacher)
-    assert list((uninterrupted / "ck").iterdir()) == []
+
+
+def test_a_finished_student_that_was_lost_is_written_again_without_training(
+    world: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As after a kill, or a full disk, while DVC copies the student into its cache: it deletes outs before a stage."""
+
+    def refuse(self: Distiller, iteration: int) -> dict[str, float]:
+        raise AssertionError(f"it trains again, at iteration {iteration}")
+
+    places = Places(tmp_path / "pictures", tmp_path / "timing.json", tmp_path / "trackers")
+    params = load(world / "params.yaml")
+    params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"pictures_every": 8})})
+
+    def train() -> dict[str, bytes]:
+        distill(
+            params,
+            gather(world, params),
+            checkpoints=tmp_path / "ck",
+            student=tmp_path / "student",
+            log=tmp_path / "log.csv",
+            places=places,
+        )
+        files = [*(tmp_path / "student").rglob("*"), *places.pictures.iterdir(), tmp_path / "log.csv"]
+        return {str(path): path.read_bytes() for path in files if path.is_file()}
+
+    first = train()
+    assert sum(name.endswith(".png") for name in first) > 1
+    for lost in (tmp_path / "student", places.pictures):
+        shutil.rmtree(lost)
+    (tmp_path / "log.csv").unlink()
+    monkeypatch.setattr(Distiller, "round", refuse)
+    assert train() == first
+    assert_same(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("started_by_dvc", [True, False])
+def test_checkpoints_go_when_dvc_has_the_student(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started_by_dvc: bool
+):
+    shutil.copytree(uninterrupted / "ck", tmp_path / "ck")
+    (folder,) = (tmp_path / "ck").iterdir()
+    origin = Origin.read((uninterrupted / "student/student.json").read_text(), uninterrupted)
+    assert origin.training == folder.name
+    monkeypatch.setattr(common, "CHECKPOINTS", tmp_path / "ck")
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    if started_by_dvc:
+        monkeypatch.setenv("DVC_STAGE", "sample")
+    common.give_back_checkpoints(None)
+    common.give_back_checkpoints(origin)
+    assert folder.exists() != started_by_dvc
+    assert [path.name for path in (tmp_path / "ck").iterdir()] == ([] if started_by_dvc else [folder.name])
+    common.give_back_checkpoints(origin)  # nothing is there any more, or it is left again
 
 
 def test_log_has_a_row_a_round_with_blanks_where_the_student_rests(uninterrupted: Path):

@@ -47,14 +47,17 @@ class Origin:
     """Of a sample that it was trained on; empty where it is not known."""
     params: dict[str, Any] = field(default_factory=dict)
     """The parameters of the distillation, by section."""
+    training: str = ""
+    """Name of the training, which is that of the folder of its checkpoints; empty where it is not known."""
 
     @classmethod
-    def from_training(cls, teacher: TeacherManifest, params: Params | None = None) -> Origin:
-        """The record of a student of `teacher`."""
+    def from_training(
+        cls, teacher: TeacherManifest, params: Params | None = None, training: str = ""
+    ) -> Origin:
+        """The record of a student of `teacher`, made by the training of that name."""
         values = params.model_dump(mode="json", include=SHAPING) if params else {}
-        return cls(
-            teacher.family, teacher.source, teacher.revision, teacher.digest, list(teacher.latent_shape), values
-        )
+        shape = list(teacher.latent_shape)
+        return cls(teacher.family, teacher.source, teacher.revision, teacher.digest, shape, values, training)
 
     @classmethod
     def read(cls, text: str, where: Path) -> Origin:

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 KEPT = 2
 HASHES, STATE = "hashes.json", "state.json"
+REMOVED = ".removed"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def locked(folder: Path, holds: bool = True) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".*{REMOVED}"):
+        shutil.rmtree(left, ignore_errors=True)
     with (folder / "lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,8 +96,25 @@ def load_newest(folder: Path) -> Checkpoint | None:
 
 
 def remove(folder: Path) -> None:
-    """Deletes the folder of an experiment that is done."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Deletes the folder of an experiment that is done; renames it first, so that a kill leaves all of it or none."""
+    gone = folder.with_name(f".{folder.name}{REMOVED}")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def give_back(folder: Path, iterations: int) -> None:
+    """Deletes the checkpoints of a training that has done all its `iterations`, and no others.
+
+    To be called when its student is safe elsewhere: until then they are what a lost student is written from again.
+    """
+    if max(_steps(folder), default=-1) < iterations:
+        return
+    try:
+        with locked(folder):
+            remove(folder)
+    except (CdmError, OSError) as error:
+        log.warning("%s is left there: %s", folder, error)
 
 
 def _damage(path: Path) -> str | None:

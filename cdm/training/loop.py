@@ -30,8 +30,9 @@ def distill(
     """Distils the student of `params` into the folder `student` and its log, a row a round, into `log`.
 
     `places` are the paths of pictures, times and tracker files; without them none is written. Takes up the
-    newest checkpoint of the same experiment under `checkpoints`, and removes them when done. After SIGINT or
-    SIGTERM it saves and exits with 128 + signal. Raises CdmError if the experiment is running already, the
+    newest checkpoint of the same experiment under `checkpoints`. The last one stays there when it is done, so that the
+    student can be written again in no time if it is lost (`checkpoint.give_back` deletes it). After SIGINT or SIGTERM
+    it saves and exits with 128 + signal. Raises CdmError if the experiment is running already, the
     batch does not divide over the processes, or a loss is no longer finite.
     """
     name = f"distill-{fingerprint(params, inputs)}"
@@ -55,8 +56,7 @@ def distill(
         average = sharding.gather(state.average, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
             write_log(state.rows, log)
-            save_student(state.networks, average, inputs, params, student)
-            checkpoint.remove(folder)
+            save_student(state.networks, average, inputs, params, student, name)
         accelerator.wait_for_everyone()
 
 
@@ -70,7 +70,8 @@ def train(
     probe: QualityProbe | None,
     watch: Watch,
 ) -> None:
-    """Runs rounds until the last iteration. On a request to stop it saves a checkpoint and raises SystemExit."""
+    """Runs rounds until the last iteration, and saves a checkpoint there. On a request to stop it saves one and raises
+    SystemExit."""
     distill, between = params.distill, params.runtime.checkpoint_every
     iterations = distill.iterations
     rounds: Iterable[int] = range(state.iteration, iterations, distill.student_every)
@@ -85,13 +86,13 @@ def train(
         watch.after_round(state.rows, state.student.parameters, state.average)
         # A signal that any process has received: all save the same step.
         wanted = largest(stop.signal, accelerator)
-        due = wanted or state.iteration // between > iteration // between
-        if due and state.iteration < iterations:
+        done = state.iteration >= iterations
+        if done or wanted or state.iteration // between > iteration // between:
             saved = state.checkpoint(keep=accelerator.is_main_process)
             if accelerator.is_main_process:
                 checkpoint.save(folder, saved)
             accelerator.wait_for_everyone()
-            if wanted:
+            if wanted and not done:
                 accelerator.print(f"stopped and saved at iteration {state.iteration}: the same command resumes")
                 raise SystemExit(128 + wanted)
 

@@ -110,8 +110,11 @@ class Gallery:
             self.pipeline = pipeline.to(self.accelerator.device)
             shutil.rmtree(self.out, ignore_errors=True)
             self.out.mkdir(parents=True)
-            for path in sorted(self.kept.glob("iteration-*.png")):
-                if int(path.stem.removeprefix("iteration-")) <= iteration:
+            for path in sorted(self.kept.glob("*.png")):
+                number = path.stem.removeprefix("iteration-")
+                if (
+                    not number.isdigit() or int(number) <= iteration
+                ):  # not one of a sheet: the curves, to be redrawn
                     shutil.copy(path, self.out)
         self.teacher = torch.cat([self._by_teacher(part) for part in self.parts])
 

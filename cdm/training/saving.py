@@ -25,11 +25,16 @@ def write_log(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def save_student(
-    networks: Networks, average: dict[str, Tensor], inputs: Inputs, params: Params, folder: Path
+    networks: Networks,
+    average: dict[str, Tensor],
+    inputs: Inputs,
+    params: Params,
+    folder: Path,
+    training: str = "",
 ) -> None:
     """The moving average of the student, with the record of what it was made from: a pipeline folder of the teacher's
-    kind, or a LoRA for the teacher."""
+    kind, or a LoRA for the teacher. `training` is the name of the folder of its checkpoints."""
     (folder / LORA).unlink(missing_ok=True)
     networks.save_student(average, inputs.source, folder)
     record = LORA if isinstance(networks, LoraNetworks) else FULL
-    Origin.from_training(inputs.teacher, params).write(folder / record)
+    Origin.from_training(inputs.teacher, params, training).write(folder / record)
