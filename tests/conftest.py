@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -12,12 +13,25 @@ from ruamel.yaml import YAML
 
 from cdm.models.manifest import TeacherManifest, describe
 from cdm.params import Params, parse
-from tests import tiny_pipelines
+from tests import launching, tiny_pipelines
 
 ROOT = Path(__file__).parent.parent
 
 # Tensors are small here: on one thread they are done before others have woken up.
 torch.set_num_threads(1)
+SERVER = pytest.StashKey[ExitStack]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The processes of all tests are forked from one, also where pytest-xdist has several workers."""
+    if not hasattr(config, "workerinput"):
+        config.stash[SERVER] = ExitStack()
+        config.stash[SERVER].enter_context(launching.fork_server())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SERVER in config.stash:
+        config.stash[SERVER].close()
 
 
 @pytest.fixture(autouse=True)

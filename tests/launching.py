@@ -1,62 +1,85 @@
-"""Starting modules of the tests in processes of their own, two of which find each other over gloo.
-
-Importing torch and diffusers takes seconds: a server does it once, and every process is forked from it.
-"""
+"""Starting modules of the tests in processes of their own, two of which find each other over gloo."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import runpy
+import shlex
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.preload"])
+from tests.forked import Forked
+
+HERE = Path(__file__).parent
+SERVER = "CDM_TESTS_SERVER"
+"""The variable that names the folder of the fork server; workers of pytest-xdist have it from their parent."""
 
 
-def _run(module: str, arguments: Sequence[str], environment: dict[str, str], errors: str) -> None:
-    """`python -m module arguments`, in the process that has been forked."""
-    import torch
+@contextmanager
+def fork_server() -> Iterator[None]:
+    """Runs `tests/fork_server.py` meanwhile: `Started` and the command `python()` are forked from it."""
+    with tempfile.TemporaryDirectory(prefix="cdm-") as name, socket.socket(socket.AF_UNIX) as listener:
+        folder, address = Path(name), f"{name}/socket"
+        listener.bind(address)
+        listener.listen(32)
+        process = subprocess.Popen(
+            [sys.executable, HERE / "fork_server.py", str(listener.fileno())],
+            stdin=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": f"{name}/hub"},
+            pass_fds=[listener.fileno()],
+        )
+        assert process.stdin is not None
+        command = [sys.executable, "-IS", str(HERE / "forked.py"), address, sys.executable]
+        script = folder / "python"
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$0" "$@"\n')
+        script.chmod(0o755)
+        os.environ[SERVER] = name
+        try:
+            yield
+        finally:
+            del os.environ[SERVER]
+            process.stdin.close()
+            process.wait()
 
-    torch.set_num_threads(1)
-    os.dup2(os.open(errors, os.O_WRONLY), 2)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv[1:] = arguments
-    runpy.run_module(module, run_name="__main__")
+
+def python() -> Path:
+    """A command that does what Python's does; `-m MODULE` is forked from the server. Its folder holds nothing else."""
+    return Path(os.environ[SERVER]) / "python"
 
 
 class Started:
-    """A module that has been started, on one thread."""
+    """`python -m module arguments`, on one thread."""
 
     def __init__(self, module: str, *arguments: str | Path, **environment: str) -> None:
-        with tempfile.NamedTemporaryFile(prefix="errors-", delete=False) as file:
-            self.errors = Path(file.name)
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        inputs = (module, [str(argument) for argument in arguments], variables, file.name)
-        self.process = SERVER.Process(target=_run, args=inputs)
-        self.process.start()
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - `finish` closes it
+        self.process = Forked(
+            f"{os.environ[SERVER]}/socket",
+            module,
+            [str(argument) for argument in arguments],
+            str(HERE.parent),
+            {**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            str(python()),
+            streams=(0, 1, self.errors.fileno()),
+        )
 
     @property
     def runs(self) -> bool:
-        return self.process.is_alive()
+        return self.process.runs
 
     def send(self, number: signal.Signals) -> None:
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
+        self.process.send(number)
 
     def finish(self) -> tuple[int, str]:
         """Exit code and standard error, once it has ended."""
-        self.process.join()
-        assert self.process.exitcode is not None
-        errors = self.errors.read_text()
-        self.errors.unlink()
-        return self.process.exitcode, errors
+        code = self.process.wait()
+        with self.errors:
+            self.errors.seek(0)
+            return code, self.errors.read()
 
 
 def in_two_processes(module: str, *arguments: str | Path, **environment: str) -> list[tuple[int, str]]:

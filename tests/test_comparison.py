@@ -8,7 +8,6 @@ import math
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -540,7 +539,7 @@ def repository(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Repo
     return repository
 
 
-CELL = ("-m", "comparison.cell", "updates", "cdm", "0")
+CELL = ("python", "-m", "comparison.cell", "updates", "cdm", "0")
 
 
 @pytest.mark.slow
@@ -619,7 +618,7 @@ class TestPipeline:
         path = repository.folder / "comparison/results/updates/cdm-0.json"
         before = path.read_bytes()
         path.unlink()
-        assert "trained already" in repository.run(sys.executable, *CELL)
+        assert "trained already" in repository.run(*CELL)
         assert path.read_bytes() == before
 
     def test_an_interrupted_cell_is_taken_up_again(self, repository: Repository) -> None:
@@ -627,12 +626,11 @@ class TestPipeline:
         folder = repository.folder / "comparison"
         expected = (folder / "results/updates/cdm-0.json").read_bytes()
         repository.run("rm", "-rf", "comparison/runs/updates/cdm-0", "comparison/results/updates/cdm-0.json")
-        command = [sys.executable, *CELL]
-        process = subprocess.Popen(command, cwd=repository.folder, env=repository.environment)
+        process = subprocess.Popen(CELL, cwd=repository.folder, env=repository.environment)
         wait_for(lambda: bool(list((folder / "runs/updates/cdm-0").glob("checkpoints/*"))))
         process.send_signal(signal.SIGINT)
         process.wait(timeout=600)
-        repository.run(*command)
+        repository.run(*CELL)
         assert (folder / "results/updates/cdm-0.json").read_bytes() == expected
 
 

@@ -21,6 +21,7 @@ from cdm.data.store import Store
 from cdm.models.manifest import TeacherManifest
 from cdm.params import Params
 from tests.inputs import build_prompts
+from tests.launching import python
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -66,11 +67,12 @@ class Project:
         self.values["evaluate"] |= {"judge": None, "real": None}
         self.values["distill"] |= {"iterations": 4, "batch_size": 2, "student_every": 2, "fake_only": 2}
 
-    def start(self, stage: str) -> subprocess.Popen[str]:
+    def start(self, stage: str, executable: Path | str | None = None) -> subprocess.Popen[str]:
+        """Runs the stage, and all processes that it launches, with the Python `executable`: here one that forks."""
         YAML(typ="safe").dump(self.values, self.folder / "params.yaml")
         ours = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
         return subprocess.Popen(
-            [sys.executable, "-m", f"stages.{stage}"],
+            [executable or python(), "-m", f"stages.{stage}"],
             cwd=self.folder,
             env={**ours, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -78,9 +80,9 @@ class Project:
             text=True,
         )
 
-    def run(self, stage: str) -> tuple[int, str]:
+    def run(self, stage: str, executable: Path | str | None = None) -> tuple[int, str]:
         """Exit code and standard error."""
-        process = self.start(stage)
+        process = self.start(stage, executable)
         _, errors = process.communicate()
         return process.returncode, errors
 
@@ -100,7 +102,8 @@ def test_a_stage_launches_itself(project: Project) -> None:
 
 @pytest.mark.slow
 def test_so_does_a_stage_that_draws(project: Project) -> None:
-    code, errors = project.run("latents")
+    """With nothing but what users have: every process begins anew."""
+    code, errors = project.run("latents", sys.executable)
     assert code == 0, errors
     Store(project.folder / "data/latents").verify()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from benchmarks.gpu.part import PARTS, Notes, load
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.scale import DEFAULT, TINY
 from tests.conftest import ROOT
+from tests.launching import python
 
 LONG = ("miniature", "tests", "plans", "full", "sampling", "compile", "compiled_round", "allocator")
 """Parts that take longer, some because they start processes of their own: `test_everything` has them too."""
@@ -84,7 +84,7 @@ def test_results_of_a_run_that_was_cut_off_are_tables_too(results: dict[str, Any
 
 @pytest.mark.slow
 def test_everything(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path), "--tiny", "--seconds", "1500"]
+    command = [python(), "-m", "benchmarks.gpu", "--out", str(tmp_path), "--tiny", "--seconds", "1500"]
     done = subprocess.run(command, cwd=ROOT, check=False, text=True, capture_output=True, timeout=1600)
     assert done.returncode == 0, done.stdout
     results = json.loads((tmp_path / "gpu.json").read_text())
