@@ -130,6 +130,31 @@ def export(
     print(f"{done.path}\n{done.card}: what it is, and how plain diffusers draws with it")
 
 
+@app.command()
+def compare(
+    experiments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Experiments of DVC, revisions of Git, or workspace; the others are compared with the first, a single"
+            " one with HEAD. None: HEAD, its experiments and the workspace."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The HTML page to write.")] = Path("compare.html"),
+    brief: Annotated[bool, typer.Option("--brief", help="A row an experiment, and no page.")] = False,
+) -> None:
+    """Compare EXPERIMENTS: what was changed, figures with intervals, curves, the same prompts side by side."""
+    from cdm.experiments.comparison import compare as read
+    from cdm.experiments.tables import brief_table, full_table
+
+    compared = read(experiments or ())
+    print(brief_table(compared) if brief else full_table(compared))
+    if not brief:
+        from cdm.experiments.page import write_page
+
+        problems = write_page(compared, out)
+        print("\n".join(["", *problems, f"{out}: curves, tables and pictures"]))
+
+
 class Sharding(StrEnum):
     none = "none"
     fsdp = "fsdp"

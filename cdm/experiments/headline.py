@@ -59,7 +59,7 @@ def make_headline(figures: Mapping[str, Any], *, seconds: float, forwards: float
         for key in sorted(students, key=_steps)
         if figure in students[key]
     }
-    own = figures["basis"]["real"] is None  # the teacher's samples are the reference: their own distance is 0
+    own = "real" not in figures  # the teacher's samples are the reference: their own distance is 0
     found |= {
         f"teacher {name}@{_steps(full)}": teachers[full][figure]
         for figure, name in names.items()
@@ -72,10 +72,10 @@ def make_headline(figures: Mapping[str, Any], *, seconds: float, forwards: float
 def kinds(figures: Mapping[str, Any]) -> dict[str, str]:
     """The kinds of figures in a headline, and their names: with a judge its distance and share of right pictures
     first, without one the measures that `evaluate.metrics` and `evaluate.scorers` chose."""
-    basis, row = figures["basis"], next(iter(figures["student"].values()))
-    judged, real = basis["judge"] is not None, basis["real"] is not None
+    row = next(iter(figures["student"].values()))
+    judged, real = RIGHT in row, "real" in figures
     distance = ("FD" if real else "FD to teacher") if judged else ("pixel distance" if real else "pixels to teacher")
-    own = {FRECHET: distance} | ({RIGHT: "right"} if RIGHT in row else {})
+    own = {FRECHET: distance} | ({RIGHT: "right"} if judged else {})
     known = quantities()
     chosen = {key: known[key].title if key in known else key for key in row if key not in JUDGED and key != "count"}
     every = own | chosen if judged else chosen | own

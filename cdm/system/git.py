@@ -1,4 +1,4 @@
-"""Queries to Git about files: None or False where there is no repository, or Git is not installed."""
+"""Queries to Git: None, False or nothing where there is no repository, or Git is not installed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,29 @@ import subprocess
 from pathlib import Path
 
 
-def commit(folder: Path) -> str | None:
-    """The commit that `folder` stands at, or None where it is in no repository (or one without a commit)."""
-    found = _git(folder, "rev-parse", "HEAD")
+def commit(folder: Path, revision: str = "HEAD") -> str | None:
+    """The commit that `revision` names (HEAD is that which `folder` stands at), or None where it names none, or the
+    folder is in no repository, or in one without a commit."""
+    found = _git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     return found.strip() if found is not None else None
+
+
+def branch(folder: Path) -> str | None:
+    """The branch that `folder` is on; None where it is on none."""
+    found = _git(folder, "symbolic-ref", "--short", "--quiet", "HEAD")
+    return found.strip() if found is not None else None
+
+
+def references(folder: Path, pattern: str) -> list[tuple[str, str]]:
+    """Names and commits of the references that match `pattern`, from the oldest commit to the newest."""
+    form = "--format=%(refname) %(objectname)"
+    found = _git(folder, "for-each-ref", "--sort=committerdate", form, pattern) or ""
+    return [(name, commit) for name, commit in (line.split() for line in found.splitlines())]
+
+
+def show(folder: Path, revision: str, path: str) -> str | None:
+    """The text of a file at a revision, by its path in `folder`; None where there is none."""
+    return _git(folder, "show", f"{revision}:./{path}")
 
 
 def is_clean(folder: Path) -> bool:
