@@ -155,6 +155,29 @@ def compare(
         print("\n".join(["", *problems, f"{out}: curves, tables and pictures"]))
 
 
+@app.command()
+def baseline(
+    check: Annotated[bool, typer.Option("--check", help="Only say whether there is something to commit.")] = False,
+) -> None:
+    """Commit the results of this machine, so that experiments are compared with them."""
+    from cdm.experiments.baseline import commit_baseline, notice
+
+    if check:
+        for line in notice():
+            print(line)
+        return
+    commit = commit_baseline()
+    print(f"{commit}: your baseline" if commit else "the results are those of the commit: nothing to do")
+
+
+@app.command("offline-plots")
+def offline_plots() -> None:
+    """Make the pages of `dvc plots` readable without a network, in this repository."""
+    from cdm.experiments.offline import set_up
+
+    print(f"{set_up()}: `dvc plots show` and `dvc plots diff` use it from now on")
+
+
 class Sharding(StrEnum):
     none = "none"
     fsdp = "fsdp"

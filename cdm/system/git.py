@@ -1,8 +1,10 @@
-"""Queries to Git: None, False or nothing where there is no repository, or Git is not installed."""
+"""Questions to Git, and a commit: None, False or nothing where there is no repository, or Git is not installed."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -29,6 +31,37 @@ def references(folder: Path, pattern: str) -> list[tuple[str, str]]:
 def show(folder: Path, revision: str, path: str) -> str | None:
     """The text of a file at a revision, by its path in `folder`; None where there is none."""
     return _git(folder, "show", f"{revision}:./{path}")
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A file that differs from the commit, by its path in the folder that was asked about."""
+
+    path: str
+    known: bool
+    """Whether Git knows it; a new file it does not."""
+
+
+def changed(folder: Path) -> list[Changed] | None:
+    """The files in `folder` that differ from the commit, staged or not; None where there is no repository."""
+    prefix = _git(folder, "rev-parse", "--show-prefix")
+    found = _git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".")
+    if prefix is None or found is None:
+        return None
+    return [
+        Changed(entry[3:].removeprefix(prefix.strip()), not entry.startswith("??"))
+        for entry in found.split("\0")
+        if entry
+    ]
+
+
+def commit_files(folder: Path, message: str, paths: Sequence[str]) -> str:
+    """Commit these files and folders as they are now, and nothing else; returns what Git says if it refuses."""
+    for arguments in (["add", "--", *paths], ["commit", "--quiet", "--message", message, "--", *paths]):
+        done = subprocess.run(["git", *arguments], cwd=folder, check=False, text=True, capture_output=True)
+        if done.returncode:
+            return " ".join((done.stderr or done.stdout).split())
+    return ""
 
 
 def is_clean(folder: Path) -> bool:

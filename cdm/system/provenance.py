@@ -121,6 +121,7 @@ SHAPES_NOTHING = (
     "cdm/system/git.py",
     "cdm/system/host.py",
     "cdm/system/launcher.py",
+    "cdm/system/lock.py",
     "cdm/system/processes.py",
     "cdm/system/progress.py",
     "cdm/system/provenance.py",
