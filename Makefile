@@ -8,8 +8,6 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # Python compiles what it imports, once. pip would compile all of it, which takes half of the installation's time.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile --constraint constraints.txt
-# Columns of `dvc exp show` that the main table does without: hashes of files, and figures behind the main ones.
-MINOR := Created|.*(/|kernel|precision|recall|density|coverage|diversity|_to_teacher|count|evaluations|models)
 INPUTS := pyproject.toml constraints.txt
 # One process a core; a file's tests share what they have made, so they stay together.
 PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -27,7 +25,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help repro table comparison install test test-slow check format clean
+.PHONY: help repro baseline table comparison install test test-slow check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,13 +38,17 @@ repro: $(VENV)/installed ## Install what is missing, run the pipeline (dvc repro
 	@dvc repro
 	@printf '\n%s\n' \
 		'Pictures       plots/ (start with plots/overview.png)' \
-		'Table          metrics/quality.json (dvc metrics show, dvc exp show)' \
+		'Figures        metrics/quality.json (in short: dvc metrics show, dvc exp show)' \
 		'Report         report/index.html (one file, readable offline)' \
 		'Student        models/student (a diffusers folder)' \
 		'To go on       source .venv/bin/activate, then: dvc exp run -S schedule.max_len=6'
+	@cdm baseline --check
 
-table: $(VENV)/installed ## Compare experiments: what was changed, and the main figures
-	@dvc exp show --only-changed --md --drop '$(MINOR)'
+baseline: $(VENV)/installed ## Commit the results of this machine, for experiments to be compared with
+	@cdm baseline
+
+table: $(VENV)/installed ## The experiments in a table: what was changed, and the main figures
+	@cdm compare --brief
 
 comparison: $(VENV)/installed ## Compare the methods, three seeds each (hours; stop it when you like, it goes on)
 	@dvc repro latents

@@ -130,6 +130,54 @@ def export(
     print(f"{done.path}\n{done.card}: what it is, and how plain diffusers draws with it")
 
 
+@app.command()
+def compare(
+    experiments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Experiments of DVC, revisions of Git, or workspace; the others are compared with the first, a single"
+            " one with HEAD. None: HEAD, its experiments and the workspace."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The HTML page to write.")] = Path("compare.html"),
+    brief: Annotated[bool, typer.Option("--brief", help="A row an experiment, and no page.")] = False,
+) -> None:
+    """Compare EXPERIMENTS: what was changed, figures with intervals, curves, the same prompts side by side."""
+    from cdm.experiments.comparison import compare as read
+    from cdm.experiments.tables import brief_table, full_table
+
+    compared = read(experiments or ())
+    print(brief_table(compared) if brief else full_table(compared))
+    if not brief:
+        from cdm.experiments.page import write_page
+
+        problems = write_page(compared, out)
+        print("\n".join(["", *problems, f"{out}: curves, tables and pictures"]))
+
+
+@app.command()
+def baseline(
+    check: Annotated[bool, typer.Option("--check", help="Only say whether there is something to commit.")] = False,
+) -> None:
+    """Commit the results of this machine, so that experiments are compared with them."""
+    from cdm.experiments.baseline import commit_baseline, notice
+
+    if check:
+        for line in notice():
+            print(line)
+        return
+    commit = commit_baseline()
+    print(f"{commit}: your baseline" if commit else "the results are those of the commit: nothing to do")
+
+
+@app.command("offline-plots")
+def offline_plots() -> None:
+    """Make the pages of `dvc plots` readable without a network, in this repository."""
+    from cdm.experiments.offline import set_up
+
+    print(f"{set_up()}: `dvc plots show` and `dvc plots diff` use it from now on")
+
+
 class Sharding(StrEnum):
     none = "none"
     fsdp = "fsdp"

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: measures the samples of student and teacher, and writes plots and report."""
+"""Stage `evaluate`: measures the samples of student and teacher, and writes figures, plots and report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import typer
 from cdm.data.prompt_set import PromptSet
 from cdm.evaluation.report import Teacher
 from cdm.evaluation.results import summary, write_results
+from cdm.experiments.headline import training_seconds, write_headline
 from cdm.models.manifest import TeacherManifest
+from cdm.planning.forwards import forwards_of_training
 from stages.common import CHECKPOINTS, PromptsFolder, TeacherFile, run, stage
 
 
@@ -19,7 +21,14 @@ def main(
     prompts: PromptsFolder = Path("data/prompts"),
     samples: Annotated[Path, typer.Option(help="What the stage `sample` wrote.")] = Path("data/samples"),
     log: Annotated[Path, typer.Option(help="The training log, a CSV file.")] = Path("logs/distill.csv"),
+    timing: Annotated[Path, typer.Option(help="The times of the training.")] = Path("logs/timing.json"),
     metrics: Annotated[Path, typer.Option(help="File of figures to write.")] = Path("metrics/quality.json"),
+    headline: Annotated[Path, typer.Option(help="File to write of what DVC's tables show of them.")] = Path(
+        "metrics/headline.json"
+    ),
+    curves: Annotated[Path, typer.Option(help="CSV to write of what DVC's plots show of them.")] = Path(
+        "metrics/quality.csv"
+    ),
     plots: Annotated[Path, typer.Option(help="Folder of pictures to write.")] = Path("plots"),
     report: Annotated[Path, typer.Option(help="Folder of the report to write.")] = Path("report"),
 ) -> None:
@@ -27,11 +36,13 @@ def main(
     with stage(
         "seed", "teacher", "prompts", "latents", "schedule", "distill", "sample", "evaluate"
     ) as params:  # the report shows every parameter
-        manifest = TeacherManifest.read(teacher)
+        manifest, seconds = TeacherManifest.read(teacher), training_seconds(timing)
         distilled = Teacher(manifest.source, manifest.revision, manifest.parameters)
         texts = PromptSet(prompts / "eval").texts
         answers = CHECKPOINTS / "scores"
         evaluation = write_results(params, distilled, texts, samples, log, metrics, plots, report, answers)
+        forwards = forwards_of_training(params.distill, params.schedule, manifest.shift)
+        write_headline(metrics, headline, curves, seconds=seconds, forwards=forwards)
     print(f"{summary(evaluation)}\n{report / 'index.html'}: the whole report")
 
 

@@ -9,6 +9,7 @@ import typer
 
 from cdm.external import record_evaluation, record_prompts, record_teacher
 from cdm.system.files import Memory
+from cdm.system.lock import is_unchanged
 from stages.common import REPOSITORY, TeacherFile, run, stage
 
 
@@ -31,6 +32,8 @@ def main(
         record_evaluation(params.evaluate, evaluation, memory)
     revision = f" at {teacher.revision}" if teacher.revision else ""
     print(f"{teacher.source}{revision}: {teacher.parameters:,} parameters, latents {teacher.latent_shape}")
+    if is_unchanged():
+        print("nothing has changed since the last run: the same parameters, code and inputs, and so the same results")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from tests.launching import python
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("cdm", "stages", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/.gitignore", ".dvc/config")
+COPIED = ("cdm", "stages", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/.gitignore", ".dvc/config", ".dvc/plots")
 TINY: dict[str, Any] = {
     "teacher": {"source": "world/teacher"},
     "prompts": {"train": ["world/train.txt"], "eval": ["world/eval.txt"], "eval_count": 4},
@@ -124,7 +124,7 @@ def make_repository(folder: Path, home: Path, teacher: Path, *also: str) -> Repo
         yaml.dump(params, file)
 
     repository = Repository(folder, home)
-    repository.run("git", "init", "--quiet")
+    repository.run("git", "init", "--quiet", "--initial-branch", "main")
     repository.run("git", "add", ".")
     repository.run("git", "commit", "--quiet", "--message", "tiny")
     return repository

@@ -40,6 +40,7 @@ def write_set(folder: Path, model: str, steps: int, images: torch.Tensor, prompt
     """What the stage `sample` leaves for one model and number of steps."""
     evaluations = steps * (2 if model == "teacher" else 1)
     metadata = {"steps": steps, "evaluations": evaluations, "guidance_scale": 2.0, "prompts_sha256": prompts}
+    metadata |= {"seed": 0, "model": model}
     with ShardWriter(folder / model / f"steps{steps}", 5, metadata) as writer:
         writer.append({"images": images, "latents": torch.zeros(len(images), 4, 1, 1)})
 

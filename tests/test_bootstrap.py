@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cdm.evaluation.bootstrap import NORMAL, Estimate, Resampling
+from cdm.evaluation.bootstrap import NORMAL, Estimate, Resampling, jackknife
 
 VALUES = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 ERROR = VALUES.std(correction=0).item() / 40**0.5
@@ -65,3 +65,27 @@ def test_the_same_seed_gives_the_same_replicates() -> None:
     one, other = (Resampling(40, 20, seed=5).mean(VALUES).replicates for _ in range(2))
     assert torch.equal(one, other)
     assert not torch.equal(one, Resampling(40, 20, seed=6).mean(VALUES).replicates)
+
+
+def test_the_jackknife_of_a_mean_has_the_textbook_error() -> None:
+    estimate = jackknife(lambda rows: VALUES[rows].mean().item(), torch.arange(40))
+    assert estimate.value == pytest.approx(VALUES.mean().item())
+    assert estimate.error == pytest.approx(VALUES.std().item() / 40**0.5, rel=1e-12)
+
+
+def test_the_jackknife_leaves_out_whole_blocks() -> None:
+    block_means = torch.tensor([1.0, 2.0, 4.0, 9.0]).double()
+    values = block_means.repeat(50)  # 50 equal samples a block are one observation
+    estimate = jackknife(lambda rows: values[rows].mean().item(), torch.arange(200) % 4)
+    assert estimate.error == pytest.approx(block_means.std().item() / 2, rel=1e-12)
+    assert jackknife(lambda rows: 0.0, torch.arange(3)).error is None
+
+
+def test_a_difference_of_jackknives_is_paired() -> None:
+    """Two figures of the same samples: what both have in common is no error of their difference."""
+    other = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    one, two = (
+        jackknife(lambda rows, values=values: values[rows].mean().item(), torch.arange(40))
+        for values in (VALUES, VALUES + 0.01 * other)
+    )
+    assert two.minus(one).error == pytest.approx(0.01 * other.std().item() / 40**0.5, rel=1e-9)

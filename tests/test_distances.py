@@ -12,7 +12,6 @@ from cdm.evaluation.distances import (
     deviation,
     diversity,
     frechet_distance,
-    jackknife_error,
     kernel_distance,
     manifold,
     neighbour_radii,
@@ -158,20 +157,6 @@ def test_diversity_is_the_mean_over_groups_of_the_mean_distance_of_pairs() -> No
 def test_deviation_is_one_for_constant_features() -> None:
     features = torch.tensor([[0.0, 1e6, 0.1], [2.0, 1e6, 0.1]]).double()
     assert deviation(features).tolist() == pytest.approx([math.sqrt(2), 1, 1])
-
-
-def test_jackknife_error_of_a_mean_is_the_textbook_one() -> None:
-    values = draw(14, 25, 1)[:, 0]
-    error = jackknife_error(lambda rows: values[rows].mean().item(), torch.arange(25))
-    assert error == pytest.approx(values.std().item() / 5, rel=1e-12)
-
-
-def test_jackknife_leaves_out_whole_blocks() -> None:
-    block_means = torch.tensor([1.0, 2.0, 4.0, 9.0]).double()
-    values = block_means.repeat(50)  # 50 equal samples a block are one observation
-    error = jackknife_error(lambda rows: values[rows].mean().item(), torch.arange(200) % 4)
-    assert error == pytest.approx(block_means.std().item() / 2, rel=1e-12)
-    assert jackknife_error(lambda rows: 0.0, torch.arange(3)) is None
 
 
 def test_cmmd_of_gaussians_has_its_closed_form() -> None:

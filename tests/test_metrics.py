@@ -417,7 +417,9 @@ def test_quality_json_keeps_its_rows_and_gains_the_figures(
     evaluation = evaluated(params, samples, None, PixelFeatures())
     chosen = measure(params, samples, tmp_path)
     joined = join(evaluation, chosen)
-    assert list(joined) == ["student", "teacher", "intervals", "differences"]
+    assert list(joined) == ["student", "teacher", "intervals", "differences", "replicates"]
+    for over, name in (("noise", "frechet_distance"), ("prompts", "clip_score")):
+        assert set(joined["replicates"][over]["student"]["steps1"]) >= {name}
     for model, rows in evaluation.quality.items():
         for key, row in rows.items():
             assert list(joined[model][key])[: len(row)] == list(row)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,12 @@ def test_the_pipeline_leaves_its_results(repository: Repository) -> None:
         assert 0 <= row["attribute_accuracy"] <= 1
     with (folder / "logs/distill.csv").open() as file:
         assert [row["iteration"] for row in csv.DictReader(file)] == ["2", "4", "6"]
+    headline = json.loads((folder / "metrics/headline.json").read_text())
+    assert list(headline) == [
+        "FD@1", "FD@2", "right@1", "right@2", "teacher FD@3", "teacher right@3", "train seconds", "train forwards",
+    ]  # fmt: skip
+    times = json.loads((folder / "logs/timing.json").read_text())
+    assert headline["train seconds"] == pytest.approx(times["seconds"], rel=1e-3)
     assert (folder / "report/index.html").stat().st_size > 1000
     assert (folder / "plots/overview.png").read_bytes().startswith(b"\x89PNG")
     assert not (folder / "checkpoints").exists() or not list((folder / "checkpoints").glob("distill-*/*"))
@@ -60,8 +68,11 @@ def test_results_are_recorded_and_nothing_is_left_in_git_by_accident(repository:
     """What DVC caches is ignored by Git; lock, metrics, log and plots are what a run adds to it."""
     changes = repository.run("git", "status", "--porcelain", "--untracked-files=normal").splitlines()
     assert {line[3:].split("/")[0] for line in changes} == {"dvc.lock", "logs", "metrics", "plots"}
+    assert not any("timing" in line for line in changes)
     assert repository.changed() == set()
-    assert repository.stages_run("repro") == ["teacher"]
+    again = repository.dvc("repro")
+    assert re.findall(r"^Running stage '([^']+)':$", again, re.MULTILINE) == ["teacher"]
+    assert "nothing has changed since the last run" in again
     assert json.loads(repository.dvc("status", "--json")) == {"teacher": ["always changed"]}
 
 
@@ -182,20 +193,38 @@ def test_a_probe_makes_the_latents_an_input_of_the_training(repository: Reposito
 
 @pytest.mark.slow
 def test_experiments_rerun_what_they_change(repository: Repository) -> None:
-    repository.run("git", "add", ".")
-    repository.run("git", "commit", "--quiet", "--message", "results")
-    assert repository.stages_run("exp", "run", "-S", "schedule.max_len=3") == [
-        "teacher",
-        "distill",
-        "sample",
-        "evaluate",
-    ]
+    """From a baseline of one's own, and back to it."""
+    commit = repository.run(sys.executable, "-m", "cdm.cli", "baseline").split(":")[0]
+    assert repository.run("git", "rev-parse", "HEAD").startswith(commit)
+    changed = repository.dvc("exp", "run", "--name", "longer", "-S", "schedule.max_len=3")
+    assert re.findall(r"^Running stage '([^']+)':$", changed, re.MULTILINE) == [
+        "teacher", "distill", "sample", "evaluate",
+    ]  # fmt: skip
+    assert "nothing has changed" not in changed
     assert repository.stages_run("exp", "run", "-S", "sample.steps=[2]") == ["teacher", "sample", "evaluate"]
     quality = json.loads((repository.folder / "metrics/quality.json").read_text())
     assert set(quality["student"]) == {"steps2"}
-    table = repository.dvc("exp", "show", "--only-changed", "--drop", "stages|data|models|cdm", "--md")
+    in_vain = repository.dvc("exp", "run", "-S", "sample.steps=[2]")
+    assert "nothing has changed since the last run" in in_vain
+    # What DVC shows by itself: short names, and nothing but the headline.
+    table = repository.dvc("exp", "show", "--only-changed", "--md")
     assert "schedule.max_len" in table
-    assert "student.steps2.style_distance" in table
+    assert "| FD@1 " in table
+    assert "evaluations" not in table
+    difference = repository.dvc("exp", "diff", "main", "longer")
+    assert max(map(len, difference.splitlines())) <= 120
+    assert "FD@2" in difference
+    data = json.loads(repository.dvc("plots", "diff", "main", "longer", "--json"))["data"]
+    (curves,) = data["metrics/quality.csv"]
+    assert {"main", "longer"} <= set(curves["revisions"])
+    # And what it does not: what was changed first, and the pictures of all.
+    table = repository.run(sys.executable, "-m", "cdm.cli", "compare", "--brief")
+    assert re.search(r"^longer +max_len=3 ", table, re.MULTILINE)
+    text = repository.run(sys.executable, "-m", "cdm.cli", "compare", "main", "longer")
+    assert "schedule.max_len  2 → 3" in text
+    assert "no pictures" not in text
+    page = (repository.folder / "compare.html").read_text()
+    assert page.count('src="data:image/png') > 10
     # Back to the commit: everything comes from the cache.
     repository.run("git", "restore", "params.yaml")
     assert repository.stages_run("repro") == ["teacher"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import stdev
 
 import numpy as np
 import pytest
@@ -279,6 +281,15 @@ def test_everything_is_written_and_repeats(tmp_path: Path) -> None:
     names = {f"plots/{name}.png" for name in ("overview", "contact_sheet", "quality", "losses")}
     assert outputs[0].keys() == names | {"metrics/quality.json", "report/index.html"}
     assert outputs[0] == outputs[1]
+    figures = json.loads(outputs[0]["metrics/quality.json"])
+    assert figures["basis"] == {
+        "student": "student", "teacher": "teacher", "guidance_scale": 2.0, "prompts": "ab" * 32, "seed": 0,
+        "per_prompt": 4, "judge": None, "real": None, "models": {},
+    }  # fmt: skip
+    replicates = figures["replicates"]["noise"]["student"]["steps4"]["style_distance"]
+    assert len(replicates) == 4
+    error = evaluation.errors["student"]["steps4"]["style_distance"]
+    assert stdev(replicates) == pytest.approx(error, rel=1e-3)
     assert [line.split()[0] for line in summary(evaluation).splitlines()[1:]] == ["Student,"] * 2 + [
         "Teacher,"
     ] * 2

@@ -401,6 +401,34 @@ def test_summary_says_where_the_time_went(monkeypatch) -> None:
     assert watched.summary() == "2 rounds in 22 s, 1.1 samples/s: rollout 82%, other 18%"
 
 
+def test_an_interrupted_training_counts_the_rounds_that_its_student_learnt_in(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Not those after its checkpoint, which are trained again, nor a line that a crash has torn."""
+    clock, kept = Clock(), tmp_path / "times.jsonl"
+    monkeypatch.setattr(watch, "time", clock)
+
+    def run_rounds(resumed: int, rounds: dict[int, float]) -> Watch:
+        watched = Watch(
+            Accelerator(cpu=True), Stopwatch(torch.device("cpu")), samples=12, places=None, kept=kept
+        )
+        with watched.running(resumed):
+            for iteration, seconds in rounds.items():
+                with watched.round():
+                    clock.now += seconds - 1  # reading it takes the last one
+                watched.after_round([{"iteration": iteration}], {}, {})
+        return watched
+
+    first = run_rounds(0, {2: 10, 4: 20, 6: 40})
+    assert (first.timing()["rounds"], first.timing()["seconds"]) == (3, 70)
+    with kept.open("a") as file:
+        file.write('{"iteration": 8, "sec')
+    resumed = run_rounds(4, {6: 100, 8: 200})
+    assert (resumed.timing()["rounds"], resumed.timing()["seconds"]) == (4, 330)
+    assert run_rounds(8, {}).timing()["seconds"] == 330
+    assert run_rounds(0, {2: 5}).timing()["seconds"] == 5, "begun anew"
+
+
 class Crashing:
     """Rounds that fail once each at some iterations."""
 
@@ -462,6 +490,8 @@ def test_resumes_bit_for_bit_with_probe_and_pictures(
     assert_same_student(torn, whole)
     assert (torn / "log.csv").read_bytes() == (whole / "log.csv").read_bytes()
     assert files(torn / "pictures") == files(whole / "pictures")
+    rounds = {json.loads((out / "timing.json").read_text())["rounds"] for out in (whole, torn)}
+    assert rounds == {ITERATIONS / 2}
 
 
 def test_a_sharded_network_works_with_exchanged_parameters_and_then_with_its_own() -> None:

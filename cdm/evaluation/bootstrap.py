@@ -1,4 +1,4 @@
-"""Intervals of figures over the choice of prompts, by measuring resamples of the prompts (bootstrap).
+"""Errors of figures: over the choice of prompts (bootstrap), and over the samples' noise (jackknife).
 
 Pictures of one prompt stay together, and all sample sets are resampled alike, so that the error of a difference of
 two sets is that of paired figures.
@@ -19,6 +19,8 @@ FEWEST = 8
 """Fewest prompts for which there is an interval."""
 NORMAL = 1.96
 """Standard errors on either side that hold 95 % of a normal distribution."""
+FEWEST_BLOCKS = 4
+"""Fewest blocks for which there is a jackknife."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Estimate:
     replicates: Tensor
     """float64 (resamples,); only their spread means something. Empty where no error is known."""
 
+    @property
+    def error(self) -> float | None:
+        """The standard error: the deviation of the replicates; None where no error is known."""
+        return self.replicates.std().item() if len(self.replicates) > 1 else None
+
     def minus(self, other: Estimate) -> Estimate:
         """The difference to a figure of the same resamples."""
         known = len(self.replicates) == len(other.replicates)
@@ -38,10 +45,9 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval: the figure and 1.96 standard errors on either side; None where no error is known."""
-        if len(self.replicates) < 2:
+        if self.error is None:
             return None
-        reach = NORMAL * self.replicates.std().item()
-        return self.value - reach, self.value + reach
+        return self.value - NORMAL * self.error, self.value + NORMAL * self.error
 
 
 @dataclass(frozen=True)
@@ -87,3 +93,18 @@ class Resampling:
             name: Estimate(value, factor * torch.tensor([row[name] for row in rows], dtype=torch.float64))
             for name, value in values.items()
         }
+
+
+def jackknife(statistic: Callable[[Tensor], float], blocks: Tensor) -> Estimate:
+    """`statistic(indices of the samples)` of all samples, and its error by leaving out one block of samples at a time.
+
+    `blocks`: (n,) integers, the block of each sample; blocks are independent of each other. A replicate belongs to a
+    block: they are scaled so that their deviation is the jackknife's standard error. With fewer than 4 blocks, too few
+    to say anything, there are none.
+    """
+    whole, names = statistic(torch.arange(len(blocks))), blocks.unique()
+    count = len(names)
+    if count < FEWEST_BLOCKS:
+        return Estimate(whole, torch.empty(0))
+    left = torch.tensor([statistic(torch.nonzero(blocks != name)[:, 0]) for name in names], dtype=torch.float64)
+    return Estimate(whole, whole - (left - left.mean()) * ((count - 1) / count**0.5))

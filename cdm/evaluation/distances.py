@@ -7,7 +7,7 @@ figures at equal counts only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -173,17 +173,3 @@ def diversity(features: Tensor, groups: Tensor) -> float | None:
         if len(members) > 1:
             means.append(torch.pdist(members).mean())
     return torch.stack(means).mean().item() if means else None
-
-
-def jackknife_error(statistic: Callable[[Tensor], float], blocks: Tensor) -> float | None:
-    """Standard error of `statistic(indices of the samples)` by leaving out one block of samples at a time.
-
-    `blocks`: (n,) integers, the block of each sample; blocks are independent of each other. None with fewer than
-    4 blocks, too few to say anything.
-    """
-    names = blocks.unique()
-    if len(names) < 4:
-        return None
-    left = torch.tensor([statistic(torch.nonzero(blocks != name)[:, 0]) for name in names], dtype=torch.float64)
-    count = len(names)
-    return ((count - 1) / count * (left - left.mean()).square().sum()).sqrt().item()

@@ -48,6 +48,8 @@ class Chosen:
     """[low, high]: 95 % over the prompts, where there are enough of them."""
     differences: Bounds = field(repr=False)
     """[difference, low, high] of student sets to the teacher's full-length samples, paired by prompt."""
+    replicates: Bounds = field(repr=False)
+    """What each figure is in resamples of the prompts, the same ones for every set."""
     sources: list[tuple[str, str]]
     """What measured: a metric, a scorer, and its model."""
     prompts: int
@@ -184,6 +186,7 @@ class _Bench:
         figures: dict[str, dict[str, dict[str, float]]] = {}
         intervals: Bounds = {}
         differences: Bounds = {}
+        replicates: Bounds = {}
         full = self.estimates[self.samples.full.model, self.samples.full.key]
         for (model, key), row in self.estimates.items():
             figures.setdefault(model, {})[key] = {
@@ -192,13 +195,16 @@ class _Bench:
             bounds = {name: _listed(estimate.interval) for name, estimate in row.items() if estimate.interval}
             if bounds:
                 intervals.setdefault(model, {})[key] = bounds
+                replicates.setdefault(model, {})[key] = {
+                    name: _listed(row[name].replicates.tolist()) for name in bounds
+                }
             if model == "student":
                 paired = {name: estimate.minus(full[name]) for name, estimate in row.items() if name in full}
                 differences.setdefault(model, {})[key] = {
                     name: _listed((estimate.value, *(estimate.interval or ())))
                     for name, estimate in paired.items()
                 }
-        return Chosen(figures, intervals, differences, self.sources, len(self.samples.texts))
+        return Chosen(figures, intervals, differences, replicates, self.sources, len(self.samples.texts))
 
     def _load(self, key: str) -> Any:
         return load_model(key, self.section.models, self.device)

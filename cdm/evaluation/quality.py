@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cdm.errors import CdmError
 from cdm.evaluation import distances
+from cdm.evaluation.bootstrap import Estimate, jackknife
 from cdm.evaluation.features import Extractor, Features, all_right, attribute_targets, attributes_right, extract
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
 from cdm.randomness import philox
@@ -22,6 +23,8 @@ HALVINGS = 8
 Row = dict[str, float]
 Table = dict[str, dict[str, Row]]
 """Rows by model (student, teacher; real) and by name (steps4; halves)."""
+Replicates = dict[str, dict[str, dict[str, list[float]]]]
+"""Replicates of figures (`cdm.evaluation.bootstrap.Estimate`) by model, sample set and figure."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class Evaluation:
     quality: Table
     errors: Table = field(repr=False)
     """Standard errors of the two distances to the reference and of the accuracy, over the samples' noise."""
+    replicates: Replicates = field(repr=False)
+    """What has those errors for its deviation: a number for the noise of the same samples in every set, so that the
+    error of a difference of two sets is the deviation of the differences."""
     attributes: Table = field(repr=False)
     """Accuracy of each attribute on its own."""
     floor: Row
@@ -108,6 +114,7 @@ def evaluate(
     reference, teacher = _Reference(scale(target)), _Reference(scale(full))
     quality: Table = {"student": {}, "teacher": {}}
     errors: Table = {"student": {}, "teacher": {}}
+    replicates: Replicates = {"student": {}, "teacher": {}}
     attributes: Table = {"student": {}, "teacher": {}}
     for pictures in track(samples.sets, "distances", unit="set"):
         model, key = pictures.model, pictures.key
@@ -121,7 +128,11 @@ def evaluate(
         if pictures is not samples.full:
             row |= _rename(_frechet(measured, teacher), "frechet_to_teacher", "style_to_teacher")
         quality[model][key] = _rounded({**row, "count": measured.count})
-        errors[model][key] = _errors(measured, reference, samples.per_prompt)
+        known = _over_noise(measured, reference, samples.per_prompt)
+        errors[model][key] = {name: _digits(each.error) for name, each in known.items() if each.error is not None}
+        replicates[model][key] = {
+            name: [_digits(value) for value in each.replicates.tolist()] for name, each in known.items()
+        }
         attributes[model][key] = _per_attribute(measured)
     floor: Row = {}
     if real is not None:
@@ -135,6 +146,7 @@ def evaluate(
     return Evaluation(
         quality,
         errors,
+        replicates,
         attributes,
         _rounded(floor),
         reference="teacher" if real is None else "real",
@@ -230,8 +242,8 @@ def _per_attribute(measured: _Measured) -> Row:
     return _rounded({name: values.nanmean().item() for name, values in measured.right.items()})
 
 
-def _errors(measured: _Measured, reference: _Reference, per_prompt: int) -> Row:
-    """The j-th samples of all prompts form a block: blocks differ by their noise alone."""
+def _over_noise(measured: _Measured, reference: _Reference, per_prompt: int) -> dict[str, Estimate]:
+    """The figures with an error over the samples' noise: the j-th samples of all prompts form a block."""
     blocks = torch.arange(measured.count) % per_prompt
 
     def content(rows: Tensor) -> float:
@@ -250,8 +262,7 @@ def _errors(measured: _Measured, reference: _Reference, per_prompt: int) -> Row:
     statistics = {"frechet_distance": content, "style_distance": style}
     if measured.right:
         statistics["attribute_accuracy"] = accuracy
-    errors = {name: distances.jackknife_error(statistic, blocks) for name, statistic in statistics.items()}
-    return _rounded({name: error for name, error in errors.items() if error is not None})
+    return {name: jackknife(statistic, blocks) for name, statistic in statistics.items()}
 
 
 def _halves(reference: _Measured, neighbours: int, seed: int) -> Row:
@@ -268,5 +279,9 @@ def _halves(reference: _Measured, neighbours: int, seed: int) -> Row:
 
 
 def _rounded(row: Mapping[str, float]) -> Row:
+    return {name: value if isinstance(value, int) else _digits(value) for name, value in row.items()}
+
+
+def _digits(value: float) -> float:
     """6 significant digits: what a rerun repeats, whatever the order of additions."""
-    return {name: value if isinstance(value, int) else float(f"{value:.6g}") for name, value in row.items()}
+    return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""Writing the results of an evaluation: metrics/quality.json, the plots and the report."""
+"""Writing the results of an evaluation: the figures, the plots and the report."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from cdm.evaluation.features import load_extractor
 from cdm.evaluation.metrics import Chosen, measure_chosen
 from cdm.evaluation.quality import Evaluation, Row, evaluate
 from cdm.evaluation.report import Picture, Teacher
-from cdm.evaluation.samples import open_samples, read_real
+from cdm.evaluation.samples import Samples, open_samples, read_real
 from cdm.evaluation.theme import DARK, LIGHT, Theme
 from cdm.measures import HEADLINES, JUDGED
-from cdm.params import Params
-from cdm.system.files import write_json
+from cdm.models.manifest import file_hashes
+from cdm.params import Evaluate, Params
+from cdm.system.files import digest_of, sha256, write_json
 
 
 def write_results(
@@ -43,7 +44,7 @@ def write_results(
         params.evaluate, opened, real, answers, seed=params.seed, device=params.runtime.device
     )
     evaluation = evaluate(opened, real, extractor, neighbours=params.evaluate.neighbours, seed=params.seed)
-    figures = join(evaluation, chosen)
+    figures = join(evaluation, chosen) | {"basis": basis(params.evaluate, opened, chosen)}
     drawn = {
         "overview": _both(lambda theme: sheets.overview(opened, theme=theme)),
         "contact_sheet": _both(lambda theme: sheets.contact_sheet(opened, params.sample.pictures, theme)),
@@ -56,18 +57,20 @@ def write_results(
     for name, picture in drawn.items():
         (pictures / f"{name}.png").write_bytes(picture.light)
     (pages / "index.html").write_text(page, encoding="utf-8")
-    write_json(metrics, figures)
+    write_json(metrics, figures, lists_in_a_line=True)
     return evaluation
 
 
 def join(evaluation: Evaluation, chosen: Chosen | None) -> dict[str, Any]:
     """What metrics/quality.json holds: the rows of `evaluation`, and behind them what was chosen.
 
-    Chosen figures stand in the rows of their sample sets; `intervals` and `differences` are objects of their own,
-    whose lists DVC leaves out of its tables. Raises CdmError if a scorer's figure has the name of another one.
+    Chosen figures stand in the rows of their sample sets; `intervals` and `differences` are objects of their own, and
+    so are the replicates that errors are worked out from, those over the samples' noise and those over the prompts.
+    Raises CdmError if a scorer's figure has the name of another one.
     """
+    replicates = {"noise": evaluation.replicates}
     if chosen is None:
-        return dict(evaluation.quality)
+        return {**evaluation.quality, "replicates": replicates}
 
     def row(model: str, key: str, figures: Row) -> Row:
         more = chosen.figures.get(model, {}).get(key, {})
@@ -82,7 +85,32 @@ def join(evaluation: Evaluation, chosen: Chosen | None) -> dict[str, Any]:
         model: {key: row(model, key, figures) for key, figures in sets.items()}
         for model, sets in evaluation.quality.items()
     }
-    return {**rows, "intervals": chosen.intervals, "differences": chosen.differences}
+    return {
+        **rows,
+        "intervals": chosen.intervals,
+        "differences": chosen.differences,
+        "replicates": replicates | {"prompts": chosen.replicates},
+    }
+
+
+def basis(section: Evaluate, samples: Samples, chosen: Chosen | None) -> dict[str, Any]:
+    """What the figures are of: figures of two evaluations may be compared as far as these are equal.
+
+    Hashes of student and teacher, the teacher's guidance, the prompts' hash, the samples of each and the seed of their
+    noise; hashes of the judge and of the real pictures, null where there are none; the models of chosen measures.
+    """
+    student, teacher = samples.student[0].store.metadata, samples.full.store.metadata
+    return {
+        "student": student["model"],
+        "teacher": teacher["model"],
+        "guidance_scale": teacher["guidance_scale"],
+        "prompts": samples.prompts_sha256,
+        "per_prompt": samples.per_prompt,
+        "seed": teacher["seed"],
+        "judge": None if section.judge is None else digest_of(file_hashes(Path(section.judge))),
+        "real": None if section.real is None else sha256(Path(section.real)),
+        "models": dict(chosen.sources) if chosen is not None else {},
+    }
 
 
 def _both(draw: Callable[[Theme], bytes]) -> Picture:

@@ -1,4 +1,4 @@
-"""Forward passes of a round of training, in closed form: means over the schedule, the same for every model."""
+"""Forward passes of a training, in closed form: means over the schedule, the same for every model."""
 
 from __future__ import annotations
 
@@ -98,3 +98,13 @@ def forwards_of_round(
             plain += needs.fake + needs.student
             with_graph += needs.student_graph + needs.fake_graph
     return Forwards(plain, with_graph)
+
+
+def forwards_of_training(distill: Distill, schedule: Schedule, shift: float) -> float:
+    """Forward-equivalents of a whole training: a forward of one sample counts 1, one with its backward 3."""
+    before = distill.fake_only // distill.student_every
+    rounds = distill.iterations // distill.student_every
+    alone, both = (
+        forwards_of_round(distill, schedule, shift, learns=learns).equivalents for learns in (False, True)
+    )
+    return distill.batch_size * (before * alone + (rounds - before) * both)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +28,19 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON, atomically and always as the same bytes."""
+def write_json(path: Path, value: Any, *, lists_in_a_line: bool = False) -> None:
+    """Write `value` as readable JSON, atomically and always as the same bytes; lists of numbers take a line each
+    number, or one line."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    if lists_in_a_line:
+        text = re.sub(r"\[\s+([-+.\dEe,\s]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, atomically: a reader sees the old text or the new one, and nothing between."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

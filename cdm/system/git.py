@@ -1,15 +1,67 @@
-"""Queries to Git about files: None or False where there is no repository, or Git is not installed."""
+"""Questions to Git, and a commit: None, False or nothing where there is no repository, or Git is not installed."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def commit(folder: Path) -> str | None:
-    """The commit that `folder` stands at, or None where it is in no repository (or one without a commit)."""
-    found = _git(folder, "rev-parse", "HEAD")
+def commit(folder: Path, revision: str = "HEAD") -> str | None:
+    """The commit that `revision` names (HEAD is that which `folder` stands at), or None where it names none, or the
+    folder is in no repository, or in one without a commit."""
+    found = _git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     return found.strip() if found is not None else None
+
+
+def branch(folder: Path) -> str | None:
+    """The branch that `folder` is on; None where it is on none."""
+    found = _git(folder, "symbolic-ref", "--short", "--quiet", "HEAD")
+    return found.strip() if found is not None else None
+
+
+def references(folder: Path, pattern: str) -> list[tuple[str, str]]:
+    """Names and commits of the references that match `pattern`, from the oldest commit to the newest."""
+    form = "--format=%(refname) %(objectname)"
+    found = _git(folder, "for-each-ref", "--sort=committerdate", form, pattern) or ""
+    return [(name, commit) for name, commit in (line.split() for line in found.splitlines())]
+
+
+def show(folder: Path, revision: str, path: str) -> str | None:
+    """The text of a file at a revision, by its path in `folder`; None where there is none."""
+    return _git(folder, "show", f"{revision}:./{path}")
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A file that differs from the commit, by its path in the folder that was asked about."""
+
+    path: str
+    known: bool
+    """Whether Git knows it; a new file it does not."""
+
+
+def changed(folder: Path) -> list[Changed] | None:
+    """The files in `folder` that differ from the commit, staged or not; None where there is no repository."""
+    prefix = _git(folder, "rev-parse", "--show-prefix")
+    found = _git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".")
+    if prefix is None or found is None:
+        return None
+    return [
+        Changed(entry[3:].removeprefix(prefix.strip()), not entry.startswith("??"))
+        for entry in found.split("\0")
+        if entry
+    ]
+
+
+def commit_files(folder: Path, message: str, paths: Sequence[str]) -> str:
+    """Commit these files and folders as they are now, and nothing else; returns what Git says if it refuses."""
+    for arguments in (["add", "--", *paths], ["commit", "--quiet", "--message", message, "--", *paths]):
+        done = subprocess.run(["git", *arguments], cwd=folder, check=False, text=True, capture_output=True)
+        if done.returncode:
+            return " ".join((done.stderr or done.stdout).split())
+    return ""
 
 
 def is_clean(folder: Path) -> bool:

@@ -5,6 +5,7 @@ The quality probe, which may choose the student, is in `cdm.training.probe`.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import uuid
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from cdm.families import Conditioning
 from cdm.params import Params
-from cdm.system.files import write_json
+from cdm.system.files import write_json, write_text
 from cdm.training.distiller import Distiller
 from cdm.training.inputs import Inputs
 from cdm.training.networks import Networks, Role, Trained
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from cdm.training.pictures import Gallery
 
 TRACKER_ID = "tracker-id"
+TIMES = "times.jsonl"
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Watch:
 
     A round is of `samples` samples, all processes and iterations of it together. Times and pictures, these
     `every` so many iterations and at the `last`, are written to `places`; without `places` nothing is written.
+    The times of each round are kept in the file `kept`, so that an interrupted training counts all of its rounds.
     """
 
     def __init__(
@@ -122,9 +125,11 @@ class Watch:
         gallery: Gallery | None = None,
         every: int = 0,
         last: int = 0,
+        kept: Path | None = None,
     ) -> None:
         self.accelerator, self.stopwatch, self.samples = accelerator, stopwatch, samples
         self.places, self.gallery, self.every, self.last = places, gallery, every, last
+        self.kept = kept if accelerator.is_main_process else None
         self.iteration = self.rounds = 0
         self.newest: dict[str, float] = {}
         self.totals: dict[str, float] = {}
@@ -133,6 +138,7 @@ class Watch:
     def running(self, iteration: int) -> Iterator[None]:
         """Around a training that begins or goes on at `iteration`, however it ends."""
         self.iteration = iteration
+        self._take_up()
         if self.gallery is not None:
             self.gallery.open(iteration)
         try:
@@ -151,9 +157,7 @@ class Watch:
         yield
         parts = self.stopwatch.read()
         self.newest = {"round": time.perf_counter() - begun, **parts}
-        for name, seconds in self.newest.items():
-            self.totals[name] = self.totals.get(name, 0.0) + seconds
-        self.rounds += 1
+        self._count(self.newest)
 
     def after_round(
         self,
@@ -163,6 +167,9 @@ class Watch:
     ) -> None:
         """Shows the newest of the log's `rows`, and now and then pictures; parameters end as they were."""
         since, self.iteration = self.iteration, int(rows[-1]["iteration"])
+        if self.kept is not None:
+            with self.kept.open("a") as file:
+                print(json.dumps({"iteration": self.iteration, "seconds": self.newest}), file=file)
         if self.accelerator.trackers:
             times = {f"seconds_{name}": seconds for name, seconds in self.newest.items()}
             rate = {"samples_per_second": self.samples / self.newest["round"]}
@@ -171,7 +178,8 @@ class Watch:
             self.gallery.show(self.iteration, rows, student, average)
 
     def timing(self) -> dict[str, Any]:
-        """Rounds since this process started, samples a second, and the seconds of each part of the training.
+        """Rounds, samples a second, and the seconds of each part of the training; after an interruption those before
+        it count too, but not those of rounds that were lost and trained again.
 
         `other` is all but the networks: optimisers, averages, random numbers, waiting for other processes.
         """
@@ -184,6 +192,22 @@ class Watch:
             "seconds_in": {**parts, "other": total - sum(parts.values())},
         }
 
+    def _count(self, seconds: Mapping[str, float]) -> None:
+        """Adds a round to the totals."""
+        for name, value in seconds.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+        self.rounds += 1
+
+    def _take_up(self) -> None:
+        """Counts the rounds up to this iteration that an interrupted run has kept, and forgets those after it."""
+        if self.kept is None:
+            return
+        lines = self.kept.read_text().splitlines() if self.kept.exists() else []
+        rounds = [entry for entry in map(_entry, lines) if entry and entry["iteration"] <= self.iteration]
+        for entry in rounds:
+            self._count(entry["seconds"])
+        write_text(self.kept, "".join(f"{json.dumps(entry)}\n" for entry in rounds))
+
     def summary(self) -> str:
         """`timing` in one line."""
         timing = self.timing()
@@ -191,6 +215,15 @@ class Watch:
         shares = ", ".join(f"{name} {seconds / timing['seconds']:.0%}" for name, seconds in parts)
         rate = f"{timing['samples_per_second']:.1f} samples/s"
         return f"{timing['rounds']} rounds in {timing['seconds']:.0f} s, {rate}: {shares}"
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A line of the times; None for one that a crash has torn."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def open_watch(
@@ -234,7 +267,9 @@ def open_watch(
     if params.runtime.tracker is not None:
         sections = params.model_dump(mode="json", include={"seed", "teacher", "schedule", "distill"})
         _start_tracker(accelerator, folder, places, sections)
-    return Watch(accelerator, stopwatch, samples, places, gallery, every, params.distill.iterations)
+    return Watch(
+        accelerator, stopwatch, samples, places, gallery, every, params.distill.iterations, folder / TIMES
+    )
 
 
 def _start_tracker(
