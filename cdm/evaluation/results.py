@@ -43,7 +43,7 @@ def write_results(
         params.evaluate, opened, real, answers, seed=params.seed, device=params.runtime.device
     )
     evaluation = evaluate(opened, real, extractor, neighbours=params.evaluate.neighbours, seed=params.seed)
-    figures = join(evaluation, chosen)
+    figures = {**join(evaluation, chosen), "hashes": opened.hashes}
     drawn = {
         "overview": _both(lambda theme: sheets.overview(opened, theme=theme)),
         "contact_sheet": _both(lambda theme: sheets.contact_sheet(opened, params.sample.pictures, theme)),

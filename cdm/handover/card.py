@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,12 @@ STEPS = (1, 2, 4, 8)
 PROMPT = "PROMPT"
 COLUMNS = [JUDGED["evaluations"], *HEADLINES, JUDGED["precision"], JUDGED["recall"]]
 """Figures of `metrics/quality.json` that a card shows, where they are there."""
+DIGITS = 4
+"""Significant digits of a figure."""
+SHOWN = 12
+"""Characters of a hash that are shown."""
+NAMED = 5
+"""Changed files that are named; of the rest the number is told."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Export:
     """The content of `metrics/quality.json`, where it is about this student."""
     commit: str | None
     """Of the repository that it was exported in."""
+    changed: Sequence[str] = ()
+    """Files of that repository that differed from the commit."""
 
 
 def model_card(export: Export) -> str:
@@ -46,7 +54,7 @@ def model_card(export: Export) -> str:
         f"# {export.name}",
         _summary(export),
         f"## Use\n\n{_usage(export)}",
-        f"## Quality\n\n{_quality(export.quality)}",
+        f"## Quality\n\n{_quality(export)}",
         f"## Training\n\n{_training(export)}",
         "## Licence\n\nThat of the teacher, whose weights these are made from.",
     ]
@@ -183,7 +191,8 @@ def _has_lora_loader(pipeline_class_name: str) -> bool:
     return hasattr(getattr(diffusers, pipeline_class_name), "load_lora_weights")
 
 
-def _quality(quality: Mapping[str, Any] | None) -> str:
+def _quality(export: Export) -> str:
+    quality = export.quality
     if quality is None:
         return "Not measured, or not known to be this student's."
     rows = [
@@ -197,9 +206,19 @@ def _quality(quality: Mapping[str, Any] | None) -> str:
         "| --- |" + " ---: |" * (len(shown) + 1),
     ]
     for name, steps, figures in sorted(rows, key=lambda row: (row[0] == "student", row[1])):
-        cells = " | ".join(f"{figures[column.key]:g}" for column in shown)
+        cells = " | ".join(f"{figures[column.key]:.{DIGITS}g}" for column in shown)
         lines.append(f"| {name} | {steps} | {cells} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _measured(export, quality)])
+
+
+def _measured(export: Export, quality: Mapping[str, Any]) -> str:
+    """What the figures are of."""
+    counts = {figures.get("count") for figures in quality["student"].values()}
+    of = f"{count:,} samples each" if len(counts) == 1 and (count := counts.pop()) else "samples"
+    text = f"Of {of}, drawn by the student whose files have the hash `{quality['hashes']['student'][:SHOWN]}`"
+    return (
+        text + (", before its weights became " + export.precision if export.precision != "fp32" else "") + "."
+    )
 
 
 def _training(export: Export) -> str:
@@ -217,5 +236,14 @@ def _training(export: Export) -> str:
     if origin is not None:
         parts.append(f"Digest of the teacher: `{origin.digest}`.")
     if export.commit is not None:
-        parts.append(f"Exported from a repository at commit `{export.commit}`.")
+        parts.append(f"Exported from a repository at commit `{export.commit}`{_changes(export.changed)}.")
     return "\n\n".join(parts)
+
+
+def _changes(files: Sequence[str]) -> str:
+    """The rest of a sentence about a working tree in which `files` differ from the commit."""
+    if not files:
+        return ""
+    named = [f"`{name}`" for name in files[:NAMED]]
+    more = [f"{len(files) - NAMED} more"] if len(files) > NAMED else []
+    return f", whose tree was not clean: these files differed from it: {', '.join([*named, *more])}"

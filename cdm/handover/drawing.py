@@ -58,6 +58,11 @@ def draw_pictures(
     return torch.cat(pictures)
 
 
+def enlarge(image: Tensor, factor: int) -> Tensor:
+    """A picture (3, height, width) in which each pixel has become a square of `factor` times `factor`."""
+    return image.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+
+
 def _encode(
     model: Model, prompts: Sequence[str], device: torch.device, dtype: torch.dtype
 ) -> list[Conditioning]:
