@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from cdm.data.prompt_set import PromptSet
-from cdm.evaluation.report import Teacher
 from cdm.evaluation.results import summary, write_results
 from cdm.models.manifest import TeacherManifest
+from cdm.system.circumstances import Circumstances
 from stages.common import CHECKPOINTS, PromptsFolder, TeacherFile, run, stage
 
 
@@ -19,6 +19,9 @@ def main(
     prompts: PromptsFolder = Path("data/prompts"),
     samples: Annotated[Path, typer.Option(help="What the stage `sample` wrote.")] = Path("data/samples"),
     log: Annotated[Path, typer.Option(help="The training log, a CSV file.")] = Path("logs/distill.csv"),
+    timing: Annotated[Path, typer.Option(help="Times of the training, for the report.")] = Path(
+        "logs/timing.json"
+    ),
     metrics: Annotated[Path, typer.Option(help="File of figures to write.")] = Path("metrics/quality.json"),
     plots: Annotated[Path, typer.Option(help="Folder of pictures to write.")] = Path("plots"),
     report: Annotated[Path, typer.Option(help="Folder of the report to write.")] = Path("report"),
@@ -27,11 +30,19 @@ def main(
     with stage(
         "seed", "teacher", "prompts", "latents", "schedule", "distill", "sample", "evaluate"
     ) as params:  # the report shows every parameter
-        manifest = TeacherManifest.read(teacher)
-        distilled = Teacher(manifest.source, manifest.revision, manifest.parameters)
-        texts = PromptSet(prompts / "eval").texts
-        answers = CHECKPOINTS / "scores"
-        evaluation = write_results(params, distilled, texts, samples, log, metrics, plots, report, answers)
+        evaluation = write_results(
+            params,
+            TeacherManifest.read(teacher),
+            PromptSet(prompts / "eval").texts,
+            samples,
+            log,
+            metrics,
+            plots,
+            report,
+            CHECKPOINTS / "scores",
+            timing=timing,
+            now=Circumstances.now(params.runtime.device),
+        )
     print(f"{summary(evaluation)}\n{report / 'index.html'}: the whole report")
 
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from cdm.errors import CdmError
 from cdm.families import get_family
 from cdm.handover import card, drawing, export
-from cdm.handover.card import Layout
 from cdm.handover.export import quality_of
+from cdm.handover.snippet import Layout
 from cdm.models.manifest import TeacherManifest, describe, file_hashes
 from cdm.models.student import FULL, LORA, Origin, find_student
 from cdm.params import Lora, Params

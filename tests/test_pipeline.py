@@ -68,7 +68,7 @@ def test_results_are_recorded_and_nothing_is_left_in_git_by_accident(repository:
     assert json.loads(repository.dvc("status", "--json")) == {"teacher": ["always changed"]}
 
 
-WITH_FAMILY = {"prompts", "latents", "distill", "sample"}
+WITH_FAMILY = {"prompts", "latents", "distill", "sample", "evaluate"}
 EXPECTED: dict[str, set[str]] = {
     "cdm/losses.py": {"distill"},
     "cdm/evaluation/distances.py": {"distill", "evaluate"},
@@ -92,6 +92,7 @@ EXPECTED: dict[str, set[str]] = {
     "cdm/training/watch.py": set(),
     "cdm/cli.py": set(),
     "cdm/handover/export.py": set(),
+    "cdm/handover/snippet.py": {"evaluate"},
     "cdm/planning/plan.py": set(),
     "stages/common.py": set(),
     "stages/sample.py": {"sample"},

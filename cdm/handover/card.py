@@ -5,19 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ruamel.yaml import YAML
 
-from cdm.families.configs import INDEX, SCHEDULER, read_config
-from cdm.flow import inference_sigmas
+from cdm.handover.snippet import STEPS, Layout, diffusers_code
 from cdm.measures import HEADLINES, JUDGED
 from cdm.models.hub import is_hub_id
 from cdm.models.student import Model
 
-Layout = Literal["diffusers", "lora", "single-file"]
-STEPS = (1, 2, 4, 8)
-"""Numbers of steps whose levels a card spells out."""
 PROMPT = "PROMPT"
 COLUMNS = [JUDGED["evaluations"], *HEADLINES, JUDGED["precision"], JUDGED["recall"]]
 """Figures of `metrics/quality.json` that a card shows, where they are there."""
@@ -102,28 +98,7 @@ def _summary(export: Export) -> str:
 
 
 def _usage(export: Export) -> str:
-    model, origin = export.model, export.model.origin
-    shape = model.latent_shape()
-    length = origin.max_sequence_length if origin else None
-    teacher = origin.source if origin else str(model.base)
-    options = {"generator": "torch.Generator().manual_seed(0)"} | {
-        name: repr(value) for name, value in model.family.call_options(model.base, shape, length).items()
-    }
-    levels = ",\n".join(f"    {steps}: {_levels(steps)}" for steps in STEPS)
-    arguments = "\n".join(f"    {name}={value}," for name, value in options.items())
-    code = f"""\
-import torch
-{_loading(export, teacher)}
-
-sigmas = {{
-{levels},
-}}
-image = pipeline(
-    "{PROMPT}",
-    sigmas=sigmas[4],
-{arguments}
-).images[0]
-image.save("picture.png")"""
+    code = diffusers_code(export.model, export.name, export.layout, PROMPT)
     command = f'cdm sample "{PROMPT}" --student {export.name} --steps 4 --seed 0 --out picture.png'
     return f"""\
 ```python
@@ -145,50 +120,6 @@ The same picture, to the pixel in float32 on a CPU (elsewhere but for rounding):
 
 Its seed is that of `generator`; with several prompts, the next ones have the next seeds. On an accelerator add
 `.to("cuda")` (or `"mps"`) to the pipeline, and `torch_dtype=torch.bfloat16` where it is loaded to halve its memory."""
-
-
-def _levels(steps: int) -> list[float]:
-    return [float(sigma) for sigma in inference_sigmas(steps, shift=1.0)]
-
-
-def _loading(export: Export, teacher: str) -> str:
-    """The lines of Python that make `pipeline`."""
-    family = export.model.family
-    index = read_config(export.model.base, INDEX)
-    absent = [name for name, value in index.items() if isinstance(value, list) and value[0] is None]
-    without = "".join(f", {name}=None" for name in absent)
-    kind = family.pipeline_class_name
-    if export.layout == "diffusers":
-        return f'from diffusers import {kind}\n\npipeline = {kind}.from_pretrained("{export.name}"{without})'
-    if export.layout == "lora":
-        load = "pipeline" if _has_lora_loader(kind) else "pipeline.transformer"
-        method = "load_lora_weights" if load == "pipeline" else "load_lora_adapter"
-        return (
-            f'from diffusers import {kind}\n\npipeline = {kind}.from_pretrained("{teacher}"{without})\n'
-            f'{load}.{method}("{export.name}", weight_name="pytorch_lora_weights.safetensors")'
-            f"{_unstretched(export)}"
-        )
-    transformer = index["transformer"][1]
-    return (
-        f"from diffusers import {transformer}, {kind}\n\n"
-        f"transformer = {transformer}.from_single_file(\n"
-        f'    "{export.name}", config="{teacher}", subfolder="transformer"\n)\n'
-        f'pipeline = {kind}.from_pretrained("{teacher}", transformer=transformer{without})'
-        f"{_unstretched(export)}"
-    )
-
-
-def _unstretched(export: Export) -> str:
-    """A line for a teacher whose scheduler stretches the levels, as Qwen-Image's does: a student has learnt without."""
-    if read_config(export.model.base, SCHEDULER).get("shift_terminal") is None:
-        return ""
-    return "\npipeline.scheduler.register_to_config(shift_terminal=None)"
-
-
-def _has_lora_loader(pipeline_class_name: str) -> bool:
-    import diffusers
-
-    return hasattr(getattr(diffusers, pipeline_class_name), "load_lora_weights")
 
 
 def _quality(export: Export) -> str:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from cdm.errors import CdmError
 from cdm.families.configs import INDEX, read_config
-from cdm.handover.card import Export, Layout, model_card
+from cdm.handover.card import Export, model_card
 from cdm.handover.drawing import Precision
+from cdm.handover.snippet import Layout
 from cdm.models.manifest import file_hashes
 from cdm.models.student import FULL, LORA, METADATA, Model, Origin, find_student
 from cdm.system import git

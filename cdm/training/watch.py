@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cdm.families import Conditioning
 from cdm.params import Params
+from cdm.system.circumstances import Circumstances
 from cdm.system.files import write_json
 from cdm.training.distiller import Distiller
 from cdm.training.inputs import Inputs
@@ -125,14 +126,18 @@ class Watch:
     ) -> None:
         self.accelerator, self.stopwatch, self.samples = accelerator, stopwatch, samples
         self.places, self.gallery, self.every, self.last = places, gallery, every, last
-        self.iteration = self.rounds = 0
+        self.iteration = self.rounds = self.resumed_at = 0
         self.newest: dict[str, float] = {}
         self.totals: dict[str, float] = {}
+        self.last_row: Mapping[str, float] = {}
+        self.circumstances: Circumstances | None = None
 
     @contextmanager
     def running(self, iteration: int) -> Iterator[None]:
         """Around a training that begins or goes on at `iteration`, however it ends."""
-        self.iteration = iteration
+        self.iteration = self.resumed_at = iteration
+        if self.accelerator.is_main_process and self.places is not None:
+            self.circumstances = Circumstances.now(str(self.accelerator.device))
         if self.gallery is not None:
             self.gallery.open(iteration)
         try:
@@ -163,6 +168,7 @@ class Watch:
     ) -> None:
         """Shows the newest of the log's `rows`, and now and then pictures; parameters end as they were."""
         since, self.iteration = self.iteration, int(rows[-1]["iteration"])
+        self.last_row = rows[-1]
         if self.accelerator.trackers:
             times = {f"seconds_{name}": seconds for name, seconds in self.newest.items()}
             rate = {"samples_per_second": self.samples / self.newest["round"]}
@@ -173,7 +179,9 @@ class Watch:
     def timing(self) -> dict[str, Any]:
         """Rounds since this process started, samples a second, and the seconds of each part of the training.
 
-        `other` is all but the networks: optimisers, averages, random numbers, waiting for other processes.
+        `other` is all but the networks: optimisers, averages, random numbers, waiting for other processes. With them
+        are the circumstances, the iteration at which the process took the training up, and the newest row of the log,
+        by which a log is known to be of this training.
         """
         parts = {name: seconds for name, seconds in self.totals.items() if name != "round"}
         total = self.totals["round"]
@@ -182,6 +190,9 @@ class Watch:
             "seconds": total,
             "samples_per_second": self.rounds * self.samples / total,
             "seconds_in": {**parts, "other": total - sum(parts.values())},
+            "resumed_at": self.resumed_at,
+            "last_row": dict(self.last_row),
+            "circumstances": self.circumstances and self.circumstances.as_dict(),
         }
 
     def summary(self) -> str:
