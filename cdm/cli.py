@@ -104,6 +104,37 @@ def check_sample(prompts: list[str], out: Path, steps: int, seed: int, zoom: int
         raise CdmError(f"--out is {out}: {out.parent} may not be written to")
 
 
+@app.command()
+def demo(
+    student: Annotated[
+        Path, typer.Argument(help="The student: models/student, or what `cdm export` has written.")
+    ] = Path("models/student"),
+    port: Annotated[int, typer.Option(help="Of the page, on 127.0.0.1.", min=1, max=65535)] = 7860,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[
+        SampleDType, typer.Option(help="Precision; auto is fp32 on a CPU and bf16 elsewhere.")
+    ] = SampleDType.auto,
+    teacher_steps: Annotated[
+        int | None, typer.Option(help="Steps of the teacher; otherwise latents.steps, or 50.", min=1)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance of the teacher; otherwise teacher.guidance_scale.")
+    ] = None,
+) -> None:
+    """Play with STUDENT on a page in the browser, beside its teacher if that is on this machine."""
+    from cdm.handover.demo_page import check_gradio, serve
+
+    check_gradio()
+    from cdm.handover.demo import open_demo
+
+    serve(
+        open_demo(
+            student, device=device, dtype=dtype.value, teacher_steps=teacher_steps, guidance_scale=guidance
+        ),
+        port,
+    )
+
+
 class Format(StrEnum):
     diffusers = "diffusers"
     lora = "lora"

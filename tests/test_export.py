@@ -341,12 +341,12 @@ def test_the_card_quotes_figures_of_this_student_only(
 
     assert quality_of(full_student, metrics) == (None, None), "nothing was measured"
     silent = "quality.json: does not say which student its figures are of"
-    for quality in (rows, {}, [], {**rows, "hashes": {}}, {"hashes": {"student": "x"}}):
+    for quality in (rows, {}, [], {**rows, "basis": {}}, {"basis": {"student": "x"}}):
         assert silent in remark(quality)
-    of_this = {**rows, "hashes": {"student": digest_of(file_hashes(full_student)), "samples": "ab"}}
+    of_this = {**rows, "basis": {"student": digest_of(file_hashes(full_student)), "samples": "ab"}}
     other = "quality.json: its figures are of another student, and are left out of the card"
     assert other in remark(of_this, student=lora_student)
-    assert other in remark({**rows, "hashes": {"student": digest_of(file_hashes(lora_student))}})
+    assert other in remark({**rows, "basis": {"student": digest_of(file_hashes(lora_student))}})
     result = command("export", full_student, "--out", tmp_path / "a", "--metrics", metrics)
     assert result.err.splitlines() == [
         f"{metrics}: its figures are of another student, and are left out of the card"
@@ -359,7 +359,7 @@ def test_the_card_quotes_figures_of_this_student_only(
     text = (tmp_path / "b/README.md").read_text()
     assert "| teacher, guided | 50 | 100 | 12.99 |\n| student | 2 | 2 | 0.9462 |" in text
     assert (
-        f"Of 1,024 samples each, drawn by the student whose files have the hash `{of_this['hashes']['student'][:12]}`."
+        f"Of 1,024 samples each, drawn by the student whose files have the hash `{of_this['basis']['student'][:12]}`."
         in text
     )
     half = export.export(full_student, tmp_path / "c", "diffusers", precision="bf16", metrics=metrics)
@@ -391,6 +391,6 @@ def test_the_card_says_whether_the_tree_was_clean(
         ),
         (files, "`cdm/losses.py`, `dvc.lock`, `params.yaml`, `plots/a.png`, `plots/b.png`, 2 more."),
     ):
-        monkeypatch.setattr(git, "changed", lambda _, changed=changed: changed)
+        monkeypatch.setattr(git, "differing", lambda _, changed=changed: changed)
         out = tmp_path / str(len(changed))
         assert expected in export.export(full_student, out, "diffusers").card.read_text()

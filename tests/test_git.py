@@ -23,16 +23,16 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_changed_files_are_those_that_differ_from_the_commit(tree: Path) -> None:
-    assert git.changed(tree) == []
+    assert git.differing(tree) == []
     (tree / "in/b c.py").write_text("2\n")
     (tree / "a.py").rename(tree / "moved.py")
     (tree / "unknown").touch()
-    assert git.changed(tree) == ["a.py", "in/b c.py"], "files that Git does not know do not count"
-    assert git.changed(tree / "in") == ["a.py", "in/b c.py"]
+    assert git.differing(tree) == ["a.py", "in/b c.py"], "files that Git does not know do not count"
+    assert git.differing(tree / "in") == ["a.py", "in/b c.py"]
     subprocess.run(["git", "add", "."], cwd=tree, check=True)
-    assert git.changed(tree) == ["a.py", "in/b c.py", "moved.py", "unknown"]
+    assert git.differing(tree) == ["a.py", "in/b c.py", "moved.py", "unknown"]
 
 
 def test_outside_a_repository_nothing_is_known(tmp_path: Path) -> None:
     assert git.commit(tmp_path) is None
-    assert git.changed(tmp_path) == []
+    assert git.differing(tmp_path) == []

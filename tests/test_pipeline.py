@@ -38,7 +38,7 @@ def test_the_pipeline_leaves_its_results(repository: Repository) -> None:
         assert row["frechet_distance"] > 0
         assert row["style_distance"] > 0
         assert 0 <= row["attribute_accuracy"] <= 1
-    assert quality["hashes"]["student"] == digest_of(file_hashes(folder / "models/student"))
+    assert quality["basis"]["student"] == digest_of(file_hashes(folder / "models/student"))
     with (folder / "logs/distill.csv").open() as file:
         assert [row["iteration"] for row in csv.DictReader(file)] == ["2", "4", "6"]
     assert (folder / "report/index.html").stat().st_size > 1000

@@ -53,7 +53,7 @@ NOW = Circumstances(
 )
 MADE = Making(
     NOW,
-    Training(replace(NOW, date="2026-03-01T09:00:00+00:00", changed=[]), 3725.4, 600),
+    Training(replace(NOW, date="2026-03-01T09:00:00+00:00", changed=[]), 3725.4),
     {"student": "cd" * 32, "samples": "ef" * 32},
 )
 CODE = 'print("a > b & c")'
@@ -291,11 +291,11 @@ def test_the_reports_code_is_that_of_the_student(tiny_sd3: Path, tiny_teacher: T
 
 
 def test_the_report_says_when_where_and_at_which_commit(page: str) -> None:
-    line = "Trained 2026-03-01 09:00 UTC in 1 h 2 min from iteration 600 on, evaluated 2026-03-01 11:30 UTC"
+    line = "Trained 2026-03-01 09:00 UTC in 1 h 2 min, evaluated 2026-03-01 11:30 UTC"
     files = ", ".join(f"<code>{name}.py</code>" for name in "abc")
     assert f"{line}, commit <code>012345678</code> with changes in {files}, 1 more." in page
     rows = {row[0]: row[1] for row in Outline(page).rows if len(row) == 2}
-    assert rows["Training"] == "begun 2026-03-01 09:00 UTC, took 1 h 2 min from iteration 600 on"
+    assert rows["Training"] == "begun 2026-03-01 09:00 UTC, took 1 h 2 min"
     assert (
         rows["Machine of the training"] == rows["Machine of the evaluation"] == "an abacus, 2 cores; Python 3"
     )
@@ -309,25 +309,19 @@ def test_the_report_has_no_raw_backticks(page: str) -> None:
     assert "<code>org/name</code>" in outside, "of a meaning in cdm/params.py"
 
 
-def test_times_are_those_of_the_training_with_this_log(tmp_path: Path) -> None:
-    (tmp_path / "log.csv").write_text(LOG)
-    curves = plots.read_log(tmp_path / "log.csv")
+def test_a_training_leaves_its_time_and_circumstances(tmp_path: Path) -> None:
     timing = tmp_path / "timing.json"
-    row = {"iteration": 4, "loss_fake": 0.2, "loss_dm": 0.1, "lr_student": 0.0, "custom": 10}
-    record = {"seconds": 61.2, "resumed_at": 0, "last_row": row, "circumstances": NOW.as_dict()}
-
-    def found(**changes: object) -> Training | None:
-        timing.write_text(json.dumps({**record, **changes}))
-        return read_training(timing, curves)
-
-    assert read_training(timing, curves) is None, "there is none"
-    assert found() == Training(NOW, 61.2, 0)
-    assert found(last_row={**row, "loss_fake": 0.20000001}) is None
-    assert found(last_row={**row, "iteration": 3}) is None
-    assert found(last_row={}) is None
-    assert found(circumstances=None) is None
-    timing.write_text('{"rounds": 800, "seconds": 1124.3}')
-    assert read_training(timing, curves) is None, "of an earlier version"
+    assert read_training(timing) is None, "there is none"
+    timing.write_text(json.dumps({"rounds": 800, "seconds": 61.2, "circumstances": NOW.as_dict()}))
+    assert read_training(timing) == Training(NOW, 61.2)
+    for damaged in (
+        "",
+        "[]",
+        '{"rounds": 800, "seconds": 1124.3}',
+        '{"seconds": 1, "circumstances": {"a": 1}}',
+    ):
+        timing.write_text(damaged)
+        assert read_training(timing) is None
 
 
 def test_a_model_and_a_term_keep_their_colour_in_all_panels() -> None:

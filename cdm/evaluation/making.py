@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,16 +15,13 @@ SHOWN = 9
 NAMED = 3
 """Changed files that are named; of the rest the number is told."""
 
-Curves = Mapping[str, Sequence[tuple[float, float]]]
-
 
 @dataclass(frozen=True)
 class Training:
-    """A training's circumstances and time. One that was resumed is timed from `resumed_at` on."""
+    """A training's circumstances and time."""
 
     circumstances: Circumstances
     seconds: float
-    resumed_at: int
 
 
 @dataclass(frozen=True)
@@ -33,28 +30,17 @@ class Making:
 
     evaluated: Circumstances
     training: Training | None
-    """None where the student came from DVC's cache or from elsewhere, and is not that of the last training here."""
+    """None where it is not recorded."""
     hashes: Mapping[str, str]
-    """As in metrics/quality.json."""
+    """Of student and samples, as in metrics/quality.json."""
 
 
-def read_training(timing: Path, log: Curves) -> Training | None:
-    """The record of a training in the file `timing`, if it is that of the training with the log `log`.
-
-    The record has the newest row of its log: losses in full precision are those of one training. DVC takes a student
-    and its log from the cache, but knows nothing of this file.
-    """
+def read_training(timing: Path) -> Training | None:
+    """The record that a training has left in the file `timing`; None where there is none, or it is damaged."""
     record = read_json(timing)
     try:
-        newest = {name: float(value) for name, value in record["last_row"].items() if name != "iteration"}
-        iteration = record["last_row"]["iteration"]
-        there = {name: points[-1][1] for name, points in log.items() if points and points[-1][0] == iteration}
-        if newest != there:
-            return None
-        return Training(
-            Circumstances(**record["circumstances"]), float(record["seconds"]), int(record["resumed_at"])
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
+        return Training(Circumstances(**record["circumstances"]), float(record["seconds"]))
+    except (KeyError, TypeError, ValueError):
         return None
 
 
@@ -62,7 +48,7 @@ def sentence(making: Making) -> str:
     """When and at which commit, in a line."""
     parts = []
     if making.training is not None:
-        parts.append(f"Trained {date(making.training.circumstances)} in {_duration(making.training)}")
+        parts.append(f"Trained {date(making.training.circumstances)} in {_duration(making.training.seconds)}")
     parts.append(f"{'evaluated' if parts else 'Evaluated'} {date(making.evaluated)}")
     if making.evaluated.commit is not None:
         parts.append(_commit(making.evaluated, SHOWN))
@@ -72,11 +58,11 @@ def sentence(making: Making) -> str:
 def rows(making: Making) -> list[tuple[str, str]]:
     """All of it, as names and values."""
     if making.training is None:
-        of_training = [("Training", "not recorded here: the student came from DVC's cache, or from elsewhere")]
+        of_training = [("Training", "not recorded")]
     else:
         begun = making.training.circumstances
         of_training = [
-            ("Training", f"begun {date(begun)}, took {_duration(making.training)}"),
+            ("Training", f"begun {date(begun)}, took {_duration(making.training.seconds)}"),
             *_where("training", begun),
         ]
     return [
@@ -98,11 +84,10 @@ def date(found: Circumstances) -> str:
     return datetime.fromisoformat(found.date).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _duration(training: Training) -> str:
-    minutes, seconds = divmod(round(training.seconds), 60)
+def _duration(total: float) -> str:
+    minutes, seconds = divmod(round(total), 60)
     hours, minutes = divmod(minutes, 60)
-    text = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-    return text + (f" from iteration {training.resumed_at} on" if training.resumed_at else "")
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def _commit(found: Circumstances, digits: int | None = None) -> str:

@@ -56,7 +56,7 @@ def write_results(
         params.evaluate, opened, real, answers, seed=params.seed, device=params.runtime.device
     )
     evaluation = evaluate(opened, real, extractor, neighbours=params.evaluate.neighbours, seed=params.seed)
-    figures = {**join(evaluation, chosen), "hashes": opened.hashes}
+    figures = {**join(evaluation, chosen), "basis": opened.hashes}
     overview = _both(lambda theme: [sheets.overview(opened, theme=theme)])[0]
     drawn = {
         "overview": overview.light,
@@ -70,7 +70,7 @@ def write_results(
         losses=_both(lambda theme: plots.losses_panels(curves, theme)),
         strips=sheets.strips(opened, min(params.sample.pictures, MOST_PROMPTS)),
     )
-    made = Making(now, read_training(timing, curves), opened.hashes)
+    made = Making(now, read_training(timing), opened.hashes)
     code = student_code(params, teacher, shown.strips.prompts[0])
     page = report.render(params, teacher, opened, evaluation, shown, made, code=code, chosen=chosen)
     for folder in (metrics.parent, pictures, pages):

@@ -146,7 +146,7 @@ def _measured(export: Export, quality: Mapping[str, Any]) -> str:
     """What the figures are of."""
     counts = {figures.get("count") for figures in quality["student"].values()}
     of = f"{count:,} samples each" if len(counts) == 1 and (count := counts.pop()) else "samples"
-    text = f"Of {of}, drawn by the student whose files have the hash `{quality['hashes']['student'][:SHOWN]}`"
+    text = f"Of {of}, drawn by the student whose files have the hash `{quality['basis']['student'][:SHOWN]}`"
     return (
         text + (", before its weights became " + export.precision if export.precision != "fp32" else "") + "."
     )

@@ -60,7 +60,7 @@ def export(
     _check_layout(student, model, layout)
     quality, remark = quality_of(student, metrics)
     here = Path()
-    about = Export(out.name, layout, model, precision, quality, git.commit(here), git.changed(here))
+    about = Export(out.name, layout, model, precision, quality, git.commit(here), git.differing(here))
     with _whole(out) as staged:
         _write(model, staged, layout, dtype)
         if staged.is_dir():
@@ -114,7 +114,7 @@ def quality_of(student: Path, metrics: Path | None) -> tuple[Mapping[str, Any] |
         return None, None
     quality = read_json(metrics)
     try:
-        measured = quality["hashes"]["student"]
+        measured = quality["basis"]["student"]
         complete = all(isinstance(quality[model], dict) for model in ("student", "teacher"))
     except (KeyError, TypeError):
         complete = False

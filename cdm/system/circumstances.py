@@ -44,7 +44,7 @@ class Circumstances:
                 [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
             ),
             commit=git.commit(folder),
-            changed=[name for name in git.changed(folder) if not name.startswith(RESULTS)],
+            changed=[name for name in git.differing(folder) if not name.startswith(RESULTS)],
         )
 
     def as_dict(self) -> dict[str, Any]:

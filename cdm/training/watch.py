@@ -126,16 +126,15 @@ class Watch:
     ) -> None:
         self.accelerator, self.stopwatch, self.samples = accelerator, stopwatch, samples
         self.places, self.gallery, self.every, self.last = places, gallery, every, last
-        self.iteration = self.rounds = self.resumed_at = 0
+        self.iteration = self.rounds = 0
         self.newest: dict[str, float] = {}
         self.totals: dict[str, float] = {}
-        self.last_row: Mapping[str, float] = {}
         self.circumstances: Circumstances | None = None
 
     @contextmanager
     def running(self, iteration: int) -> Iterator[None]:
         """Around a training that begins or goes on at `iteration`, however it ends."""
-        self.iteration = self.resumed_at = iteration
+        self.iteration = iteration
         if self.accelerator.is_main_process and self.places is not None:
             self.circumstances = Circumstances.now(str(self.accelerator.device))
         if self.gallery is not None:
@@ -168,7 +167,6 @@ class Watch:
     ) -> None:
         """Shows the newest of the log's `rows`, and now and then pictures; parameters end as they were."""
         since, self.iteration = self.iteration, int(rows[-1]["iteration"])
-        self.last_row = rows[-1]
         if self.accelerator.trackers:
             times = {f"seconds_{name}": seconds for name, seconds in self.newest.items()}
             rate = {"samples_per_second": self.samples / self.newest["round"]}
@@ -180,8 +178,7 @@ class Watch:
         """Rounds since this process started, samples a second, and the seconds of each part of the training.
 
         `other` is all but the networks: optimisers, averages, random numbers, waiting for other processes. With them
-        are the circumstances, the iteration at which the process took the training up, and the newest row of the log,
-        by which a log is known to be of this training.
+        are the circumstances at the beginning.
         """
         parts = {name: seconds for name, seconds in self.totals.items() if name != "round"}
         total = self.totals["round"]
@@ -190,8 +187,6 @@ class Watch:
             "seconds": total,
             "samples_per_second": self.rounds * self.samples / total,
             "seconds_in": {**parts, "other": total - sum(parts.values())},
-            "resumed_at": self.resumed_at,
-            "last_row": dict(self.last_row),
             "circumstances": self.circumstances and self.circumstances.as_dict(),
         }
 
