@@ -15,6 +15,7 @@ import typer
 from cdm.errors import CdmError
 
 MOST_STEPS = 1000
+MOST_ZOOM = 64
 
 app = typer.Typer(
     help="Few-step students of text-to-image models: draw with them, pass them on, choose, check and plan a training.",
@@ -56,29 +57,32 @@ def sample(
         typer.Option(help="The same seed draws the same picture; of several prompts the next has the next."),
     ] = 0,
     grid: Annotated[bool, typer.Option("--grid", help="One PNG with all pictures side by side.")] = False,
+    zoom: Annotated[
+        int, typer.Option(help="Each pixel becomes a square of so many, without blur: for small pictures.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     dtype: Annotated[
         SampleDType, typer.Option(help="Precision; auto is fp32 on a CPU and bf16 elsewhere.")
     ] = SampleDType.auto,
 ) -> None:
     """Draw pictures of PROMPTS with a student."""
-    check_sample(prompts, out, steps, seed)
+    check_sample(prompts, out, steps, seed, zoom)
     from cdm.data.sampling import tile, write_png
-    from cdm.handover.drawing import draw_pictures
+    from cdm.handover.drawing import draw_pictures, enlarge
 
     images = draw_pictures(student, prompts, steps, seed, device=device, dtype=dtype.value)
     metadata: dict[str, str | int] = {"steps": steps, "model": str(student)}
     if grid or len(prompts) == 1:
-        write_png(out, tile(images), prompt="\n".join(prompts), seed=seed, **metadata)
+        write_png(out, enlarge(tile(images), zoom), prompt="\n".join(prompts), seed=seed, **metadata)
         print(out)
         return
     for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         path = out.with_name(f"{out.stem}-{number + 1}{out.suffix}")
-        write_png(path, image, prompt=prompt, seed=seed + number, **metadata)
+        write_png(path, enlarge(image, zoom), prompt=prompt, seed=seed + number, **metadata)
         print(path)
 
 
-def check_sample(prompts: list[str], out: Path, steps: int, seed: int) -> None:
+def check_sample(prompts: list[str], out: Path, steps: int, seed: int, zoom: int = 1) -> None:
     """Makes the folder of `out`; raises CdmError for arguments of `cdm sample` that cannot be used."""
     if not all(prompt.strip() for prompt in prompts):
         raise CdmError("PROMPT is empty: say what to draw")
@@ -86,6 +90,8 @@ def check_sample(prompts: list[str], out: Path, steps: int, seed: int) -> None:
         raise CdmError(f"--steps is {steps}: give a number from 1 to {MOST_STEPS}")
     if seed < 0:
         raise CdmError(f"--seed is {seed}: give 0 or more")
+    if not 1 <= zoom <= MOST_ZOOM:
+        raise CdmError(f"--zoom is {zoom}: give a number from 1 to {MOST_ZOOM}")
     if out.suffix.lower() != ".png":
         raise CdmError(f"--out is {out}: give a name that ends in .png")
     if out.is_dir():
@@ -96,6 +102,37 @@ def check_sample(prompts: list[str], out: Path, steps: int, seed: int) -> None:
         raise CdmError(f"--out is {out}: {error.strerror}") from None
     if not os.access(out.parent, os.W_OK):
         raise CdmError(f"--out is {out}: {out.parent} may not be written to")
+
+
+@app.command()
+def demo(
+    student: Annotated[
+        Path, typer.Argument(help="The student: models/student, or what `cdm export` has written.")
+    ] = Path("models/student"),
+    port: Annotated[int, typer.Option(help="Of the page, on 127.0.0.1.", min=1, max=65535)] = 7860,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    dtype: Annotated[
+        SampleDType, typer.Option(help="Precision; auto is fp32 on a CPU and bf16 elsewhere.")
+    ] = SampleDType.auto,
+    teacher_steps: Annotated[
+        int | None, typer.Option(help="Steps of the teacher; otherwise latents.steps, or 50.", min=1)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance of the teacher; otherwise teacher.guidance_scale.")
+    ] = None,
+) -> None:
+    """Play with STUDENT on a page in the browser, beside its teacher if that is on this machine."""
+    from cdm.handover.demo_page import check_gradio, serve
+
+    check_gradio()
+    from cdm.handover.demo import open_demo
+
+    serve(
+        open_demo(
+            student, device=device, dtype=dtype.value, teacher_steps=teacher_steps, guidance_scale=guidance
+        ),
+        port,
+    )
 
 
 class Format(StrEnum):
@@ -119,14 +156,13 @@ def export(
     metrics: Annotated[
         Path, typer.Option(help="Figures for the model card, if they are of this student.")
     ] = Path("metrics/quality.json"),
-    samples: Annotated[Path, typer.Option(help="The samples that the figures are of.")] = Path("data/samples"),
 ) -> None:
     """Write STUDENT as plain diffusers loads it, with a model card."""
     from cdm.handover.export import export as write
 
-    done = write(student, out, form.value, precision=dtype.value, metrics=metrics, samples=samples)
-    if metrics.exists() and not done.measured:
-        print(f"{metrics}: not known to be of this student, and not in the card", file=sys.stderr)
+    done = write(student, out, form.value, precision=dtype.value, metrics=metrics)
+    if done.remark is not None:
+        print(done.remark, file=sys.stderr)
     print(f"{done.path}\n{done.card}: what it is, and how plain diffusers draws with it")
 
 

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from cdm.data.prompt_set import PromptSet
-from cdm.evaluation.report import Teacher
 from cdm.evaluation.results import summary, write_results
 from cdm.experiments.headline import training_seconds, write_headline
 from cdm.models.manifest import TeacherManifest
 from cdm.planning.forwards import forwards_of_training
+from cdm.system.circumstances import Circumstances
 from stages.common import CHECKPOINTS, PromptsFolder, TeacherFile, run, stage
 
 
@@ -37,10 +37,19 @@ def main(
         "seed", "teacher", "prompts", "latents", "schedule", "distill", "sample", "evaluate"
     ) as params:  # the report shows every parameter
         manifest, seconds = TeacherManifest.read(teacher), training_seconds(timing)
-        distilled = Teacher(manifest.source, manifest.revision, manifest.parameters)
-        texts = PromptSet(prompts / "eval").texts
-        answers = CHECKPOINTS / "scores"
-        evaluation = write_results(params, distilled, texts, samples, log, metrics, plots, report, answers)
+        evaluation = write_results(
+            params,
+            manifest,
+            PromptSet(prompts / "eval").texts,
+            samples,
+            log,
+            metrics,
+            plots,
+            report,
+            CHECKPOINTS / "scores",
+            timing=timing,
+            now=Circumstances.now(params.runtime.device),
+        )
         forwards = forwards_of_training(params.distill, params.schedule, manifest.shift)
         write_headline(metrics, headline, curves, seconds=seconds, forwards=forwards)
     print(f"{summary(evaluation)}\n{report / 'index.html'}: the whole report")

@@ -36,11 +36,19 @@ def noise_pictures(seed: int, count: int = len(TEXTS) * PER_PROMPT, size: int = 
     return torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
 
 
-def write_set(folder: Path, model: str, steps: int, images: torch.Tensor, prompts: str = "ab" * 32) -> None:
-    """What the stage `sample` leaves for one model and number of steps."""
+def write_set(
+    folder: Path, model: str, steps: int, images: torch.Tensor, prompts: str = "ab" * 32, by: str = "cd" * 32
+) -> None:
+    """What the stage `sample` leaves for one model, of the hash `by`, and number of steps."""
     evaluations = steps * (2 if model == "teacher" else 1)
-    metadata = {"steps": steps, "evaluations": evaluations, "guidance_scale": 2.0, "prompts_sha256": prompts}
-    metadata |= {"seed": 0, "model": model}
+    metadata = {
+        "steps": steps,
+        "evaluations": evaluations,
+        "guidance_scale": 2.0,
+        "prompts_sha256": prompts,
+        "seed": 0,
+        "model": by,
+    }
     with ShardWriter(folder / model / f"steps{steps}", 5, metadata) as writer:
         writer.append({"images": images, "latents": torch.zeros(len(images), 4, 1, 1)})
 

@@ -113,11 +113,27 @@ def test_several_prompts_make_several_pictures_or_a_grid(
         assert list(sheet.crop((0, 32, 32, 64)).get_flattened_data()) == list(third.get_flattened_data())
 
 
+def test_zoom_makes_squares_of_pixels_and_keeps_the_metadata(
+    command: Command, tiny_sd3: Path, tmp_path: Path
+) -> None:
+    for name, options in (("small", []), ("large", ["--zoom", "3"])):
+        out = tmp_path / f"{name}.png"
+        assert command("sample", "a", "b", "--grid", "--student", tiny_sd3, "--out", out, *options).code == 0
+    with Image.open(tmp_path / "small.png") as small, Image.open(tmp_path / "large.png") as large:
+        assert (small.size, large.size) == ((64, 32), (192, 96))
+        assert small.info == large.info
+        assert small.info["prompt"] == "a\nb"
+        nearest = small.resize(large.size, Image.Resampling.NEAREST)
+        assert nearest.tobytes() == large.tobytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["a", "--steps", "0"], "--steps is 0: give a number from 1 to 1000"),
         (["a", "--seed", "-1"], "--seed is -1"),
+        (["a", "--zoom", "0"], "--zoom is 0: give a number from 1 to 64"),
+        (["a", "--zoom", "65"], "--zoom is 65: give a number from 1 to 64"),
         (["a", "--out", "a.jpg"], "--out is a.jpg: give a name that ends in .png"),
         (["a", "--out", "folder.png"], "folder.png, which is a folder"),
         (["a", "--out", "file/a.png"], "--out is file/a.png: "),

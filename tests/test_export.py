@@ -16,12 +16,11 @@ from ruamel.yaml import YAML
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cdm.data.store import ShardWriter
 from cdm.errors import CdmError
 from cdm.families import get_family
 from cdm.handover import card, drawing, export
-from cdm.handover.card import Layout
 from cdm.handover.export import quality_of
+from cdm.handover.snippet import Layout
 from cdm.models.manifest import TeacherManifest, describe, file_hashes
 from cdm.models.student import FULL, LORA, Origin, find_student
 from cdm.params import Lora, Params
@@ -321,27 +320,77 @@ def test_the_card_has_parameters_and_commit(
     assert str(tmp_path) not in text, "nothing of the machine's own"
 
 
-def test_the_card_quotes_figures_of_this_student_only(full_student: Path, tmp_path: Path) -> None:
-    quality = {
-        "student": {"steps2": {"evaluations": 2, "frechet_distance": 0.9462, "kernel": 3.0}},
-        "teacher": {"steps50": {"evaluations": 100, "frechet_distance": 0.98}},
+def test_the_card_quotes_figures_of_this_student_only(
+    command: Command,  # noqa: F811
+    full_student: Path,
+    lora_student: Path,
+    tmp_path: Path,
+) -> None:
+    rows = {
+        "student": {"steps2": {"evaluations": 2, "frechet_distance": 0.946234, "kernel": 3.0, "count": 1024}},
+        "teacher": {"steps50": {"evaluations": 100, "frechet_distance": 12.98765}},
     }
-    metrics, samples = tmp_path / "quality.json", tmp_path / "samples"
-    metrics.write_text(json.dumps(quality))
+    metrics = tmp_path / "quality.json"
 
-    def drawn_by(digest: str) -> None:
-        with ShardWriter(samples / "student" / "steps2", 4, {"model": digest}) as writer:
-            writer.append({"x": torch.zeros(1, 1)})
+    def remark(quality: object, student: Path = full_student) -> str:
+        metrics.write_text(json.dumps(quality))
+        figures, why = quality_of(student, metrics)
+        assert figures is None
+        assert why is not None
+        return why
 
-    assert quality_of(full_student, metrics, samples) is None, "nothing tells whose they are"
-    drawn_by("another")
-    assert quality_of(full_student, metrics, samples) is None
-    out = export.export(full_student, tmp_path / "a", "diffusers", metrics=metrics, samples=samples)
-    assert not out.measured
-    assert "Not measured" in out.card.read_text()
-    drawn_by(digest_of(file_hashes(full_student)))
-    out = export.export(full_student, tmp_path / "b", "diffusers", metrics=metrics, samples=samples)
-    assert out.measured
-    assert "| teacher, guided | 50 | 100 | 0.98 |\n| student | 2 | 2 | 0.9462 |" in out.card.read_text()
-    metrics.write_text("{}")
-    assert quality_of(full_student, metrics, samples) is None
+    assert quality_of(full_student, metrics) == (None, None), "nothing was measured"
+    silent = "quality.json: does not say which student its figures are of"
+    for quality in (rows, {}, [], {**rows, "basis": {}}, {"basis": {"student": "x"}}):
+        assert silent in remark(quality)
+    of_this = {**rows, "basis": {"student": digest_of(file_hashes(full_student)), "samples": "ab"}}
+    other = "quality.json: its figures are of another student, and are left out of the card"
+    assert other in remark(of_this, student=lora_student)
+    assert other in remark({**rows, "basis": {"student": digest_of(file_hashes(lora_student))}})
+    result = command("export", full_student, "--out", tmp_path / "a", "--metrics", metrics)
+    assert result.err.splitlines() == [
+        f"{metrics}: its figures are of another student, and are left out of the card"
+    ]
+    assert "Not measured" in (tmp_path / "a/README.md").read_text()
+
+    metrics.write_text(json.dumps(of_this))
+    result = command("export", full_student, "--out", tmp_path / "b", "--metrics", metrics)
+    assert result.err == ""
+    text = (tmp_path / "b/README.md").read_text()
+    assert "| teacher, guided | 50 | 100 | 12.99 |\n| student | 2 | 2 | 0.9462 |" in text
+    assert (
+        f"Of 1,024 samples each, drawn by the student whose files have the hash `{of_this['basis']['student'][:12]}`."
+        in text
+    )
+    half = export.export(full_student, tmp_path / "c", "diffusers", precision="bf16", metrics=metrics)
+    assert half.remark is None
+    assert "`, before its weights became bf16." in half.card.read_text()
+    weights = full_student / TRANSFORMER
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert quality_of(full_student, metrics)[0] is None, "another byte, another student"
+
+
+def test_the_card_says_whether_the_tree_was_clean(
+    full_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [
+        "cdm/losses.py",
+        "dvc.lock",
+        "params.yaml",
+        "plots/a.png",
+        "plots/b.png",
+        "plots/c.png",
+        "plots/d.png",
+    ]
+    monkeypatch.setattr(git, "commit", lambda _: "abc123")
+    for changed, expected in (
+        ([], "at commit `abc123`."),
+        (
+            files[:1],
+            "at commit `abc123`, whose tree was not clean: these files differed from it: `cdm/losses.py`.",
+        ),
+        (files, "`cdm/losses.py`, `dvc.lock`, `params.yaml`, `plots/a.png`, `plots/b.png`, 2 more."),
+    ):
+        monkeypatch.setattr(git, "differing", lambda _, changed=changed: changed)
+        out = tmp_path / str(len(changed))
+        assert expected in export.export(full_student, out, "diffusers").card.read_text()

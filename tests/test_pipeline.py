@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from cdm.models.manifest import file_hashes
 from cdm.system import provenance
+from cdm.system.files import digest_of
 from tests.repository import Repository, make_repository
 
 
@@ -38,6 +40,7 @@ def test_the_pipeline_leaves_its_results(repository: Repository) -> None:
         assert row["frechet_distance"] > 0
         assert row["style_distance"] > 0
         assert 0 <= row["attribute_accuracy"] <= 1
+    assert quality["basis"]["student"] == digest_of(file_hashes(folder / "models/student"))
     with (folder / "logs/distill.csv").open() as file:
         assert [row["iteration"] for row in csv.DictReader(file)] == ["2", "4", "6"]
     headline = json.loads((folder / "metrics/headline.json").read_text())
@@ -76,7 +79,7 @@ def test_results_are_recorded_and_nothing_is_left_in_git_by_accident(repository:
     assert json.loads(repository.dvc("status", "--json")) == {"teacher": ["always changed"]}
 
 
-WITH_FAMILY = {"prompts", "latents", "distill", "sample"}
+WITH_FAMILY = {"prompts", "latents", "distill", "sample", "evaluate"}
 EXPECTED: dict[str, set[str]] = {
     "cdm/losses.py": {"distill"},
     "cdm/evaluation/distances.py": {"distill", "evaluate"},
@@ -100,6 +103,7 @@ EXPECTED: dict[str, set[str]] = {
     "cdm/training/watch.py": set(),
     "cdm/cli.py": set(),
     "cdm/handover/export.py": set(),
+    "cdm/handover/snippet.py": {"evaluate"},
     "cdm/planning/plan.py": set(),
     "stages/common.py": set(),
     "stages/sample.py": {"sample"},

@@ -168,6 +168,19 @@ def test_sets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     write_set(folder, "student", 4, noise_pictures(0), prompts="cd" * 32)
     with pytest.raises(CdmError, match="different prompts"):
         open_sets(params, folder, TEXTS)
+    write_set(folder, "student", 4, noise_pictures(0), by="ef" * 32)
+    with pytest.raises(CdmError, match="by different students"):
+        open_sets(params, folder, TEXTS)
+
+
+def test_hashes_are_those_of_the_student_and_of_what_it_drew(tmp_path: Path) -> None:
+    params = parameters()
+    hashes = open_sets(params, write_sets(tmp_path / "a"), TEXTS).hashes
+    assert hashes["student"] == "cd" * 32
+    assert hashes == open_sets(params, write_sets(tmp_path / "b"), TEXTS).hashes
+    other = open_sets(params, write_sets(tmp_path / "c", student4=noise_pictures(99)), TEXTS).hashes
+    assert other["student"] == hashes["student"]
+    assert other["samples"] != hashes["samples"]
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
-from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,12 +20,16 @@ from cdm.data.spread import spread
 from cdm.errors import CdmError
 from cdm.evaluation import plots, report, sheets
 from cdm.evaluation.features import PixelFeatures
+from cdm.evaluation.making import Making, Training, read_training
 from cdm.evaluation.quality import Evaluation
-from cdm.evaluation.report import Picture, Teacher
-from cdm.evaluation.results import summary, write_results
+from cdm.evaluation.report import Picture, Pictures
+from cdm.evaluation.results import student_code, summary, write_results
 from cdm.evaluation.samples import RealPictures, Samples
 from cdm.evaluation.theme import DARK
 from cdm.measures import JUDGED
+from cdm.models.manifest import TeacherManifest
+from cdm.params import Lora
+from cdm.system.circumstances import Circumstances
 from tests.sample_sets import (
     PER_PROMPT,
     TEXTS,
@@ -40,7 +44,21 @@ from tests.sample_sets import (
 LOG = "iteration,loss_fake,loss_dm,lr_student,custom\n1,0.5,,,7\n2,0.25,0.125,1e-4,8\n3,0.25,,,9\n4,0.2,0.1,0.0,10\n"
 PARAMS = parameters(judge=None)
 FRECHET = JUDGED["frechet_distance"]
-TEACHER = Teacher("org/<b>model</b>", "0123abc", 2_030_000)
+TEACHER = TeacherManifest("sd3", "org/<b>model</b>", "0123abc", {}, [4, 1, 1], 1.0, 2_030_000)
+NOW = Circumstances(
+    "2026-03-01T12:30:59+01:00",
+    "an abacus, 2 cores",
+    "Python 3",
+    "0123456789abcdef",
+    ["a.py", "b.py", "c.py", "d.py"],
+)
+MADE = Making(
+    NOW,
+    Training(replace(NOW, date="2026-03-01T09:00:00+00:00", changed=[]), 3725.4),
+    {"student": "cd" * 32, "samples": "ef" * 32},
+)
+CODE = 'print("a > b & c")'
+PNG = b"\x89PNG"
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +74,9 @@ def evaluation(samples: Samples) -> Evaluation:
 
 @pytest.fixture(scope="module")
 def page(samples: Samples, evaluation: Evaluation) -> str:
-    names = ("overview", "contact_sheet", "quality", "losses")
-    return report.render(
-        PARAMS, TEACHER, samples, evaluation, {name: Picture(b"light", b"dark") for name in names}
-    )
+    picture = Picture(PNG + b"light", PNG + b"dark")
+    pictures = Pictures(picture, [picture] * 3, [picture] * 2, sheets.strips(samples, 2))
+    return report.render(PARAMS, TEACHER, samples, evaluation, pictures, MADE, code=CODE)
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -98,6 +115,35 @@ def test_the_contact_sheet_shows_four_noises_of_the_prompts(samples: Samples) ->
         for index in range(3 * PER_PROMPT):
             picture = each.pictures([index])[0]
             assert len(contains(sheet, picture, 12)) == (index // PER_PROMPT in shown), (each.key, index)
+
+
+def test_strips_hold_the_pixels_of_every_set_without_letters(samples: Samples) -> None:
+    strips = sheets.strips(samples, 2)
+    chosen = spread(3, 2)
+    assert strips.prompts == [TEXTS[prompt] for prompt in chosen]
+    assert (strips.noises, strips.across, strips.small) == (4, 2, True)
+    for each, file in zip(samples.sets, strips.files, strict=True):
+        strip = pixels(file)
+        assert strip.shape == (2 * 2 * 8, 2 * 8, 3)
+        for row, prompt in enumerate(chosen):
+            for noise in range(4):
+                y, x = 16 * row + 8 * (noise // 2), 8 * (noise % 2)
+                expected = each.pictures([prompt * PER_PROMPT + noise])[0].permute(1, 2, 0).numpy()
+                assert np.array_equal(strip[y : y + 8, x : x + 8], expected)
+
+
+def test_strips_of_large_pictures_are_small_files(tmp_path: Path) -> None:
+    smooth = torch.linspace(0, 255, 300).to(torch.uint8).expand(12, 3, 300, 300)
+    sets = {
+        f"{model}{steps}": smooth
+        for model, steps in (("student", 1), ("student", 4), ("teacher", 4), ("teacher", 50))
+    }
+    strips = sheets.strips(open_sets(PARAMS, write_sets(tmp_path, **sets), TEXTS), 3)
+    assert (strips.noises, strips.across, strips.small) == (1, 1, False)
+    for file in strips.files:
+        assert file.startswith(b"RIFF")
+        assert pixels(file).shape == (3 * 256, 256, 3)
+        assert len(file) < 10_000
 
 
 def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
@@ -165,7 +211,7 @@ def test_the_moving_average_is_unbiased_and_forgets() -> None:
 class Outline(HTMLParser):
     """Checks that tags are balanced; keeps the attributes of all, and the text of table rows."""
 
-    VOID = frozenset({"meta", "img", "source", "br"})
+    VOID = frozenset({"meta", "img", "source", "br", "input"})
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -192,21 +238,114 @@ class Outline(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def test_the_report_needs_nothing_from_elsewhere(page: str) -> None:
+def test_the_report_needs_nothing_from_elsewhere(page: str, samples: Samples) -> None:
     outline = Outline(page)
     links = [
         value for _, name, value in outline.attributes if name in ("src", "srcset", "href", "action", "data")
     ]
-    assert len(links) == 8
+    assert len(links) == 2 * (1 + 3 + 2) + len(samples.sets)
     assert all(value.startswith("data:image/png;base64,") for value in links)
-    tags = Counter(tag for tag, _, _ in outline.attributes)
-    assert not tags.keys() & {"script", "link", "iframe"}
+    assert not {tag for tag, _, _ in outline.attributes} & {"link", "iframe"}
+    assert [attribute for attribute in outline.attributes if attribute[0] == "script"] == []
     assert not re.search(r"https?:|@import|url\(", page)
 
 
 def test_the_report_escapes_names(page: str) -> None:
     assert "<b>model" not in page
     assert "org/&lt;b&gt;model&lt;/b&gt;" in page
+
+
+def test_the_report_wipes_sets_that_it_shows(page: str, samples: Samples) -> None:
+    outline = Outline(page)
+    options = [value for tag, name, value in outline.attributes if (tag, name) == ("option", "value")]
+    shown = {value for tag, name, value in outline.attributes if (tag, name) == ("img", "id")}
+    assert sorted(options) == sorted(shown) == sorted(f"{each.model}-{each.key}" for each in samples.sets)
+    assert '<option value="teacher-steps50" selected>' in page
+    assert '<option value="student-steps4" selected>' in page
+
+
+def test_the_report_shows_code_and_a_command_to_copy(
+    page: str, samples: Samples, evaluation: Evaluation
+) -> None:
+    blocks = [html.unescape(block) for block in re.findall(r"<pre><code>(.*?)</code></pre>", page, re.DOTALL)]
+    assert blocks == [CODE, f"cdm sample '{TEXTS[0]}' --steps 4 --seed 0 --out picture.png"]
+    pictures = Pictures(Picture(PNG, PNG), [], [], sheets.strips(samples, 1))
+    without = report.render(PARAMS, TEACHER, samples, evaluation, pictures, MADE)
+    assert len(re.findall("<pre>", without)) == 1
+
+
+def test_the_reports_code_is_that_of_the_student(tiny_sd3: Path, tiny_teacher: TeacherManifest) -> None:
+    """tests/test_export.py runs what `diffusers_code` writes."""
+    code = student_code(PARAMS, tiny_teacher, 'a "red" three')
+    assert code is not None
+    compile(code, "code", "exec")
+    assert 'StableDiffusion3Pipeline.from_pretrained(\n    "models/student",' in code
+    assert '"a \\"red\\" three",' in code
+    adapted = PARAMS.model_copy(
+        update={"distill": PARAMS.distill.model_copy(update={"lora": Lora(rank=2, alpha=2)})}
+    )
+    by_lora = student_code(adapted, tiny_teacher, "a")
+    assert by_lora is not None
+    assert f'from_pretrained(\n    "{tiny_sd3}",' in by_lora
+    assert 'load_lora_weights("models/student"' in by_lora
+    assert student_code(PARAMS, replace(tiny_teacher, source="no/such"), "a") is None
+
+
+def test_the_report_says_when_where_and_at_which_commit(page: str) -> None:
+    line = "Trained 2026-03-01 09:00 UTC in 1 h 2 min, evaluated 2026-03-01 11:30 UTC"
+    files = ", ".join(f"<code>{name}.py</code>" for name in "abc")
+    assert f"{line}, commit <code>012345678</code> with changes in {files}, 1 more." in page
+    rows = {row[0]: row[1] for row in Outline(page).rows if len(row) == 2}
+    assert rows["Training"] == "begun 2026-03-01 09:00 UTC, took 1 h 2 min"
+    assert (
+        rows["Machine of the training"] == rows["Machine of the evaluation"] == "an abacus, 2 cores; Python 3"
+    )
+    assert rows["Code of the training"] == "commit 0123456789abcdef"
+    assert rows["Student, SHA-256"] == "cd" * 32
+
+
+def test_the_report_has_no_raw_backticks(page: str) -> None:
+    outside = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert "`" not in outside
+    assert "<code>org/name</code>" in outside, "of a meaning in cdm/params.py"
+
+
+def test_a_training_leaves_its_time_and_circumstances(tmp_path: Path) -> None:
+    timing = tmp_path / "timing.json"
+    assert read_training(timing) is None, "there is none"
+    timing.write_text(json.dumps({"rounds": 800, "seconds": 61.2, "circumstances": NOW.as_dict()}))
+    assert read_training(timing) == Training(NOW, 61.2)
+    for damaged in (
+        "",
+        "[]",
+        '{"rounds": 800, "seconds": 1124.3}',
+        '{"seconds": 1, "circumstances": {"a": 1}}',
+    ):
+        timing.write_text(damaged)
+        assert read_training(timing) is None
+
+
+def test_a_model_and_a_term_keep_their_colour_in_all_panels() -> None:
+    theme = DARK
+    names = [
+        "loss_fake",
+        "loss_ca",
+        "loss_dm",
+        "loss_cdm",
+        "grad_norm_student",
+        "grad_norm_fake",
+        "probe",
+        "x0_distance",
+    ]
+    together = plots.colours(names, theme)
+    for name in names:
+        assert plots.colours([name], theme) == {name: together[name]}
+    assert together["grad_norm_student"] == together["probe"] == theme.student
+    assert together["loss_fake"] == together["grad_norm_fake"] == theme.fake
+    assert together["x0_distance"] == theme.teacher
+    assert len({together[f"loss_{term}"] for term in ("ca", "dm", "cdm")} | {theme.student, theme.teacher}) == 5
+    probes = [f"probe_steps{steps}" for steps in (1, 2, 4, 8)]
+    assert len(set(plots.colours([*probes, "probe"], theme).values())) == 5
 
 
 def test_the_report_says_what_was_measured_and_how(page: str, samples: Samples, evaluation: Evaluation) -> None:
@@ -276,6 +415,7 @@ def test_everything_is_written_and_repeats(tmp_path: Path) -> None:
         evaluation = write_results(
             params, TEACHER, TEXTS, tmp_path / "samples", tmp_path / "log.csv",
             out / "metrics/quality.json", out / "plots", out / "report", tmp_path / "answers",
+            timing=tmp_path / "none.json", now=NOW,
         )  # fmt: skip
         outputs.append({path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*")})
     names = {f"plots/{name}.png" for name in ("overview", "contact_sheet", "quality", "losses")}
@@ -305,5 +445,6 @@ def test_inputs_are_read_before_anything_is_written(tmp_path: Path) -> None:
             write_results(
                 params, TEACHER, TEXTS, tmp_path / "samples", tmp_path / log,
                 tmp_path / "out/quality.json", tmp_path / "out", tmp_path / "out", tmp_path / "out",
+                timing=tmp_path / "none.json", now=NOW,
             )  # fmt: skip
     assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +328,9 @@ def test_times_are_beside_the_log(watched: Path, capsys) -> None:
     assert all(seconds > 0 for seconds in timing["seconds_in"].values())
     assert sum(timing["seconds_in"].values()) == pytest.approx(timing["seconds"])
     assert timing["samples_per_second"] == pytest.approx(ITERATIONS * 4 / timing["seconds"])
+    begun = datetime.fromisoformat(timing["circumstances"]["date"])
+    assert abs((datetime.now(UTC) - begun).total_seconds()) < 86400
+    assert f"torch {torch.__version__}" in timing["circumstances"]["versions"]
     assert not any("second" in name for name in read_log(watched)[0])
 
 

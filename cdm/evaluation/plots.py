@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,12 @@ LOGARITHMIC = ("loss_fake", "loss_", "grad_norm_", "lr_", "probe")
 """Kinds of columns that span orders of magnitude."""
 SPAN = 30
 """A moving average reaches over about this part (1/SPAN) of its curve."""
+ROLES = {"x0_deviation": "student", "x0_distance": "teacher", "probe": "student"}
+"""The model that a column of a log is about, where its name does not end with it."""
+TERMS = {"loss_ca": 2, "loss_dm": 4, "loss_cdm": 5, "loss_sgmd": 2, "loss_consistency": 2}
+"""Numbers of the colours of the student's losses, which they keep whatever others there are."""
+OTHERS = (2, 4, 5, 3)
+"""Numbers of the colours of what is about no model."""
 
 
 def style(theme: Theme) -> dict[Any, Any]:
@@ -78,8 +84,7 @@ def quality(evaluation: Evaluation, theme: Theme = LIGHT) -> bytes:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    rows = [row for model in NAMES for row in evaluation.quality[model].values()]
-    quantities = [quantity for quantity in HEADLINES if any(quantity.key in row for row in rows)]
+    quantities = _measured(evaluation)
     with mpl.rc_context(style(theme)):
         figure = Figure(figsize=(4.6 * len(quantities), 4.4), layout="constrained")
         panels = figure.subplots(1, len(quantities), squeeze=False)[0]
@@ -87,6 +92,30 @@ def quality(evaluation: Evaluation, theme: Theme = LIGHT) -> bytes:
             _quality_panel(axes, evaluation, quantity, theme)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2, borderaxespad=0.4)
+        return as_png(figure)
+
+
+def quality_panels(evaluation: Evaluation, theme: Theme = LIGHT) -> list[bytes]:
+    """The panels of `quality`, a PNG each and without a legend, for a page that puts them side by side."""
+    return [
+        _alone(lambda axes, each=quantity: _quality_panel(axes, evaluation, each, theme), (4.6, 4.0), theme)
+        for quantity in _measured(evaluation)
+    ]
+
+
+def _measured(evaluation: Evaluation) -> list[Quantity]:
+    rows = [row for model in NAMES for row in evaluation.quality[model].values()]
+    return [quantity for quantity in HEADLINES if any(quantity.key in row for row in rows)]
+
+
+def _alone(draw: Callable[[Axes], None], size: tuple[float, float], theme: Theme) -> bytes:
+    """A PNG of one panel, of this size in inches."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(style(theme)):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
         return as_png(figure)
 
 
@@ -204,22 +233,55 @@ def losses(curves: Mapping[str, Sequence[tuple[float, float]]], theme: Theme = L
         figure = Figure(figsize=(6.9 * columns, 3.5 * lines), layout="constrained")
         every = figure.subplots(lines, columns, squeeze=False).flatten()
         for axes, (title, names) in zip(every, panels.items(), strict=False):
-            axes.set_title(title)
-            for name, colour in zip(names, theme.series * len(names), strict=False):
-                _curve(axes, name, curves[name], colour)
-            values = [value for name in names for _, value in curves[name] if value > 0]
-            if title in [PANELS[kind] for kind in LOGARITHMIC] and values:
-                log_scale(axes, max(values) / min(values))
-            if len(names) > 3:
-                axes.legend(loc="upper right")
-            elif len(names) > 1:
-                axes.legend(
-                    ncols=3, loc="lower right", bbox_to_anchor=(1, 0.99), handlelength=1.2, columnspacing=1.2
-                )
-            axes.set_xlabel("iteration")
+            _log_panel(axes, title, {name: curves[name] for name in names}, theme)
         for axes in every[len(panels) :]:
             axes.set_axis_off()
         return as_png(figure)
+
+
+def losses_panels(curves: Mapping[str, Sequence[tuple[float, float]]], theme: Theme = LIGHT) -> list[bytes]:
+    """The panels of `losses`, a PNG each, for a page that puts them side by side."""
+    return [
+        _alone(
+            lambda axes, title=title, names=names: _log_panel(
+                axes, title, {name: curves[name] for name in names}, theme
+            ),
+            (6.9, 3.5),
+            theme,
+        )
+        for title, names in _panels(curves).items()
+    ]
+
+
+def _log_panel(
+    axes: Axes, title: str, curves: Mapping[str, Sequence[tuple[float, float]]], theme: Theme
+) -> None:
+    axes.set_title(title)
+    for name, colour in colours(list(curves), theme).items():
+        _curve(axes, name, curves[name], colour)
+    values = [value for points in curves.values() for _, value in points if value > 0]
+    if title in [PANELS[kind] for kind in LOGARITHMIC] and values:
+        log_scale(axes, max(values) / min(values))
+    if len(curves) > 3:
+        axes.legend(loc="upper right")
+    elif len(curves) > 1:
+        axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 0.99), handlelength=1.2, columnspacing=1.2)
+    axes.set_xlabel("iteration")
+
+
+def colours(names: Sequence[str], theme: Theme) -> dict[str, str]:
+    """Colours of the columns of a log: that of the model or the term that a column is about, in every panel."""
+    others = iter([*(theme.series[number] for number in OTHERS), theme.ink, theme.muted] * len(names))
+    found = {}
+    for name in names:
+        model = ROLES.get(name, name.rsplit("_", 1)[-1])
+        if model in ("student", "teacher", "fake"):
+            found[name] = theme.model(model)
+        elif name in TERMS:
+            found[name] = theme.series[TERMS[name]]
+        else:
+            found[name] = theme.ink if name == "loss_regression" else next(others)
+    return found
 
 
 def _panels(curves: Mapping[str, object]) -> dict[str, list[str]]:

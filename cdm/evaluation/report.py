@@ -1,29 +1,30 @@
 """The report, one self-contained HTML file: the teacher, figures and their cost, pictures, curves, parameters.
 
-It needs no network, follows the reader's light or dark preference, and holds no date: the same results give the
-same bytes.
+Its dates and its machine are those of `Making`: the same results made in the same circumstances give the same bytes.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from cdm.evaluation import making, page
+from cdm.evaluation.making import Making
 from cdm.evaluation.metrics import Bounds, Chosen
 from cdm.evaluation.quality import Evaluation, Row
-from cdm.evaluation.samples import Samples
-from cdm.evaluation.theme import DARK, LIGHT
+from cdm.evaluation.samples import Samples, SampleSet
+from cdm.evaluation.sheets import Strips
 from cdm.measures import HEADLINES, JUDGED, Quantity, quantities
+from cdm.models.manifest import TeacherManifest
 from cdm.params import Params
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,13 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """What was distilled."""
+class Pictures:
+    """Everything drawn that a report shows."""
 
-    source: str
-    revision: str | None
-    parameters: int
+    overview: Picture
+    quality: Sequence[Picture]
+    losses: Sequence[Picture]
+    strips: Strips
 
 
 MAIN = [
@@ -63,24 +65,27 @@ class Cell:
 
 def render(
     params: Params,
-    teacher: Teacher,
+    teacher: TeacherManifest,
     samples: Samples,
     evaluation: Evaluation,
-    pictures: Mapping[str, Picture],
+    pictures: Pictures,
+    made: Making,
+    *,
+    code: str | None = None,
     chosen: Chosen | None = None,
 ) -> str:
-    """The report. `pictures`: `overview`, `contact_sheet`, `quality` and `losses`."""
-    from jinja2 import Environment, StrictUndefined
-
+    """The report. `code` is Python that draws the first of the prompts shown with the student."""
     rows = [row for model in evaluation.quality.values() for row in model.values()]
     attributes = next(iter(evaluation.attributes["student"].values()))
     main = [column for column in MAIN if any(column.key in row for row in rows)]
     more = [column for column in MORE if any(column.key in row for row in rows)]
     more += [Quantity(f"attribute:{name}", f"{name.capitalize()} right", percent=True) for name in attributes]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return page.render(
+        TEMPLATE,
         title=f"{_name(teacher)} in {_listed(params.sample.steps)} steps",
         lead=_lead(params, teacher),
+        made=making.sentence(made),
+        making=making.rows(made),
         cards=_cards(samples, evaluation),
         groups=_groups(evaluation, main + more),
         main_columns=main,
@@ -92,12 +97,51 @@ def render(
         method=_method(params, samples, evaluation),
         caveats=_caveats(evaluation),
         parameters=parameter_rows(params),
-        pictures={name: {"light": _uri(p.light), "dark": _uri(p.dark)} for name, p in pictures.items()},
-        per_prompt=samples.per_prompt,
+        overview=_uris(pictures.overview),
+        quality=[_uris(each) for each in pictures.quality],
+        losses=[_uris(each) for each in pictures.losses],
+        prompts=pictures.strips.prompts,
+        noises=pictures.strips.noises,
+        across=pictures.strips.across,
+        **_sets(samples, pictures.strips),
+        code=code,
+        command=f"cdm sample {shlex.quote(pictures.strips.prompts[0])} --steps 4 --seed 0 --out picture.png",
         guided=samples.guided,
-        light=LIGHT,
-        dark=DARK,
     )
+
+
+def _sets(samples: Samples, strips: Strips) -> dict[str, Any]:
+    """The strips in the order that they are shown in: the teacher's from its full number of steps down, then the
+    student's up; and which of the student's is wiped over the teacher at first."""
+    pictures = dict(zip([id(each) for each in samples.sets], strips.files, strict=True))
+    ordered = [*samples.teacher[::-1], *samples.student]
+    return {
+        "sets": [
+            {
+                "id": _set_id(each),
+                "model": each.model,
+                "steps": _steps(each.steps),
+                "evaluations": "1 evaluation" if each.evaluations == 1 else f"{each.evaluations} evaluations",
+                "full": each is samples.full,
+                "pixels": strips.small,
+                "picture": page.uri(pictures[id(each)]),
+                "column": 2 + index + (each.model == "student"),  # behind the prompts, and behind a gap
+            }
+            for index, each in enumerate(ordered)
+        ],
+        "counts": {"teacher": len(samples.teacher), "student": len(samples.student)},
+        "shown": _set_id(_at_four(samples)),
+    }
+
+
+def _set_id(shown: SampleSet) -> str:
+    return f"{shown.model}-{shown.key}"
+
+
+def _at_four(samples: Samples) -> SampleSet:
+    """The student at 4 steps, or at the nearest number below, else at its lowest."""
+    few = [each for each in samples.student if each.steps <= 4]
+    return few[-1] if few else samples.student[0]
 
 
 def _chosen(chosen: Chosen, samples: Samples) -> dict[str, Any]:
@@ -173,7 +217,7 @@ def _short(value: float) -> str:
     return (f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "\u2212")
 
 
-def _name(teacher: Teacher) -> str:
+def _name(teacher: TeacherManifest) -> str:
     return teacher.source.rstrip("/")
 
 
@@ -182,7 +226,7 @@ def _listed(numbers: list[int]) -> str:
     return f"{', '.join(rest)} and {last}" if rest else last
 
 
-def _lead(params: Params, teacher: Teacher) -> str:
+def _lead(params: Params, teacher: TeacherManifest) -> str:
     revision = f" at revision {teacher.revision}" if teacher.revision else ""
     terms = " + ".join(name.upper() if len(name) < 5 else name for name in params.distill.losses.weights)
     schedule = params.schedule
@@ -198,14 +242,8 @@ def _lead(params: Params, teacher: Teacher) -> str:
 
 
 def _cards(samples: Samples, evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The student at 4 steps, or at the nearest number below (else at its lowest), beside the teacher."""
-    student = max(
-        (pictures for pictures in samples.student if pictures.steps <= 4),
-        key=lambda pictures: pictures.steps,
-        default=None,
-    )
-    student = student or samples.student[0]
-    full = samples.full
+    """The student, at 4 steps where it can be, beside the teacher."""
+    student, full = _at_four(samples), samples.full
     ours, theirs = evaluation.quality["student"][student.key], evaluation.quality["teacher"]
     cards: list[dict[str, Any]] = [
         {
@@ -429,5 +467,5 @@ def _flat(model: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -
     return rows
 
 
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _uris(picture: Picture) -> dict[str, str]:
+    return {"light": page.uri(picture.light), "dark": page.uri(picture.dark)}

@@ -9,20 +9,28 @@ from typing import Any
 from cdm.errors import CdmError
 from cdm.evaluation import plots, report, sheets
 from cdm.evaluation.features import load_extractor
+from cdm.evaluation.making import Making, read_training
 from cdm.evaluation.metrics import Chosen, measure_chosen
 from cdm.evaluation.quality import Evaluation, Row, evaluate
-from cdm.evaluation.report import Picture, Teacher
+from cdm.evaluation.report import Picture, Pictures
 from cdm.evaluation.samples import Samples, open_samples, read_real
 from cdm.evaluation.theme import DARK, LIGHT, Theme
+from cdm.families import get_family
+from cdm.handover.snippet import diffusers_code
 from cdm.measures import HEADLINES, JUDGED
-from cdm.models.manifest import file_hashes
+from cdm.models.manifest import TeacherManifest, file_hashes
+from cdm.models.student import Model, Origin
 from cdm.params import Evaluate, Params
+from cdm.system.circumstances import Circumstances
 from cdm.system.files import digest_of, sha256, write_json
+
+MOST_PROMPTS = 12
+"""Prompts of which a report has the pictures, where sample.pictures are more."""
 
 
 def write_results(
     params: Params,
-    teacher: Teacher,
+    teacher: TeacherManifest,
     texts: list[str],
     samples: Path,
     log: Path,
@@ -30,11 +38,15 @@ def write_results(
     pictures: Path,
     pages: Path,
     answers: Path,
+    *,
+    timing: Path,
+    now: Circumstances,
 ) -> Evaluation:
     """Measure the sample sets below `samples`; write the file `metrics` and the folders `pictures` and `pages`.
 
-    `texts` are the evaluation prompts, `log` the CSV of the training, `answers` a folder in which answers of
-    scorers are kept for the next time. Every input is read before anything is measured. Raises CdmError.
+    `texts` are the evaluation prompts, `log` the CSV of the training and `timing` its times, `answers` a folder in
+    which answers of scorers are kept for the next time, `now` the circumstances of this evaluation. Every input is
+    read before anything is measured. Raises CdmError.
     """
     opened = open_samples(params.sample, params.latents, samples, texts)
     curves = plots.read_log(log)
@@ -45,17 +57,26 @@ def write_results(
     )
     evaluation = evaluate(opened, real, extractor, neighbours=params.evaluate.neighbours, seed=params.seed)
     figures = join(evaluation, chosen) | {"basis": basis(params.evaluate, opened, chosen)}
+    overview = _both(lambda theme: [sheets.overview(opened, theme=theme)])[0]
     drawn = {
-        "overview": _both(lambda theme: sheets.overview(opened, theme=theme)),
-        "contact_sheet": _both(lambda theme: sheets.contact_sheet(opened, params.sample.pictures, theme)),
-        "quality": _both(lambda theme: plots.quality(evaluation, theme)),
-        "losses": _both(lambda theme: plots.losses(curves, theme)),
+        "overview": overview.light,
+        "contact_sheet": sheets.contact_sheet(opened, params.sample.pictures),
+        "quality": plots.quality(evaluation),
+        "losses": plots.losses(curves),
     }
-    page = report.render(params, teacher, opened, evaluation, drawn, chosen)
+    shown = Pictures(
+        overview,
+        quality=_both(lambda theme: plots.quality_panels(evaluation, theme)),
+        losses=_both(lambda theme: plots.losses_panels(curves, theme)),
+        strips=sheets.strips(opened, min(params.sample.pictures, MOST_PROMPTS)),
+    )
+    made = Making(now, read_training(timing), opened.hashes)
+    code = student_code(params, teacher, shown.strips.prompts[0])
+    page = report.render(params, teacher, opened, evaluation, shown, made, code=code, chosen=chosen)
     for folder in (metrics.parent, pictures, pages):
         folder.mkdir(parents=True, exist_ok=True)
     for name, picture in drawn.items():
-        (pictures / f"{name}.png").write_bytes(picture.light)
+        (pictures / f"{name}.png").write_bytes(picture)
     (pages / "index.html").write_text(page, encoding="utf-8")
     write_json(metrics, figures, lists_in_a_line=True)
     return evaluation
@@ -96,12 +117,12 @@ def join(evaluation: Evaluation, chosen: Chosen | None) -> dict[str, Any]:
 def basis(section: Evaluate, samples: Samples, chosen: Chosen | None) -> dict[str, Any]:
     """What the figures are of: figures of two evaluations may be compared as far as these are equal.
 
-    Hashes of student and teacher, the teacher's guidance, the prompts' hash, the samples of each and the seed of their
+    Hashes of the student, of the samples and of the teacher, the teacher's guidance, the prompts' hash, the samples of each and the seed of their
     noise; hashes of the judge and of the real pictures, null where there are none; the models of chosen measures.
     """
-    student, teacher = samples.student[0].store.metadata, samples.full.store.metadata
+    teacher = samples.full.store.metadata
     return {
-        "student": student["model"],
+        **samples.hashes,
         "teacher": teacher["model"],
         "guidance_scale": teacher["guidance_scale"],
         "prompts": samples.prompts_sha256,
@@ -113,8 +134,19 @@ def basis(section: Evaluate, samples: Samples, chosen: Chosen | None) -> dict[st
     }
 
 
-def _both(draw: Callable[[Theme], bytes]) -> Picture:
-    return Picture(draw(LIGHT), draw(DARK))
+def student_code(params: Params, teacher: TeacherManifest, prompt: str) -> str | None:
+    """Python that draws `prompt` with the student; None where the teacher's configs are not on this machine."""
+    local = Path(teacher.source).expanduser()
+    folder = teacher.downloaded() or (local if local.is_dir() else None)
+    if folder is None:
+        return None
+    model = Model(get_family(teacher.family), folder, origin=Origin.from_training(teacher, params))
+    return diffusers_code(model, "models/student", "lora" if params.distill.lora else "diffusers", prompt)
+
+
+def _both(draw: Callable[[Theme], list[bytes]]) -> list[Picture]:
+    """Pictures on light and on dark ground."""
+    return [Picture(light, dark) for light, dark in zip(draw(LIGHT), draw(DARK), strict=True)]
 
 
 def summary(evaluation: Evaluation) -> str:

@@ -11,9 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cdm.data.store import Store
+from cdm.data.store import MANIFEST, Store
 from cdm.errors import CdmError
 from cdm.params import Latents, Sample
+from cdm.system.files import digest_of, sha256
 
 BATCH = 256
 """Pictures that are read at once."""
@@ -55,6 +56,8 @@ class Samples:
     texts: list[str]
     per_prompt: int
     prompts_sha256: str
+    student_sha256: str
+    """Of the files of the student (`file_hashes`)."""
 
     @property
     def guided(self) -> bool:
@@ -65,30 +68,40 @@ class Samples:
     def sets(self) -> list[SampleSet]:
         return [*self.student, *self.teacher]
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the files of the student that drew them, and of the samples themselves.
+
+        Neither is read for it: the stage `sample` has written the student's hash into the manifest of each set, and a
+        manifest has the hash of every shard.
+        """
+        manifests = {f"{each.model}/{each.key}": sha256(each.store.folder / MANIFEST) for each in self.sets}
+        return {"student": self.student_sha256, "samples": digest_of(manifests)}
+
 
 def open_samples(sample: Sample, latents: Latents, folder: Path, texts: Sequence[str]) -> Samples:
     """The sets that `sample` asks for, and the full-length one of `latents`, below `folder`, in order of their steps.
 
     `texts` are the evaluation prompts. Raises CdmError where a set is missing, holds another number of pictures than
-    they ask for, or was drawn for other prompts than the rest.
+    they ask for, or was drawn for other prompts or by another student than the rest.
     """
     student = [_open(folder, "student", steps) for steps in sorted(sample.steps)]
     teacher_steps = {*sample.teacher_steps, latents.steps}
     teacher = [_open(folder, "teacher", steps) for steps in sorted(teacher_steps)]
     full = next(pictures for pictures in teacher if pictures.steps == latents.steps)
     expected = len(texts) * latents.per_prompt
-    hashes = {pictures.store.metadata["prompts_sha256"] for pictures in (*student, *teacher)}
+    prompts = {pictures.store.metadata["prompts_sha256"] for pictures in (*student, *teacher)}
+    students = {pictures.store.metadata["model"] for pictures in student}
     for pictures in (*student, *teacher):
         if len(pictures.store) != expected:
             raise CdmError(
                 f"{folder}/{pictures.model}/{pictures.key} holds {len(pictures.store)} pictures, but"
                 f" {len(texts)} prompts of {latents.per_prompt} samples make {expected}: run the stage `sample` again"
             )
-    if len(hashes) > 1:
-        raise CdmError(
-            f"the sample sets in {folder} were drawn for different prompts: run the stage `sample` again"
-        )
-    return Samples(student, teacher, full, list(texts), latents.per_prompt, hashes.pop())
+    for differing, what in ((prompts, "for different prompts"), (students, "by different students")):
+        if len(differing) > 1:
+            raise CdmError(f"the sample sets in {folder} were drawn {what}: run the stage `sample` again")
+    return Samples(student, teacher, full, list(texts), latents.per_prompt, prompts.pop(), students.pop())
 
 
 def _open(folder: Path, model: str, steps: int) -> SampleSet:

@@ -16,6 +16,9 @@ from cdm.evaluation.theme import LIGHT, Theme, font_file
 MARGIN, GAP, GROUP_GAP, TILE_GAP = 24, 8, 32, 2
 LABEL_WIDTH = 138
 HEADER_HEIGHT = 84
+SMALL = 96
+"""Pictures up to this width are shown pixel by pixel in strips, larger ones as wide as `LARGE`."""
+LARGE = 256
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,54 @@ def overview(samples: Samples, prompts: int = 6, theme: Theme = LIGHT) -> bytes:
     few = [each for each in samples.teacher if each is not samples.full][:3]
     teacher, student = [samples.full, *few[::-1]], samples.student[:4]
     return _sheet(samples, teacher, student, spread(len(samples.texts), prompts), 1, 128, theme)
+
+
+@dataclass(frozen=True)
+class Strips:
+    """The same prompts and noise of every sample set, without letters: pictures that a page puts side by side."""
+
+    prompts: list[str]
+    noises: int
+    """Pictures of a prompt: four as a square block, or one."""
+    across: int
+    """Pictures side by side in a block."""
+    small: bool
+    """Whether pixels are those of the samples."""
+    files: list[bytes]
+    """Of each set in the order of `Samples.sets`: the blocks one below the other, PNG, or WebP where not small."""
+
+
+def strips(samples: Samples, prompts: int) -> Strips:
+    """The strips of `prompts` prompts spread over the list."""
+    chosen = spread(len(samples.texts), prompts)
+    small = samples.full.pictures([0]).shape[-1] <= SMALL
+    noises = 4 if small and samples.per_prompt >= 4 else 1
+    rows = [prompt * samples.per_prompt + noise for prompt in chosen for noise in range(noises)]
+    across = 2 if noises > 1 else 1
+
+    def strip(shown: SampleSet) -> bytes:
+        pictures = shown.pictures(rows)
+        height, width = pictures.shape[-2:]
+        if not small:
+            width, height = min(width, LARGE), round(height * min(width, LARGE) / width)
+        image = Image.new("RGB", (across * width, len(rows) // across * height))
+        for index, picture in enumerate(pictures):
+            image.paste(_picture(picture, width, height), (index % across * width, index // across * height))
+        return png(image) if small else _webp(image)
+
+    return Strips(
+        [samples.texts[prompt] for prompt in chosen],
+        noises,
+        across,
+        small,
+        [strip(each) for each in samples.sets],
+    )
+
+
+def _webp(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="WEBP", quality=85)
+    return buffer.getvalue()
 
 
 def _sheet(

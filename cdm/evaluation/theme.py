@@ -19,11 +19,14 @@ class Theme:
     line: str
     student: str
     teacher: str
+    fake: str
+    """The fake score."""
     series: tuple[str, ...]
+    """Colours of curves by number. The first two are those of student and teacher."""
 
     def model(self, name: str) -> str:
-        """The colour of `student` or `teacher`."""
-        return {"student": self.student, "teacher": self.teacher}[name]
+        """The colour of `student`, `teacher` or `fake`, which is the same in all pictures."""
+        return {"student": self.student, "teacher": self.teacher, "fake": self.fake}[name]
 
 
 LIGHT = Theme(
@@ -33,6 +36,7 @@ LIGHT = Theme(
     line="#dfe3e8",
     student="#0072b2",
     teacher="#d55e00",
+    fake="#cc79a7",
     series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
 )
 DARK = Theme(
@@ -42,6 +46,7 @@ DARK = Theme(
     line="#30373f",
     student="#56b4e9",
     teacher="#f08a3c",
+    fake="#dd9bc0",
     series=("#56b4e9", "#f08a3c", "#2cc29a", "#dd9bc0", "#f0c04a", "#8fa8ff"),
 )
 

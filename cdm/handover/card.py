@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ruamel.yaml import YAML
 
-from cdm.families.configs import INDEX, SCHEDULER, read_config
-from cdm.flow import inference_sigmas
+from cdm.handover.snippet import STEPS, Layout, diffusers_code
 from cdm.measures import HEADLINES, JUDGED
 from cdm.models.hub import is_hub_id
 from cdm.models.student import Model
 
-Layout = Literal["diffusers", "lora", "single-file"]
-STEPS = (1, 2, 4, 8)
-"""Numbers of steps whose levels a card spells out."""
 PROMPT = "PROMPT"
 COLUMNS = [JUDGED["evaluations"], *HEADLINES, JUDGED["precision"], JUDGED["recall"]]
 """Figures of `metrics/quality.json` that a card shows, where they are there."""
+DIGITS = 4
+"""Significant digits of a figure."""
+SHOWN = 12
+"""Characters of a hash that are shown."""
+NAMED = 5
+"""Changed files that are named; of the rest the number is told."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Export:
     """The content of `metrics/quality.json`, where it is about this student."""
     commit: str | None
     """Of the repository that it was exported in."""
+    changed: Sequence[str] = ()
+    """Files of that repository that differed from the commit."""
 
 
 def model_card(export: Export) -> str:
@@ -46,7 +50,7 @@ def model_card(export: Export) -> str:
         f"# {export.name}",
         _summary(export),
         f"## Use\n\n{_usage(export)}",
-        f"## Quality\n\n{_quality(export.quality)}",
+        f"## Quality\n\n{_quality(export)}",
         f"## Training\n\n{_training(export)}",
         "## Licence\n\nThat of the teacher, whose weights these are made from.",
     ]
@@ -94,28 +98,7 @@ def _summary(export: Export) -> str:
 
 
 def _usage(export: Export) -> str:
-    model, origin = export.model, export.model.origin
-    shape = model.latent_shape()
-    length = origin.max_sequence_length if origin else None
-    teacher = origin.source if origin else str(model.base)
-    options = {"generator": "torch.Generator().manual_seed(0)"} | {
-        name: repr(value) for name, value in model.family.call_options(model.base, shape, length).items()
-    }
-    levels = ",\n".join(f"    {steps}: {_levels(steps)}" for steps in STEPS)
-    arguments = "\n".join(f"    {name}={value}," for name, value in options.items())
-    code = f"""\
-import torch
-{_loading(export, teacher)}
-
-sigmas = {{
-{levels},
-}}
-image = pipeline(
-    "{PROMPT}",
-    sigmas=sigmas[4],
-{arguments}
-).images[0]
-image.save("picture.png")"""
+    code = diffusers_code(export.model, export.name, export.layout, PROMPT)
     command = f'cdm sample "{PROMPT}" --student {export.name} --steps 4 --seed 0 --out picture.png'
     return f"""\
 ```python
@@ -139,51 +122,8 @@ Its seed is that of `generator`; with several prompts, the next ones have the ne
 `.to("cuda")` (or `"mps"`) to the pipeline, and `torch_dtype=torch.bfloat16` where it is loaded to halve its memory."""
 
 
-def _levels(steps: int) -> list[float]:
-    return [float(sigma) for sigma in inference_sigmas(steps, shift=1.0)]
-
-
-def _loading(export: Export, teacher: str) -> str:
-    """The lines of Python that make `pipeline`."""
-    family = export.model.family
-    index = read_config(export.model.base, INDEX)
-    absent = [name for name, value in index.items() if isinstance(value, list) and value[0] is None]
-    without = "".join(f", {name}=None" for name in absent)
-    kind = family.pipeline_class_name
-    if export.layout == "diffusers":
-        return f'from diffusers import {kind}\n\npipeline = {kind}.from_pretrained("{export.name}"{without})'
-    if export.layout == "lora":
-        load = "pipeline" if _has_lora_loader(kind) else "pipeline.transformer"
-        method = "load_lora_weights" if load == "pipeline" else "load_lora_adapter"
-        return (
-            f'from diffusers import {kind}\n\npipeline = {kind}.from_pretrained("{teacher}"{without})\n'
-            f'{load}.{method}("{export.name}", weight_name="pytorch_lora_weights.safetensors")'
-            f"{_unstretched(export)}"
-        )
-    transformer = index["transformer"][1]
-    return (
-        f"from diffusers import {transformer}, {kind}\n\n"
-        f"transformer = {transformer}.from_single_file(\n"
-        f'    "{export.name}", config="{teacher}", subfolder="transformer"\n)\n'
-        f'pipeline = {kind}.from_pretrained("{teacher}", transformer=transformer{without})'
-        f"{_unstretched(export)}"
-    )
-
-
-def _unstretched(export: Export) -> str:
-    """A line for a teacher whose scheduler stretches the levels, as Qwen-Image's does: a student has learnt without."""
-    if read_config(export.model.base, SCHEDULER).get("shift_terminal") is None:
-        return ""
-    return "\npipeline.scheduler.register_to_config(shift_terminal=None)"
-
-
-def _has_lora_loader(pipeline_class_name: str) -> bool:
-    import diffusers
-
-    return hasattr(getattr(diffusers, pipeline_class_name), "load_lora_weights")
-
-
-def _quality(quality: Mapping[str, Any] | None) -> str:
+def _quality(export: Export) -> str:
+    quality = export.quality
     if quality is None:
         return "Not measured, or not known to be this student's."
     rows = [
@@ -197,9 +137,19 @@ def _quality(quality: Mapping[str, Any] | None) -> str:
         "| --- |" + " ---: |" * (len(shown) + 1),
     ]
     for name, steps, figures in sorted(rows, key=lambda row: (row[0] == "student", row[1])):
-        cells = " | ".join(f"{figures[column.key]:g}" for column in shown)
+        cells = " | ".join(f"{figures[column.key]:.{DIGITS}g}" for column in shown)
         lines.append(f"| {name} | {steps} | {cells} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _measured(export, quality)])
+
+
+def _measured(export: Export, quality: Mapping[str, Any]) -> str:
+    """What the figures are of."""
+    counts = {figures.get("count") for figures in quality["student"].values()}
+    of = f"{count:,} samples each" if len(counts) == 1 and (count := counts.pop()) else "samples"
+    text = f"Of {of}, drawn by the student whose files have the hash `{quality['basis']['student'][:SHOWN]}`"
+    return (
+        text + (", before its weights became " + export.precision if export.precision != "fp32" else "") + "."
+    )
 
 
 def _training(export: Export) -> str:
@@ -217,5 +167,14 @@ def _training(export: Export) -> str:
     if origin is not None:
         parts.append(f"Digest of the teacher: `{origin.digest}`.")
     if export.commit is not None:
-        parts.append(f"Exported from a repository at commit `{export.commit}`.")
+        parts.append(f"Exported from a repository at commit `{export.commit}`{_changes(export.changed)}.")
     return "\n\n".join(parts)
+
+
+def _changes(files: Sequence[str]) -> str:
+    """The rest of a sentence about a working tree in which `files` differ from the commit."""
+    if not files:
+        return ""
+    named = [f"`{name}`" for name in files[:NAMED]]
+    more = [f"{len(files) - NAMED} more"] if len(files) > NAMED else []
+    return f", whose tree was not clean: these files differed from it: {', '.join([*named, *more])}"

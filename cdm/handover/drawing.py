@@ -1,10 +1,11 @@
-"""Single pictures of a student: what `cdm sample` draws, and how a seed becomes a picture."""
+"""Single pictures of a model: how a seed becomes a picture, and what `cdm sample` draws."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +25,54 @@ def default_precision(device: torch.device) -> Precision:
     return "fp32" if device.type == "cpu" else "bf16"
 
 
+def chosen_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The torch dtype of a `Precision`, or of the default one for `auto`."""
+    return DTYPES[default_precision(device) if precision == "auto" else precision]
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """A model in memory that draws one picture after the other."""
+
+    model: Model
+    pipeline: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def load(cls, model: Model, device: torch.device, dtype: torch.dtype, *, text: bool = True) -> Drawer:
+        """`text=False` leaves the text encoders out: it then draws what another has encoded. Raises CdmError."""
+        return cls(model, model.load(text=text, dtype=dtype).to(device), device, dtype)
+
+    def encode(self, prompt: str) -> Conditioning:
+        """The conditioning of a prompt, one row."""
+        return _encode(self.model, self.pipeline, prompt)
+
+    def draw(
+        self,
+        conditioning: Conditioning,
+        steps: int,
+        seed: int,
+        *,
+        guidance_scale: float = 1.0,
+        empty: Conditioning | None = None,
+    ) -> Tensor:
+        """The picture of a seed, uint8 (3, height, width), on the CPU.
+
+        `empty` is the conditioning of the empty prompt, needed where `guidance_scale` is not 1.
+        """
+        noise = picture_noise(seed, self.model.latent_shape()).to(self.device, self.dtype)
+        latents = self.model.family.sample(
+            self.pipeline,
+            noise,
+            conditioning,
+            conditioning if empty is None else empty,
+            unshifted_sigmas(steps),
+            guidance_scale,
+        )
+        return to_bytes(self.model.family.decode(self.pipeline, latents)).cpu()[0]
+
+
 def draw_pictures(
     student: str | Path,
     prompts: Sequence[str],
@@ -40,33 +89,34 @@ def draw_pictures(
     `Precision`, or auto. Raises CdmError.
     """
     model, place = find_student(Path(student)), choose_device(device)
-    precision = default_precision(place) if dtype == "auto" else dtype
-    conditionings = _encode(model, prompts, place, DTYPES[precision])
-    pipeline = model.load(text=False, dtype=DTYPES[precision]).to(place)
-    shape = model.latent_shape()
-    pictures = []
-    for offset, conditioning in enumerate(track(conditionings, "draw", unit="picture")):
-        latents = model.family.sample(
-            pipeline,
-            picture_noise(seed + offset, shape).to(place, DTYPES[precision]),
-            conditioning,
-            conditioning,  # in the empty prompt's place: unused without guidance
-            unshifted_sigmas(steps),
-            guidance_scale=1.0,
-        )
-        pictures.append(to_bytes(model.family.decode(pipeline, latents)).cpu())
-    return torch.cat(pictures)
+    precision = chosen_dtype(dtype, place)
+    conditionings = _encode_all(model, prompts, place, precision)
+    drawer = Drawer.load(model, place, precision, text=False)
+    pictures = [
+        drawer.draw(conditioning, steps, seed + offset)
+        for offset, conditioning in enumerate(track(conditionings, "draw", unit="picture"))
+    ]
+    return torch.stack(pictures)
 
 
-def _encode(
+def enlarge(image: Tensor, factor: int) -> Tensor:
+    """A picture (3, height, width) in which each pixel has become a square of `factor` times `factor`."""
+    return image.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+
+
+def _encode(model: Model, pipeline: Any, prompt: str) -> Conditioning:
+    length = model.origin.max_sequence_length if model.origin else None
+    return model.family.encode(pipeline, [prompt], length)
+
+
+def _encode_all(
     model: Model, prompts: Sequence[str], device: torch.device, dtype: torch.dtype
 ) -> list[Conditioning]:
     """The conditioning of each prompt, a row each."""
     encoders = model.family.load_pipeline(model.base, image=False, transformer=False, dtype=dtype).to(device)
-    length = model.origin.max_sequence_length if model.origin else None
 
     def each() -> Iterator[Conditioning]:
         for prompt in track(prompts, "encode", unit="prompt"):
-            yield model.family.encode(encoders, [prompt], length)
+            yield _encode(model, encoders, prompt)
 
     return list(each())

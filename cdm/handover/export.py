@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,16 +15,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cdm.data.store import Store, StoreError
 from cdm.errors import CdmError
 from cdm.families.configs import INDEX, read_config
-from cdm.handover.card import Export, Layout, model_card
+from cdm.handover.card import Export, model_card
 from cdm.handover.drawing import Precision
+from cdm.handover.snippet import Layout
 from cdm.models.manifest import file_hashes
 from cdm.models.student import FULL, LORA, METADATA, Model, Origin, find_student
 from cdm.system import git
 from cdm.system.device import DTYPES
-from cdm.system.files import digest_of
+from cdm.system.files import digest_of, read_json
 
 CARD = "README.md"
 
@@ -36,8 +35,8 @@ class Exported:
 
     path: Path
     card: Path
-    measured: bool
-    """Whether the card shows how good the student is."""
+    remark: str | None
+    """Why the card has no figures, where a file of figures was named."""
 
 
 def export(
@@ -47,12 +46,11 @@ def export(
     *,
     precision: Precision = "fp32",
     metrics: Path | None = None,
-    samples: Path | None = None,
 ) -> Exported:
     """Write the student at `student` to `out`: a folder, or for a single file a file with its card beside it.
 
     `precision` is that of the student's own weights; the other parts of a diffusers folder stay as the teacher has
-    them. The card quotes `metrics` (metrics/quality.json) if the sample sets in `samples` are of this very student.
+    them. The card quotes `metrics` (metrics/quality.json) if its figures are of this very student.
     Raises CdmError, before anything is written, if `out` is taken or the student has no such layout; `out` appears
     when it is whole, or not at all.
     """
@@ -60,15 +58,16 @@ def export(
     _check_free(out, card, layout)
     model, dtype = find_student(student), DTYPES[precision]
     _check_layout(student, model, layout)
-    quality = quality_of(student, metrics, samples)
-    about = Export(out.name, layout, model, precision, quality, git.commit(Path()))
+    quality, remark = quality_of(student, metrics)
+    here = Path()
+    about = Export(out.name, layout, model, precision, quality, git.commit(here), git.differing(here))
     with _whole(out) as staged:
         _write(model, staged, layout, dtype)
         if staged.is_dir():
             (staged / CARD).write_text(model_card(about), encoding="utf-8")
     if not card.exists():
         card.write_text(model_card(about), encoding="utf-8")
-    return Exported(out, card, quality is not None)
+    return Exported(out, card, remark)
 
 
 def _check_free(out: Path, card: Path, layout: Layout) -> None:
@@ -105,16 +104,28 @@ def _has_single_file_loader(kind: str) -> bool:
     return kind in SINGLE_FILE_LOADABLE_CLASSES
 
 
-def quality_of(student: Path, metrics: Path | None, samples: Path | None) -> Mapping[str, Any] | None:
-    """The figures in the file `metrics`, if the sample sets that they are of were drawn by this very student."""
-    if metrics is None or samples is None or not student.is_dir():
-        return None
+def quality_of(student: Path, metrics: Path | None) -> tuple[Mapping[str, Any] | None, str | None]:
+    """The figures in the file `metrics` if they are of this very student; else None, and a remark that says why.
+
+    The file has the hash of the student's files, which are read once to compare it. A file that is not there needs
+    no remark.
+    """
+    if metrics is None or not metrics.exists():
+        return None, None
+    quality = read_json(metrics)
     try:
-        quality: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
-        drawn_by = {Store(samples / "student" / steps).metadata["model"] for steps in quality["student"]}
-    except (OSError, ValueError, KeyError, TypeError, StoreError):
-        return None
-    return quality if drawn_by == {digest_of(file_hashes(student))} else None
+        measured = quality["basis"]["student"]
+        complete = all(isinstance(quality[model], dict) for model in ("student", "teacher"))
+    except (KeyError, TypeError):
+        complete = False
+    if not complete:
+        return None, (
+            f"{metrics}: does not say which student its figures are of, so they are left out of the card: run the stage"
+            " `evaluate` again"
+        )
+    if not student.is_dir() or measured != digest_of(file_hashes(student)):
+        return None, f"{metrics}: its figures are of another student, and are left out of the card"
+    return quality, None
 
 
 @contextmanager

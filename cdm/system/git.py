@@ -75,6 +75,13 @@ def holds(path: Path) -> bool:
     return tracked and _git(path.parent, "status", "--porcelain", "--", path.name) == ""
 
 
+def differing(folder: Path) -> list[str]:
+    """Files around `folder` that differ from the commit, by path in the repository, sorted; files that Git does not
+    know do not count."""
+    found = _git(folder, "status", "--porcelain", "--untracked-files=no", "--no-renames", "-z") or ""
+    return sorted(entry[3:] for entry in found.split("\0") if entry)
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git says, run in `folder`; None where it fails or is not installed."""
     try:

@@ -72,6 +72,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     ),
     "sample": (*FAMILY, *DRAWING, "stages/sample.py"),
     "evaluate": (
+        *FAMILY,  # for the code that its report shows
         "cdm/data/prompt_set.py",
         "cdm/data/spread.py",
         "cdm/data/store.py",
@@ -80,12 +81,15 @@ STAGES: dict[str, tuple[str, ...]] = {
         "cdm/evaluation/feature_sets.py",
         "cdm/evaluation/features.py",
         "cdm/evaluation/judge.py",
+        "cdm/evaluation/making.py",
         "cdm/evaluation/metrics.py",
         "cdm/evaluation/models/base.py",
         "cdm/evaluation/models/clip.py",
         "cdm/evaluation/models/dinov2.py",
         "cdm/evaluation/models/inception.py",
         "cdm/evaluation/models/lpips.py",
+        "cdm/evaluation/page.html.j2",
+        "cdm/evaluation/page.py",
         "cdm/evaluation/plots.py",
         "cdm/evaluation/quality.py",
         "cdm/evaluation/report.html.j2",
@@ -96,7 +100,10 @@ STAGES: dict[str, tuple[str, ...]] = {
         "cdm/evaluation/sheets.py",
         "cdm/evaluation/theme.py",
         "cdm/experiments/headline.py",
+        "cdm/flow.py",
+        "cdm/handover/snippet.py",
         "cdm/measures.py",
+        "cdm/models/student.py",
         "cdm/planning/forwards.py",
         "cdm/randomness.py",
         "stages/evaluate.py",
@@ -116,6 +123,7 @@ SHAPES_NOTHING = (
     "cdm/models/manifest.py",  # its answer is data/teacher.json
     "cdm/params.py",  # every value stands in the params file
     "cdm/preflight.py",
+    "cdm/system/circumstances.py",
     "cdm/system/device.py",
     "cdm/system/files.py",
     "cdm/system/git.py",

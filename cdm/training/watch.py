@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cdm.families import Conditioning
 from cdm.params import Params
+from cdm.system.circumstances import Circumstances
 from cdm.system.files import write_json, write_text
 from cdm.training.distiller import Distiller
 from cdm.training.inputs import Inputs
@@ -133,12 +134,15 @@ class Watch:
         self.iteration = self.rounds = 0
         self.newest: dict[str, float] = {}
         self.totals: dict[str, float] = {}
+        self.circumstances: Circumstances | None = None
 
     @contextmanager
     def running(self, iteration: int) -> Iterator[None]:
         """Around a training that begins or goes on at `iteration`, however it ends."""
         self.iteration = iteration
         self._take_up()
+        if self.accelerator.is_main_process and self.places is not None:
+            self.circumstances = Circumstances.now(str(self.accelerator.device))
         if self.gallery is not None:
             self.gallery.open(iteration)
         try:
@@ -181,7 +185,8 @@ class Watch:
         """Rounds, samples a second, and the seconds of each part of the training; after an interruption those before
         it count too, but not those of rounds that were lost and trained again.
 
-        `other` is all but the networks: optimisers, averages, random numbers, waiting for other processes.
+        `other` is all but the networks: optimisers, averages, random numbers, waiting for other processes. With them
+        are the circumstances at the beginning.
         """
         parts = {name: seconds for name, seconds in self.totals.items() if name != "round"}
         total = self.totals["round"]
@@ -190,6 +195,7 @@ class Watch:
             "seconds": total,
             "samples_per_second": self.rounds * self.samples / total,
             "seconds_in": {**parts, "other": total - sum(parts.values())},
+            "circumstances": self.circumstances and self.circumstances.as_dict(),
         }
 
     def _count(self, seconds: Mapping[str, float]) -> None:
