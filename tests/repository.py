@@ -15,7 +15,16 @@ from typing import Any
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("cdm", "stages", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/.gitignore", ".dvc/config", ".dvc/plots")
+COPIED = (
+    "cdm",
+    "stages",
+    "dvc.yaml",
+    ".dvcignore",
+    ".gitignore",
+    ".dvc/.gitignore",
+    ".dvc/config",
+    ".dvc/plots",
+)
 TINY: dict[str, Any] = {
     "teacher": {"source": "world/teacher"},
     "prompts": {"train": ["world/train.txt"], "eval": ["world/eval.txt"], "eval_count": 4},
