@@ -193,7 +193,9 @@ def compare(
 
 @app.command()
 def baseline(
-    check: Annotated[bool, typer.Option("--check", help="Only say whether there is something to commit.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether there is something to commit.")
+    ] = False,
 ) -> None:
     """Commit the results of this machine, so that experiments are compared with them."""
     from cdm.experiments.baseline import commit_baseline, notice

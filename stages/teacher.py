@@ -33,7 +33,9 @@ def main(
     revision = f" at {teacher.revision}" if teacher.revision else ""
     print(f"{teacher.source}{revision}: {teacher.parameters:,} parameters, latents {teacher.latent_shape}")
     if is_unchanged():
-        print("nothing has changed since the last run: the same parameters, code and inputs, and so the same results")
+        print(
+            "nothing has changed since the last run: the same parameters, code and inputs, and so the same results"
+        )
 
 
 if __name__ == "__main__":

@@ -72,7 +72,12 @@ class Project:
         self.seconds += 1  # a commit is later than the one before
         date = {"GIT_COMMITTER_DATE": f"@{1_700_000_000 + self.seconds} +0000"}
         done = subprocess.run(
-            ["git", *arguments], cwd=self.folder, env=os.environ | date, check=True, text=True, capture_output=True
+            ["git", *arguments],
+            cwd=self.folder,
+            env=os.environ | date,
+            check=True,
+            text=True,
+            capture_output=True,
         )
         return done.stdout.strip()
 

@@ -17,7 +17,16 @@ from ruamel.yaml import YAML
 from tests.launching import python
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("cdm", "stages", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/.gitignore", ".dvc/config", ".dvc/plots")
+COPIED = (
+    "cdm",
+    "stages",
+    "dvc.yaml",
+    ".dvcignore",
+    ".gitignore",
+    ".dvc/.gitignore",
+    ".dvc/config",
+    ".dvc/plots",
+)
 TINY: dict[str, Any] = {
     "teacher": {"source": "world/teacher"},
     "prompts": {"train": ["world/train.txt"], "eval": ["world/eval.txt"], "eval_count": 4},

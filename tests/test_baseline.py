@@ -36,7 +36,12 @@ PIPELINE: dict[str, Any] = {
         "metrics": [{"metrics/headline.json": {"cache": False}}],
     },
 }
-PARAMS: dict[str, Any] = {"seed": 0, "family": "sd3", "distill": {"lr": 1e-3, "ema": 0.9}, "runtime": {"threads": 0}}
+PARAMS: dict[str, Any] = {
+    "seed": 0,
+    "family": "sd3",
+    "distill": {"lr": 1e-3, "ema": 0.9},
+    "runtime": {"threads": 0},
+}
 
 
 def dump(path: Path, value: Any) -> None:
@@ -72,10 +77,19 @@ def write_lock(folder: Path) -> None:
     values = {"family": "sd3", "seed": 0, "distill.lr": 1e-3}
     stages = {}
     for name, stage in PIPELINE.items():
-        outs = [out if isinstance(out, str) else next(iter(out)) for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+        outs = [
+            out if isinstance(out, str) else next(iter(out))
+            for kind in ("outs", "metrics", "plots")
+            for out in stage.get(kind, [])
+        ]
         deps = [dep.replace("${family}", "sd3") for dep in stage["deps"]]
         params = {"params.yaml": {key: values[key] for key in stage.get("params", [])}}
-        stages[name] = {"cmd": stage["cmd"], "deps": list(map(entry, deps)), "params": params, "outs": list(map(entry, outs))}
+        stages[name] = {
+            "cmd": stage["cmd"],
+            "deps": list(map(entry, deps)),
+            "params": params,
+            "outs": list(map(entry, outs)),
+        }
     dump(folder / "dvc.lock", {"schema": "2.0", "stages": stages})
 
 
@@ -87,6 +101,10 @@ def test_what_no_stage_reads_changes_nothing(folder: Path) -> None:
     dump(folder / "params.yaml", PARAMS | {"runtime": {"threads": 9}, "distill": {"lr": 1e-3, "ema": 0.5}})
     (folder / "flux.py").write_text("another")
     assert is_unchanged(folder)
+
+
+def pipeline_with(folder: Path, **stages: Any) -> None:
+    dump(folder / "dvc.yaml", {"stages": PIPELINE | stages})
 
 
 @pytest.mark.parametrize(
@@ -102,10 +120,10 @@ def test_what_no_stage_reads_changes_nothing(folder: Path) -> None:
         lambda folder: (folder / "models").rmdir(),  # as in a clone, where all is still to be made
         lambda folder: (folder / "dvc.lock").unlink(),
         lambda folder: (folder / "dvc.lock").write_text("stages: {"),
-        lambda folder: dump(folder / "dvc.yaml", {"stages": PIPELINE | {"more": {"cmd": "x"}}}),
-        lambda folder: dump(folder / "dvc.yaml", {"stages": PIPELINE | {"evaluate": PIPELINE["evaluate"] | {"cmd": "x"}}}),
-        lambda folder: dump(folder / "dvc.yaml", {"stages": PIPELINE | {"evaluate": PIPELINE["evaluate"] | {"deps": ["models"]}}}),
-        lambda folder: dump(folder / "dvc.yaml", {"stages": PIPELINE | {"evaluate": PIPELINE["evaluate"] | {"outs": ["models"]}}}),
+        lambda folder: pipeline_with(folder, more={"cmd": "x"}),
+        lambda folder: pipeline_with(folder, evaluate=PIPELINE["evaluate"] | {"cmd": "x"}),
+        lambda folder: pipeline_with(folder, evaluate=PIPELINE["evaluate"] | {"deps": ["models"]}),
+        lambda folder: pipeline_with(folder, evaluate=PIPELINE["evaluate"] | {"outs": ["models"]}),
     ],
 )  # fmt: skip
 def test_every_change_that_reruns_a_stage_is_seen(folder: Path, change: Any) -> None:

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from cdm.cli import main
 from cdm.errors import CdmError
+from cdm.evaluation.theme import DARK, LIGHT
 from cdm.experiments.changes import Change, brief, changes
 from cdm.experiments.comparison import Compared, compare
 from cdm.experiments.curves import colour
@@ -22,7 +23,6 @@ from cdm.experiments.page import render
 from cdm.experiments.pictures import Pictures, Place, pictures_of, prompt_of, shown
 from cdm.experiments.revisions import Revision, find
 from cdm.experiments.tables import WIDTH, brief_table, full_table
-from cdm.evaluation.theme import DARK, LIGHT
 from cdm.measures import JUDGED
 from tests.experiment_sets import BASIS, PARAMS, Project, quality
 
@@ -64,7 +64,9 @@ def test_an_experiment_of_the_commit_goes_before_another_of_its_name(project: Pr
     own = find(["one"], project.folder)[1]
     assert read(own).quality["student"]["steps1"]["frechet_distance"] == 0.7  # type: ignore[union-attr]
     project.commit(quality(0.8))
-    with pytest.raises(CdmError, match="one: experiments of several commits are called so: give [0-9a-f]{7} or"):
+    with pytest.raises(
+        CdmError, match=r"one: experiments of several commits are called so: give [0-9a-f]{7} or"
+    ):
         find(["one"], project.folder)
 
 
@@ -129,7 +131,13 @@ def test_changes_are_parameters_in_the_files_order_and_then_code(project: Projec
 
 
 def test_keys_are_as_short_as_they_can_be() -> None:
-    keys = ["distill.losses.ca.weight", "distill.losses.dm.weight", "schedule.max_len", "seed", "distill.ca.weight"]
+    keys = [
+        "distill.losses.ca.weight",
+        "distill.losses.dm.weight",
+        "schedule.max_len",
+        "seed",
+        "distill.ca.weight",
+    ]
     assert [brief(key, keys) for key in keys] == [
         "losses.ca.weight", "dm.weight", "max_len", "seed", "distill.ca.weight",
     ]  # fmt: skip
@@ -176,7 +184,12 @@ def test_intervals_over_prompts_have_no_few_blocks() -> None:
         ({"per_prompt": 4}, False, False, "another number of samples: the figures are not of the same task"),
         ({"judge": None}, False, False, "another judge: the figures are not of the same task"),
         ({"real": "x"}, False, False, "other real pictures: the figures are not of the same task"),
-        ({"models": {"CLIP": "x"}}, False, False, "other models of measures: the figures are not of the same task"),
+        (
+            {"models": {"CLIP": "x"}},
+            False,
+            False,
+            "other models of measures: the figures are not of the same task",
+        ),
     ],
 )
 def test_what_is_not_the_same_is_said_and_kept_from_the_marks(
@@ -191,7 +204,9 @@ def test_what_is_not_the_same_is_said_and_kept_from_the_marks(
     assert found.remarks == (() if remark is None else (remark,))
     marks = {
         found.difference(one, other).mark(DISTANCE)
-        for one, other in [(ours.figure("student", 1, "frechet_distance"), theirs.figure("student", 1, "frechet_distance"))]
+        for one, other in [
+            (ours.figure("student", 1, "frechet_distance"), theirs.figure("student", 1, "frechet_distance"))
+        ]
     }
     assert marks == ({"better"} if comparable else {""})
 
@@ -211,9 +226,7 @@ def test_results_of_before_errors_were_kept_are_shown_without_marks(project: Pro
     (project.folder / "metrics/quality.json").write_text(json.dumps(older))
     (project.folder / "metrics/headline.json").unlink()
     found = compare(["main", "workspace"], project.folder)
-    assert found.others[0].relation.remarks == (
-        "workspace was measured before errors were kept: run it again",
-    )
+    assert found.others[0].relation.remarks == ("workspace was measured before errors were kept: run it again",)
     assert "workspace" in full_table(found)
     assert "workspace" in brief_table(found)
 
@@ -221,8 +234,12 @@ def test_results_of_before_errors_were_kept_are_shown_without_marks(project: Pro
 @pytest.fixture
 def compared(project: Project) -> Compared:
     """Three experiments: a little better with certainty, with another seed, and a code change of no effect."""
-    project.experiment("longer-and-stronger", quality(0.97), LONGER.replace("0.75", "1.1").replace("0.25", "0.5"))
-    project.experiment("seed-1", quality(1.01, 0.002, BASIS | {"seed": 1}), PARAMS.replace("seed: 0", "seed: 1"))
+    project.experiment(
+        "longer-and-stronger", quality(0.97), LONGER.replace("0.75", "1.1").replace("0.25", "0.5")
+    )
+    project.experiment(
+        "seed-1", quality(1.01, 0.002, BASIS | {"seed": 1}), PARAMS.replace("seed: 0", "seed: 1")
+    )
     project.experiment("code", quality(), code="2")
     return compare([], project.folder)
 
@@ -258,7 +275,10 @@ def test_many_columns_leave_room_for_what_was_changed(project: Project) -> None:
     many = quality()
     row, replicates = many["student"]["steps1"], many["replicates"]["noise"]["student"]["steps1"]
     for steps in range(1, 17):
-        many["student"][f"steps{steps}"], many["replicates"]["noise"]["student"][f"steps{steps}"] = row, replicates
+        many["student"][f"steps{steps}"], many["replicates"]["noise"]["student"][f"steps{steps}"] = (
+            row,
+            replicates,
+        )
     project.commit(many)
     project.experiment("one", many, LONGER)
     lines = brief_table(compare([], project.folder)).splitlines()
@@ -304,7 +324,7 @@ def test_the_page_is_whole_and_has_everything(compared: Compared) -> None:
     assert page.count('<mark class="better">') > 1
     # the teacher once, and two students of two numbers of steps; those of another prompt are none
     assert page.count('alt="teacher, 50 steps: a red three"') == 1
-    assert page.count(": a red three\"") == 1 + 2 * 2
+    assert page.count(': a red three"') == 1 + 2 * 2
     assert page.count('<div class="none">') == 2 * 2
     assert "Not all experiments drew from the same noise" in page
     assert page.count("@media (prefers-color-scheme: dark)") == 1

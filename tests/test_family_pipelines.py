@@ -52,7 +52,9 @@ def check(folder: Path, name: str, teacher: Path, lora: bool) -> None:
     quality = json.loads((folder / "metrics/quality.json").read_text())
     assert {row: each["evaluations"] for row, each in quality["student"].items()} == {"steps1": 1, "steps2": 2}
     assert {row: each["evaluations"] for row, each in quality["teacher"].items()} == {"steps1": 2, "steps2": 4}
-    assert all(row["frechet_distance"] >= 0 for rows in quality.values() for row in rows.values())
+    assert all(
+        row["frechet_distance"] >= 0 for model in ("student", "teacher") for row in quality[model].values()
+    )
     with (folder / "logs/distill.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["iteration"] for row in rows] == ["2", "4"]

@@ -19,7 +19,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def row(evaluations: int, **figures: float) -> dict[str, float]:
-    return {"evaluations": evaluations, "frechet_distance": 0.123456, "style_distance": 2.0, **figures, "count": 8}
+    return {
+        "evaluations": evaluations,
+        "frechet_distance": 0.123456,
+        "style_distance": 2.0,
+        **figures,
+        "count": 8,
+    }
 
 
 def figures(real: bool = True, **more: float) -> dict[str, Any]:
@@ -47,7 +53,9 @@ def test_the_headline_has_a_dozen_numbers_that_read_by_themselves() -> None:
     [
         (True, {}, ["pixel distance@1", "pixel distance@10", "teacher pixel distance@50"]),
         (False, {}, ["pixels to teacher@1", "pixels to teacher@10"]),
-        (False, {"attribute_accuracy": 0.5}, ["FD to teacher@1", "FD to teacher@10", "right@1", "right@10", "teacher right@50"]),
+        (False, {"attribute_accuracy": 0.5}, [
+            "FD to teacher@1", "FD to teacher@10", "right@1", "right@10", "teacher right@50",
+        ]),
         (True, {"fid": 1.0, "clip_score": 30.0}, [
             "fid@1", "fid@10", "CLIPScore@1", "CLIPScore@10", "pixel distance@1", "pixel distance@10",
             "teacher fid@50", "teacher CLIPScore@50", "teacher pixel distance@50",
@@ -90,7 +98,7 @@ def test_times_that_are_not_there_name_the_stage(tmp_path: Path, content: str | 
     path = tmp_path / "timing.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(CdmError, match="timing.json: missing or damaged: run the stage `distill`"):
+    with pytest.raises(CdmError, match=r"timing\.json: missing or damaged: run the stage `distill`"):
         training_seconds(path)
     path.write_text('{"seconds": 12.5}')
     assert training_seconds(path) == 12.5

@@ -129,7 +129,9 @@ def evaluate(
             row |= _rename(_frechet(measured, teacher), "frechet_to_teacher", "style_to_teacher")
         quality[model][key] = _rounded({**row, "count": measured.count})
         known = _over_noise(measured, reference, samples.per_prompt)
-        errors[model][key] = {name: _digits(each.error) for name, each in known.items() if each.error is not None}
+        errors[model][key] = {
+            name: _digits(each.error) for name, each in known.items() if each.error is not None
+        }
         replicates[model][key] = {
             name: [_digits(value) for value in each.replicates.tolist()] for name, each in known.items()
         }

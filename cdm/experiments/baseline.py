@@ -24,7 +24,7 @@ def notice(folder: Path = Path()) -> list[str]:
     if others or not results:
         return []
     return [
-        "These results differ from those in Git: another machine made those, and rounds differently, or other code did.",
+        "These results differ from those in Git: another machine, which rounds differently, or other code made those.",
         "`make baseline` commits them, so that your experiments are compared with results of your own.",
     ]
 

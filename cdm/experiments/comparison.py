@@ -9,7 +9,16 @@ from pathlib import Path
 
 from cdm.errors import CdmError
 from cdm.experiments.changes import Change, changes
-from cdm.experiments.figures import QUALITY, Difference, Figure, Relation, Results, known_quantities, read, relate
+from cdm.experiments.figures import (
+    QUALITY,
+    Difference,
+    Figure,
+    Relation,
+    Results,
+    known_quantities,
+    read,
+    relate,
+)
 from cdm.experiments.revisions import WORKSPACE, find
 from cdm.measures import Quantity
 
@@ -54,9 +63,7 @@ class Compared:
 
     def difference(self, entry: Entry, steps: int, name: str) -> Difference | None:
         """To the baseline, of a figure of the student; None where one of the two lacks it."""
-        figure, other = (
-            each.results.figure("student", steps, name) for each in (entry, self.baseline)
-        )
+        figure, other = (each.results.figure("student", steps, name) for each in (entry, self.baseline))
         if entry is self.baseline or figure is None or other is None:
             return None
         return entry.relation.difference(figure, other)
@@ -89,9 +96,7 @@ def compare(names: Sequence[str], folder: Path = Path()) -> Compared:
             continue
         found.append(results)
     baseline = found[0]
-    entries = [
-        Entry(each, changes(each.revision, baseline.revision), relate(each, baseline)) for each in found
-    ]
+    entries = [Entry(each, changes(each.revision, baseline.revision), relate(each, baseline)) for each in found]
     return Compared(entries, skipped)
 
 

@@ -61,5 +61,8 @@ def _draw(compared: Compared, quantity: Quantity, theme: Theme) -> bytes:
 
 def _points(entry: Entry, quantity: Quantity) -> list[tuple[int, float, float]]:
     """Steps, figure and half its interval."""
-    found = [(steps, entry.results.figure("student", steps, quantity.key)) for steps in entry.results.steps("student")]
+    found = [
+        (steps, entry.results.figure("student", steps, quantity.key))
+        for steps in entry.results.steps("student")
+    ]
     return [(steps, figure.value, figure.reach or 0.0) for steps, figure in found if figure is not None]

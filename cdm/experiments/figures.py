@@ -2,9 +2,9 @@
 
 A figure's error is the deviation of its replicates (metrics/quality.json keeps them): of those over the samples' noise
 for what every evaluation measures, of those over the prompts for what `evaluate.metrics` and `evaluate.scorers` choose.
-Where two experiments drew from the same noise for the same prompts, their replicates belong together one by one, and the
-error of a difference is the deviation of the differences. It is smaller than that of two separate sets, because what
-both have in common is no error of the difference.
+Where two experiments drew from the same noise for the same prompts, their replicates belong together one by one, and
+the error of a difference is the deviation of the differences. It is smaller than that of two separate sets, because
+what both have in common is no error of the difference.
 """
 
 from __future__ import annotations

@@ -74,10 +74,14 @@ def kinds(figures: Mapping[str, Any]) -> dict[str, str]:
     first, without one the measures that `evaluate.metrics` and `evaluate.scorers` chose."""
     row = next(iter(figures["student"].values()))
     judged, real = RIGHT in row, "real" in figures
-    distance = ("FD" if real else "FD to teacher") if judged else ("pixel distance" if real else "pixels to teacher")
+    distance = (
+        ("FD" if real else "FD to teacher") if judged else ("pixel distance" if real else "pixels to teacher")
+    )
     own = {FRECHET: distance} | ({RIGHT: "right"} if judged else {})
     known = quantities()
-    chosen = {key: known[key].title if key in known else key for key in row if key not in JUDGED and key != "count"}
+    chosen = {
+        key: known[key].title if key in known else key for key in row if key not in JUDGED and key != "count"
+    }
     every = own | chosen if judged else chosen | own
     return dict(list(every.items())[:MOST_KINDS])
 

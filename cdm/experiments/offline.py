@@ -66,5 +66,7 @@ def _library() -> str:
     try:
         from vl_convert import javascript_bundle
     except ImportError:
-        raise CdmError("vl-convert-python, which has the chart library, is missing: pip install -e '.[plots]'") from None
+        raise CdmError(
+            "vl-convert-python, which has the chart library, is missing: pip install -e '.[plots]'"
+        ) from None
     return str(javascript_bundle(vl_version=VEGA_LITE))

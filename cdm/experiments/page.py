@@ -113,7 +113,9 @@ def _cell(compared: Compared, entry: Entry, steps: int, quantity: Quantity) -> d
     if difference is not None:
         found["mark"] = difference.mark(quantity)
         amount = number(difference.value, quantity, like=figure.value)
-        reach = "" if difference.reach is None else f" ± {number(difference.reach, quantity, like=figure.value)}"
+        reach = (
+            "" if difference.reach is None else f" ± {number(difference.reach, quantity, like=figure.value)}"
+        )
         found["difference"] = f"{'+' if difference.value > 0 else ''}{amount}{reach}".replace("-", "\u2212")
     return found
 
@@ -138,19 +140,21 @@ def _more(compared: Compared) -> list[dict[str, Any]]:
             ],
         }
         for name in MORE
-        if any(name in each.results.row("student", steps) for each in compared.entries for steps in compared.steps)
+        if any(
+            name in each.results.row("student", steps) for each in compared.entries for steps in compared.steps
+        )
     ]
 
 
 def _plain(entry: Entry, steps: int, quantity: Quantity) -> str:
     row = entry.results.row("student", steps)
-    return number(row[quantity.key], quantity) if quantity.key in row else "–"
+    return number(row[quantity.key], quantity) if quantity.key in row else "-"
 
 
 def _training(compared: Compared) -> list[dict[str, Any]]:
     def figure(entry: Entry, name: str) -> str:
         value = entry.results.headline.get(f"train {name}")
-        return "–" if value is None else f"{value:,.0f}"
+        return "-" if value is None else f"{value:,.0f}"
 
     return [
         {

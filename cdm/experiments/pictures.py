@@ -46,9 +46,13 @@ def pictures_of(results: Results) -> Pictures:
     from dvc.exceptions import DvcException
 
     try:
-        return Pictures(dict(_read(DVCFileSystem(url=str(folder.absolute()), rev=commit), f"{SAMPLES}/pictures")))
+        return Pictures(
+            dict(_read(DVCFileSystem(url=str(folder.absolute()), rev=commit), f"{SAMPLES}/pictures"))
+        )
     except (OSError, DvcException):
-        return Pictures(problem=f"no pictures: DVC's cache lacks {SAMPLES} of it (dvc pull, or dvc exp apply and repro)")
+        return Pictures(
+            problem=f"no pictures: DVC's cache lacks {SAMPLES} of it (dvc pull, or dvc exp apply and repro)"
+        )
 
 
 def _of_working_tree(results: Results, folder: Path) -> Pictures:
@@ -58,7 +62,9 @@ def _of_working_tree(results: Results, folder: Path) -> Pictures:
         if (match := NAME.fullmatch(path.name))
     }
     steps = results.steps("student")[0]
-    drawn: dict[str, Any] = (read_json(folder / f"student/steps{steps}/manifest.json") or {}).get("metadata", {})
+    drawn: dict[str, Any] = (read_json(folder / f"student/steps{steps}/manifest.json") or {}).get(
+        "metadata", {}
+    )
     if not found:
         return Pictures(problem=f"no pictures: {folder} is not there (dvc checkout)")
     if results.basis is not None and drawn.get("model") != results.basis["student"]:

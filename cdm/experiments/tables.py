@@ -15,8 +15,8 @@ WIDTH = 120
 NAME = 24
 """Most columns of an experiment's name."""
 CHANCE = (
-    "About one mark in twenty is chance. Intervals are over the samples: they tell two students apart, not two settings,"
-    " because training again with another seed makes another student too."
+    "About one mark in twenty is chance. Intervals are over the samples: they tell two students apart, not two"
+    " settings, because training again with another seed makes another student too."
 )
 SIGNS: dict[Mark, str] = {"better": "+", "worse": "-", "other": "*", "": " "}
 
@@ -37,9 +37,7 @@ def brief_table(compared: Compared) -> str:
     """A row an experiment: its name, what was changed, and the main figures of the student, as many as there is room
     for."""
     names = kinds(compared.baseline.results.quality)
-    columns = [
-        (f"{title}@{steps}", name, steps) for name, title in names.items() for steps in compared.steps
-    ]
+    columns = [(f"{title}@{steps}", name, steps) for name, title in names.items() for steps in compared.steps]
     rows = []
     for entry in compared.entries:
         cells = [_short(entry.results.row("student", steps).get(name)) for _, name, steps in columns]
@@ -87,7 +85,9 @@ def _changes(compared: Compared) -> str:
     lines = []
     for entry in compared.others:
         texts = [
-            f"{change.key:<{width}}  {change.before} → {change.after}" if change.after else f"{change.key} (code)"
+            f"{change.key:<{width}}  {change.before} → {change.after}"
+            if change.after
+            else f"{change.key} (code)"
             for change in entry.changed
         ]
         for number, text in enumerate(texts or ["nothing: the same parameters and code"]):
@@ -162,9 +162,7 @@ def _remarks(compared: Compared) -> list[str]:
             CHANCE,
             *lines,
         ]
-    return [
-        line for text in lines for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")
-    ]
+    return [line for text in lines for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
 
 
 def remarks(compared: Compared) -> list[tuple[str, str]]:

@@ -31,9 +31,7 @@ def is_unchanged(folder: Path = Path(), asked: str = "teacher") -> bool:
             for out in stage.get("outs", [])
             if name != asked
         }
-        return all(
-            _is_recorded(stage, lock[name], params, written, folder) for name, stage in pipeline.items()
-        )
+        return all(_is_recorded(stage, lock[name], params, written, folder) for name, stage in pipeline.items())
     except (OSError, YAMLError, KeyError, TypeError):
         return False
 
