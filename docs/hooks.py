@@ -7,12 +7,10 @@ links to becomes a page that shows it. So the site needs no server, no network, 
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files

@@ -20,6 +20,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ BLOCKS = {"bash", "json", "python", "text", "yaml"}
 """Languages of a page's blocks: `bash` holds commands and nothing else, `text` what programs print."""
 
 
-class UnknownCommand(Exception):
+class UnknownCommandError(Exception):
     """A command that would not work, or that nothing here knows how to check."""
 
 
@@ -138,10 +139,10 @@ def parts(command: Command) -> Iterator[list[str]]:
 
 
 def check(command: Command) -> None:
-    """Raises UnknownCommand if the line would not be taken."""
+    """Raises UnknownCommandError if the line would not be taken."""
     for head, *words in parts(command):
         if head not in CHECKS:
-            raise UnknownCommand(f"{head}: no program that tests/documented.py knows how to check")
+            raise UnknownCommandError(f"{head}: no program that tests/documented.py knows how to check")
         CHECKS[head](words, command.whole)
 
 
@@ -161,9 +162,9 @@ def check_typer(name: str, program: Any, words: Sequence[str], whole: bool) -> N
                 context = command.make_context(name, rest, parent=parent)
         except typer.Exit:
             return  # --help, --version
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - click's errors, or those of typer's own copy of it
             if whole or type(error).__name__ not in {"MissingParameter", "NoArgsIsHelpError"}:
-                raise UnknownCommand(f"{name}: {error}") from None
+                raise UnknownCommandError(f"{name}: {error}") from None
             return
         if not hasattr(command, "resolve_command"):
             return
@@ -172,8 +173,8 @@ def check_typer(name: str, program: Any, words: Sequence[str], whole: bool) -> N
             return
         try:
             name, command, rest = command.resolve_command(context, rest)
-        except Exception as error:
-            raise UnknownCommand(f"{name}: {error}") from None
+        except Exception as error:  # noqa: BLE001 - as above
+            raise UnknownCommandError(f"{name}: {error}") from None
         parent = context
 
 
@@ -184,7 +185,7 @@ def check_cdm(words: list[str], whole: bool) -> None:
     if words[:2] == ["recipe", "use"] and len(words) > 2:
         name = words[2]
         if not is_placeholder(name) and not (ROOT / f"recipes/{name}.yaml").exists():
-            raise UnknownCommand(f"there is no recipe {name}")
+            raise UnknownCommandError(f"there is no recipe {name}")
 
 
 def check_python(words: list[str], whole: bool) -> None:
@@ -195,16 +196,16 @@ def check_python(words: list[str], whole: bool) -> None:
         path = ROOT / module.replace(".", "/")
         path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
         if not path.exists():
-            raise UnknownCommand(f"there is no module {module}")
+            raise UnknownCommandError(f"there is no module {module}")
         if "import typer" in path.read_text() or module.startswith("stages."):
             main = importlib.import_module(f"{module}.__main__" if path.stem == "__main__" else module).main
             app = typer.Typer()
             app.command()(main)
             check_typer(module, typer.main.get_command(app), words[2:], whole)
         elif len(words) > 2 and "sys.argv" not in path.read_text():
-            raise UnknownCommand(f"{module} takes no arguments")
+            raise UnknownCommandError(f"{module} takes no arguments")
     elif not (ROOT / words[0]).is_file():
-        raise UnknownCommand(f"there is no script {words[0]}")
+        raise UnknownCommandError(f"there is no script {words[0]}")
 
 
 # DVC.
@@ -222,7 +223,7 @@ def check_dvc(words: list[str], whole: bool) -> None:
             problem = problems.stream.getvalue().strip()
             if not whole and re.search("arguments are required|expected (one|at least one) argument", problem):
                 return
-            raise UnknownCommand(f"dvc: {problem}") from None
+            raise UnknownCommandError(f"dvc: {problem}") from None
         finally:
             logging.getLogger("dvc").removeHandler(problems)
     folder = ROOT / arguments.cd
@@ -231,9 +232,9 @@ def check_dvc(words: list[str], whole: bool) -> None:
         check_targets(folder, arguments.targets)
     if function == "CmdExperimentsRun" and arguments.set_param:
         check_changes(arguments.set_param, queue=arguments.queue)
-    if function == "CmdArtifactsGet" and not is_placeholder(arguments.name):
-        if arguments.name not in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["artifacts"]:
-            raise UnknownCommand(f"dvc.yaml names no artifact {arguments.name}")
+    artifacts = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["artifacts"]
+    if function == "CmdArtifactsGet" and arguments.name not in artifacts and not is_placeholder(arguments.name):
+        raise UnknownCommandError(f"dvc.yaml names no artifact {arguments.name}")
 
 
 @cache
@@ -247,7 +248,7 @@ def check_targets(folder: Path, targets: Sequence[str]) -> None:
     for target in targets:
         pattern = re.escape(target).replace(r"\*", ".*")
         if not is_placeholder(target) and not any(re.fullmatch(pattern, name) for name in stages(folder)):
-            raise UnknownCommand(f"{folder.name}/dvc.yaml has no stage {target}")
+            raise UnknownCommandError(f"{folder.name}/dvc.yaml has no stage {target}")
 
 
 def check_changes(changes: Sequence[str], queue: bool) -> None:
@@ -258,14 +259,14 @@ def check_changes(changes: Sequence[str], queue: bool) -> None:
     if any(is_placeholder(change.partition("=")[0]) for change in changes):
         return
     if named := [change for change in changes if change.startswith("+")]:
-        raise UnknownCommand(f"{named[0]}: params.yaml has all keys, so nothing needs a +")
+        raise UnknownCommandError(f"{named[0]}: params.yaml has all keys, so nothing needs a +")
     committed = load(ROOT / "params.yaml")
     try:
         sweeps = get_hydra_sweeps({"params.yaml": list(changes)})
     except DvcException as error:
-        raise UnknownCommand(str(error)) from None
+        raise UnknownCommandError(str(error)) from None
     if len(sweeps) > 1 and not queue:
-        raise UnknownCommand("several values need --queue")
+        raise UnknownCommandError("several values need --queue")
     different = 0
     for sweep in sweeps:
         with tempfile.TemporaryDirectory() as folder:
@@ -275,9 +276,9 @@ def check_changes(changes: Sequence[str], queue: bool) -> None:
                 apply_overrides(path, sweep["params.yaml"])
                 different += load(path) != committed
             except (DvcException, CdmError) as error:
-                raise UnknownCommand(str(error.__cause__ or error)) from None
+                raise UnknownCommandError(str(error.__cause__ or error)) from None
     if not different:
-        raise UnknownCommand("params.yaml has these values already: it would change nothing")
+        raise UnknownCommandError("params.yaml has these values already: it would change nothing")
 
 
 # The rest.
@@ -290,16 +291,16 @@ def check_make(words: list[str], whole: bool) -> None:
     for word in words:
         name, assigned, _ = word.partition("=")
         if name not in (variables if assigned else targets):
-            raise UnknownCommand(f"the Makefile has no {'variable' if assigned else 'target'} {name}")
+            raise UnknownCommandError(f"the Makefile has no {'variable' if assigned else 'target'} {name}")
 
 
 def check_pip(words: list[str], whole: bool) -> None:
     if words[0] != "install":
-        raise UnknownCommand(f"pip {words[0]}: not one that tests/documented.py knows")
+        raise UnknownCommandError(f"pip {words[0]}: not one that tests/documented.py knows")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for named in re.findall(r"^\.\[(.*)\]$", "\n".join(words), re.MULTILINE):
         if unknown := set(named.split(",")) - set(extras):
-            raise UnknownCommand(f"pyproject.toml has no extra {min(unknown)}")
+            raise UnknownCommandError(f"pyproject.toml has no extra {min(unknown)}")
 
 
 def check_uv(words: list[str], whole: bool) -> None:
@@ -307,7 +308,7 @@ def check_uv(words: list[str], whole: bool) -> None:
         check_pip(words[1:], whole)
     else:
         check_subcommand("uv", {"sync", "venv", "run"}, words)
-        for option, extra in zip(words, words[1:], strict=False):
+        for option, extra in pairwise(words):
             if option == "--extra":
                 check_pip(["install", f".[{extra}]"], whole)
 
@@ -315,16 +316,16 @@ def check_uv(words: list[str], whole: bool) -> None:
 def check_pytest(words: list[str], whole: bool) -> None:
     for word in words:
         if word.startswith("tests") and not (ROOT / word).exists():
-            raise UnknownCommand(f"there is no {word}")
+            raise UnknownCommandError(f"there is no {word}")
     markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
-    for option, name in zip(words, words[1:], strict=False):
+    for option, name in pairwise(words):
         if option == "-m" and name not in {marker.partition(":")[0] for marker in markers}:
-            raise UnknownCommand(f"there is no marker {name}")
+            raise UnknownCommandError(f"there is no marker {name}")
 
 
 def check_subcommand(program: str, known: set[str], words: Sequence[str]) -> None:
     if not words or words[0] not in known:
-        raise UnknownCommand(f"{program} {' '.join(words[:1])}: not one that tests/documented.py knows")
+        raise UnknownCommandError(f"{program} {' '.join(words[:1])}: not one that tests/documented.py knows")
 
 
 GIT = {
@@ -337,7 +338,7 @@ def check_folder(words: list[str], whole: bool) -> None:
     """Of `cd` and `source`: a folder or a file of the repository, or one that a command before has made."""
     made = {"cdm", "theirs", ".venv/bin/activate"}
     if not (words[0] in made or is_placeholder(words[0]) or words[0] == ".." or (ROOT / words[0]).exists()):
-        raise UnknownCommand(f"there is no {words[0]}")
+        raise UnknownCommandError(f"there is no {words[0]}")
 
 
 def taken(words: list[str], whole: bool) -> None:
