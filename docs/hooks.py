@@ -28,7 +28,7 @@ PAGES = {
 }
 """Pages outside docs/ by their path in the repository, and their paths in the site."""
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".sh": "bash", ".json": "json"}
-LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
+LINK = re.compile(r"(?P<text>!?\[[^\]]*\])\((?P<link>[^)\s]+)\)")
 FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 
 
@@ -48,16 +48,23 @@ def in_repository(path: str) -> str:
     return {there: here for here, there in PAGES.items()}.get(path, f"docs/{path}")
 
 
-def relinked(markdown: str, change: Callable[[str], str]) -> str:
-    """A page with each of its links changed, but for those in blocks of code."""
+def relinked(markdown: str, change: Callable[[str, str], str]) -> str:
+    """A page with each link, `[text]` and address, replaced by what `change` makes of it, but for blocks of code."""
     parts, last = [], 0
     for fence in [*FENCE.finditer(markdown), None]:
         until = fence.start() if fence else len(markdown)
-        parts.append(LINK.sub(lambda link: link[1] + change(link[2]) + link[3], markdown[last:until]))
+        parts.append(LINK.sub(lambda found: change(found["text"], found["link"]), markdown[last:until]))
         if fence:
             parts.append(fence[0])
             last = fence.end()
     return "".join(parts)
+
+
+def links(markdown: str) -> list[str]:
+    """The addresses of a page's links."""
+    found: list[str] = []
+    relinked(markdown, lambda text, link: found.append(link) or text)
+    return found
 
 
 def target(page: str, link: str) -> tuple[str, str]:
@@ -70,14 +77,14 @@ def target(page: str, link: str) -> tuple[str, str]:
 
 def shown(path: str) -> str:
     """A page that shows a text file, or names what is in a folder."""
-    place = ROOT / path
+    place, head = ROOT / path, f"---\nsearch: {{exclude: true}}\n---\n\n# {path}\n\n"
     if place.is_dir():
         names = sorted(
             each.name + "/" * each.is_dir() for each in place.iterdir() if not each.name.startswith(("_", "."))
         )
-        return f"# {path}\n\n" + "\n".join(f"- `{name}`" for name in names) + "\n"
+        return head + "\n".join(f"- `{name}`" for name in names) + "\n"
     text = place.read_text(encoding="utf-8")
-    return f"# {path}\n\n````{LANGUAGES.get(place.suffix, 'text')}\n{text.rstrip()}\n````\n"
+    return f"{head}````{LANGUAGES.get(place.suffix, 'text')}\n{text.rstrip()}\n````\n"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -90,9 +97,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for file in files.documentation_pages()
         if file.src_uri not in PAGES.values()
     }
-    linked = set[str]()
-    for page, text in pages.items():
-        relinked(text, lambda link: linked.add(target(page, link)[0]) or link)  # noqa: B023 - called at once
+    linked = {target(page, link)[0] for page, text in pages.items() for link in links(text)}
     for path in sorted(linked - pages.keys() - {""}):
         if (ROOT / path).exists() and in_site(path) not in files.src_uris:
             as_it_is = in_site(path) == path
@@ -108,11 +113,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if here.startswith("source/"):
         return markdown
 
-    def change(link: str) -> str:
+    def change(text: str, link: str) -> str:
         path, heading = target(in_repository(here), link)
         if not path:
-            return link
+            return f"{text}({link})"
+        if re.fullmatch(r"\[[\w./-]+\.md\]", text):  # a page that is called by its file
+            text = f"[{title(ROOT / path)}]"
         relative = posixpath.relpath(in_site(path), posixpath.dirname(here) or ".")
-        return relative + (f"#{heading}" if heading else "")
+        return f"{text}({relative}{'#' if heading else ''}{heading})"
 
     return relinked(markdown, change)
+
+
+def title(page: Path) -> str:
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
