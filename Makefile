@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # Python compiles what it imports, once. pip would compile all of it, which takes half of the installation's time.
-INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile --constraint constraints.txt
+INSTALL := "$(BIN)/python" -m pip --disable-pip-version-check --quiet install --no-compile --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 # One process a core; a file's tests share what they have made, so they stay together.
 PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -25,7 +25,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help repro baseline table comparison install test test-slow check format clean
+.PHONY: help repro baseline table comparison docs install test test-slow check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ comparison: $(VENV)/installed ## Compare the methods, three seeds each (hours; s
 	@dvc --cd comparison repro
 	@printf '\n%s\n' 'Tables         comparison/table.md, comparison/table.csv' 'Figures        comparison/figures/'
 
+docs: $(VENV)/installed-docs ## Build the site of the documentation in site/, and find dead links in it
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	@printf '%s\n' 'Site           site/index.html (readable offline)'
+
 install: $(VENV)/installed ## Make .venv and install the pipeline into it
 
 test: $(VENV)/installed-dev ## Install what the tests need and run them
@@ -73,7 +77,7 @@ format: $(VENV)/installed-dev ## Format the code and mend what the linter can
 	@ruff format
 
 clean: ## Remove the environment, checkpoints and tool caches; results and DVC's cache stay
-	rm -rf $(VENV) checkpoints build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) checkpoints build dist site .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -93,6 +97,11 @@ endif
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo 'Installing what tests and checks need: once'
 	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	@echo 'Installing what the site needs: once'
+	@$(INSTALL) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/installed-slow: $(VENV)/installed-dev

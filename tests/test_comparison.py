@@ -438,13 +438,13 @@ def test_the_table_for_people(found: Collected) -> None:
             assert before.count("|") == line.count("|")
 
 
-def test_the_readme_has_the_committed_results() -> None:
+def test_the_findings_have_the_committed_results() -> None:
     comparison = ROOT / "comparison"
     committed = collect(
         design.load_comparison(ROOT / design.PARAMS), comparison / "cells", comparison / "results"
     )
-    readme = (ROOT / "README.md").read_text().splitlines()
-    assert all(line in readme for line in table.glance(committed, "updates"))
+    findings = (ROOT / "docs/findings.md").read_text().splitlines()
+    assert all(line in findings for line in table.glance(committed, "updates"))
 
 
 def test_the_csv_has_a_row_a_method_and_number_of_steps(found: Collected, tmp_path: Path) -> None:

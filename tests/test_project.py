@@ -1,4 +1,4 @@
-"""What the project says about itself is so: README, lock, Makefile."""
+"""What the project says about itself is so: its layout, lock, Makefile."""
 
 from __future__ import annotations
 
@@ -15,37 +15,14 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from cdm.params import load
-
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted(ROOT.glob("README.md")), *sorted(ROOT.glob("*/README.md")), *sorted(ROOT.glob("docs/*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
 
 
-def anchors(page: Path) -> set[str]:
-    """What links to a page may name behind #: its headings, as GitHub spells them."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_to_files_and_headings(page: Path) -> None:
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
-    for link in links:
-        name, _, heading = link.partition("#")
-        target = page.parent / name if name else page
-        assert target.exists(), link
-        assert not heading or heading in anchors(target), link
-
-
-def test_every_page_of_the_docs_is_a_click_from_the_readme() -> None:
-    links = set(re.findall(r"\]\((docs/[^)#]+)", (ROOT / "README.md").read_text()))
-    assert {f"docs/{path.name}" for path in ROOT.glob("docs/*.md")} <= links
-
-
-def test_the_tree_in_the_readme_names_files_and_rooms_that_exist() -> None:
-    (tree,) = re.findall(r"## Layout\n.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_tree_of_the_architecture_names_files_and_rooms_that_exist() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    (tree,) = re.findall(r"## Layout\n.*?```text\n(.*?)```", page, re.DOTALL)
     rooms = set()
     for line in tree.splitlines():
         names = re.findall(r"[\w.-]+/?", re.split(r"\s{2,}", line.strip())[0])
@@ -54,22 +31,6 @@ def test_the_tree_in_the_readme_names_files_and_rooms_that_exist() -> None:
             assert (ROOT / ("cdm" if inside else "") / name).exists(), name
             rooms |= {name.rstrip("/")} if inside and name.endswith("/") else set()
     assert rooms == {path.parent.name for path in ROOT.glob("cdm/*/__init__.py")}
-
-
-def test_parameters_in_the_readme_exist() -> None:
-    params = load(ROOT / "params.yaml").model_dump()
-    keys = re.findall(r"-S '?([a-z_.]+)=", (ROOT / "README.md").read_text())
-    assert keys
-    for key in keys:
-        value = params
-        for part in key.split("."):
-            value = value[part]
-
-
-def test_targets_in_the_readme_exist() -> None:
-    targets = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    named = re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert {"repro", "test"} <= set(named) <= set(targets)
 
 
 def imports(path: Path) -> set[str]:
