@@ -122,9 +122,9 @@ def demo(
     ] = None,
 ) -> None:
     """Play with STUDENT on a page in the browser, beside its teacher if that is on this machine."""
-    from cdm.handover.demo_page import check_gradio, serve
+    from cdm.handover.demo_page import check, serve
 
-    check_gradio()
+    check(port)
     from cdm.handover.demo import open_demo
 
     serve(

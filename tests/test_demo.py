@@ -20,6 +20,7 @@ from cdm.data.sampling import evaluations
 from cdm.errors import CdmError
 from cdm.families import get_family
 from cdm.handover import demo as actions
+from cdm.handover import demo_page
 from cdm.handover.demo import Shot, find_teacher, open_demo
 from cdm.handover.drawing import draw_pictures
 from cdm.handover.export import export
@@ -176,9 +177,20 @@ def test_without_gradio_a_line_says_how_to_get_it(
     assert command("demo").error == "error: cdm demo needs gradio: pip install -c constraints.txt -e '.[demo]'"
 
 
+def test_a_taken_port_is_a_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: "there")
+    with socket.socket() as taken:
+        taken.bind((demo_page.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        error = command("demo", "--port", str(port)).error
+    assert error.startswith(f"error: --port is {port}: ")
+    assert error.endswith(": give another one")
+
+
 # The page.
 
-pytest_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
+needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
 
 
 def free_port() -> int:
@@ -218,7 +230,7 @@ def served() -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest_gradio
+@needs_gradio
 @pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")
 def test_the_page_draws_in_a_browser_and_asks_nothing_of_the_network(served: str) -> None:
     with chromium.Browser(1100, 900) as browser:
@@ -235,7 +247,7 @@ def test_the_page_draws_in_a_browser_and_asks_nothing_of_the_network(served: str
 
 
 @pytest.mark.slow
-@pytest_gradio
+@needs_gradio
 def test_the_page_can_be_asked_by_programs_and_says_what_is_wrong(served: str) -> None:
     code = f"""
 from gradio_client import Client
@@ -257,14 +269,3 @@ except Exception as error:
     with Image.open(path) as picture:
         assert np.array_equal(np.asarray(picture), np.asarray(actions.as_image(expected)))
     assert error == "Say what to draw: the prompt is empty."
-
-
-@pytest.mark.slow
-@pytest_gradio
-def test_a_taken_port_is_a_line(served: str) -> None:
-    port = served.rsplit(":", 1)[1]
-    program = [sys.executable, "-m", "cdm.cli", "demo", "miniature/teacher", "--port", port, "--device", "cpu"]
-    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"error: --port is {port}: ")
-    assert "Traceback" not in done.stderr

@@ -30,6 +30,7 @@ from cdm.measures import JUDGED
 from cdm.models.manifest import TeacherManifest
 from cdm.params import Lora
 from cdm.system.circumstances import Circumstances
+from tests import chromium
 from tests.sample_sets import (
     PER_PROMPT,
     TEXTS,
@@ -448,3 +449,64 @@ def test_inputs_are_read_before_anything_is_written(tmp_path: Path) -> None:
                 timing=tmp_path / "none.json", now=NOW,
             )  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")
+def test_the_report_works_in_a_browser(tmp_path: Path) -> None:
+    """By mouse and keyboard, on a wide screen and on one of 400 pixels, without a network."""
+    write_sets(tmp_path / "samples")
+    (tmp_path / "log.csv").write_text(LOG)
+    write_results(
+        parameters(judge=None, real=None), TEACHER, TEXTS, tmp_path / "samples", tmp_path / "log.csv",
+        tmp_path / "quality.json", tmp_path, tmp_path, tmp_path, timing=tmp_path / "none.json", now=NOW,
+    )  # fmt: skip
+    with chromium.Browser(1280, 900) as browser:
+        address = (tmp_path / "index.html").as_uri()
+        browser.open(address)
+        browser.wait("!document.getElementById('compare').hidden")
+
+        browser.run("document.querySelector('button.enlarge').focus()")
+        browser.press("Enter")
+        assert browser.run("document.getElementById('enlarged').open")
+        shown = "document.querySelector('#enlarged img')"
+        browser.wait(f"{shown}.complete && {shown}.naturalWidth > 0")
+        assert browser.run(f"{shown}.getBoundingClientRect().width") >= browser.run(f"{shown}.naturalWidth")
+        browser.press("Escape")
+        assert not browser.run("document.getElementById('enlarged').open")
+        assert browser.run("document.activeElement.className") == "enlarge", "the focus is back where it was"
+        browser.run("document.querySelector('.sets button.enlarge').click()")
+        assert browser.run(f"{shown}.className") == "pixels"
+        assert browser.run(f"getComputedStyle({shown}).imageRendering") == "pixelated"
+        browser.run("document.querySelector('#enlarged button').click()")
+        assert not browser.run("document.getElementById('enlarged').open")
+
+        # A block has two pictures side by side: a drag is within the one that it began in.
+        browser.drag(".wipe", 0.1, 0.125)
+        assert 20 <= float(browser.run("document.getElementById('at').value")) <= 30
+        browser.run("document.getElementById('at').focus()")
+        before = float(browser.run("document.getElementById('at').value"))
+        browser.press("ArrowRight")
+        assert float(browser.run("document.getElementById('at').value")) == before + 1
+        assert (
+            browser.run("document.getElementById('wipes').style.getPropertyValue('--at')") == f"{before + 1:g}%"
+        )
+        over = "document.querySelector('.wipe .over img').src"
+        assert browser.run(f"{over} === document.getElementById('student-steps4').src")
+        browser.run(
+            "const choice = document.getElementById('over');"
+            "choice.value = 'student-steps1'; choice.dispatchEvent(new Event('change'))"
+        )
+        assert browser.run(f"{over} === document.getElementById('student-steps1').src")
+
+        browser.run("document.querySelector('.snippet button').click()")
+        browser.wait("document.querySelector('.snippet button').textContent !== 'Copy'")
+        if browser.run("document.querySelector('.snippet button').textContent") == "Selected":
+            assert browser.run("getSelection().toString()").startswith("cdm sample ")
+
+        browser.resize(400, 900)
+        assert browser.run("document.documentElement.scrollWidth") <= 400, "nothing sticks out"
+        cells = "[...document.querySelectorAll('table.text td')]"
+        narrow = f"{cells}.filter((cell) => cell.offsetHeight > 5 * cell.offsetWidth)"
+        assert browser.run(f"{narrow}.map((cell) => cell.textContent)") == [], "no text runs down the page"
+        assert all(url.startswith((address, "data:")) for url in browser.requested)

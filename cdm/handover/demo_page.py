@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,32 +21,35 @@ PLACEHOLDER = "What to draw"
 CSS = "img { image-rendering: pixelated; } footer { display: none !important; }"
 
 
-def check_gradio() -> None:
-    """Raises CdmError if gradio is not installed."""
+def check(port: int) -> None:
+    """Raises CdmError if gradio is not installed, or the port may not be had: before any model is loaded."""
     if importlib.util.find_spec("gradio") is None:
         raise CdmError("cdm demo needs gradio: pip install -c constraints.txt -e '.[demo]'")
+    with socket.socket() as wanted:
+        wanted.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            wanted.bind((HOST, port))
+        except OSError as error:
+            raise CdmError(f"--port is {port}: {error.strerror}: give another one") from None
 
 
 def serve(demo: Demo, port: int) -> None:
-    """Serve the page until Ctrl-C. Raises CdmError if the port is taken."""
+    """Serve the page until Ctrl-C."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
     page = build(demo)
-    try:
-        page.launch(
-            server_name=HOST,
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            ssr_mode=False,
-            footer_links=[],
-            theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css=CSS,
-        )
-    except OSError as error:
-        raise CdmError(f"--port is {port}: {' '.join(str(error).split())}") from None
+    page.launch(
+        server_name=HOST,
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        ssr_mode=False,
+        footer_links=[],
+        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=CSS,
+    )
     print(f"http://{HOST}:{port}: the page, until Ctrl-C", flush=True)
     page.block_thread()
 
