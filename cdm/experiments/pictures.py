@@ -52,7 +52,9 @@ def pictures_of(results: Results) -> Pictures:
         found = {}
     if found:
         return Pictures(found)
-    return Pictures(problem=f"no pictures: DVC's cache lacks {SAMPLES} of it (dvc pull, or dvc exp apply and repro)")
+    return Pictures(
+        problem=f"no pictures: DVC's cache lacks {SAMPLES} of it (dvc pull, or dvc exp apply and repro)"
+    )
 
 
 def _of_working_tree(results: Results, folder: Path) -> Pictures:
