@@ -41,7 +41,8 @@ repro: $(VENV)/installed ## Install what is missing, run the pipeline (dvc repro
 		'Figures        metrics/quality.json (in short: dvc metrics show, dvc exp show)' \
 		'Report         report/index.html (one file, readable offline)' \
 		'Student        models/student (a diffusers folder)' \
-		'To go on       source .venv/bin/activate, then: dvc exp run -S schedule.max_len=6'
+		'To go on       source .venv/bin/activate, then: dvc exp run -S schedule.max_len=6' \
+		'Compare        make table (a row an experiment), cdm compare (intervals, curves, pictures)'
 	@cdm baseline --check
 
 baseline: $(VENV)/installed ## Commit the results of this machine, for experiments to be compared with

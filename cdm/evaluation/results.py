@@ -117,8 +117,9 @@ def join(evaluation: Evaluation, chosen: Chosen | None) -> dict[str, Any]:
 def basis(section: Evaluate, samples: Samples, chosen: Chosen | None) -> dict[str, Any]:
     """What the figures are of: figures of two evaluations may be compared as far as these are equal.
 
-    Hashes of the student, of the samples and of the teacher, the teacher's guidance, the prompts' hash, the samples of each and the seed of their
-    noise; hashes of the judge and of the real pictures, null where there are none; the models of chosen measures.
+    Hashes of the student, of the samples and of the teacher; the teacher's guidance; the prompts' hash, the samples of
+    each and the seed of their noise; hashes of the judge and of the real pictures, null where there are none; the
+    models of chosen measures.
     """
     teacher = samples.full.store.metadata
     return {

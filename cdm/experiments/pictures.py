@@ -46,13 +46,15 @@ def pictures_of(results: Results) -> Pictures:
     from dvc.exceptions import DvcException
 
     try:
-        return Pictures(
-            dict(_read(DVCFileSystem(url=str(folder.absolute()), rev=commit), f"{SAMPLES}/pictures"))
-        )
+        files = DVCFileSystem(url=str(folder.absolute()), rev=commit)
+        found = dict(_read(files, f"{SAMPLES}/pictures"))
     except (OSError, DvcException):
-        return Pictures(
-            problem=f"no pictures: DVC's cache lacks {SAMPLES} of it (dvc pull, or dvc exp apply and repro)"
-        )
+        found = {}
+    if found:
+        return Pictures(found)
+    return Pictures(
+        problem=f"no pictures: DVC's cache lacks {SAMPLES} of it (dvc pull, or dvc exp apply and repro)"
+    )
 
 
 def _of_working_tree(results: Results, folder: Path) -> Pictures:

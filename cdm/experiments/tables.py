@@ -133,17 +133,13 @@ def number(value: float, quantity: Quantity, like: float | None = None) -> str:
 
 
 def _training(compared: Compared) -> str:
-    rows = [
-        (_cut(entry.name), *(entry.results.headline.get(f"train {what}") for what in ("seconds", "forwards")))
-        for entry in compared.entries
-    ]
-    if not any(seconds for _, seconds, _ in rows):
+    took = [entry.results.headline for entry in compared.entries]
+    if not any(took):
         return ""
     lines = [f"{'Training':<{NAME + 2}}{'seconds':>16}{'forward-equivalents':>24}"]
-    lines += [
-        f"  {name:<{NAME}}{_thousands(seconds):>16}{_thousands(forwards):>24}"
-        for name, seconds, forwards in rows
-    ]
+    for entry, each in zip(compared.entries, took, strict=True):
+        seconds, forwards = _thousands(each.get("train seconds")), _thousands(each.get("train forwards"))
+        lines.append(f"  {_cut(entry.name):<{NAME}}{seconds:>16}{forwards:>24}")
     return "\n".join(lines)
 
 

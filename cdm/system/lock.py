@@ -12,7 +12,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 
 def is_unchanged(folder: Path = Path(), asked: str = "teacher") -> bool:
