@@ -11,8 +11,8 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no
 # Columns of `dvc exp show` that the main table does without: hashes of files, and figures behind the main ones.
 MINOR := Created|.*(/|kernel|precision|recall|density|coverage|diversity|_to_teacher|count|evaluations|models)
 INPUTS := pyproject.toml constraints.txt
-# One process a core; a file's tests share what they have made, so they stay together.
-PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# One process a core; a file's tests share what they have made, so they stay together, in the order of tests/conftest.py.
+PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The stages are started as `python -m stages.NAME`: the first python on the path is to be ours.
 export PATH := $(BIN):$(PATH)
