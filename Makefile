@@ -9,8 +9,8 @@ BIN := $(CURDIR)/$(VENV)/bin
 # Python compiles what it imports, once. pip would compile all of it, which takes half of the installation's time.
 INSTALL := "$(BIN)/python" -m pip --disable-pip-version-check --quiet install --no-compile --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
-# One process a core; a file's tests share what they have made, so they stay together.
-PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# One process a core; a file's tests share what they have made, so they stay together, in the order of tests/conftest.py.
+PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The stages are started as `python -m stages.NAME`: the first python on the path is to be ours.
 export PATH := $(BIN):$(PATH)

@@ -20,6 +20,14 @@ ROOT = Path(__file__).parent.parent
 # Tensors are small here: on one thread they are done before others have woken up.
 torch.set_num_threads(1)
 SERVER = pytest.StashKey[ExitStack]()
+LONGEST = (
+    "test_family_pipelines.py",
+    "test_pipeline.py",
+    "test_plan.py",
+    "test_comparison.py",
+    "test_gpu_benchmark.py",
+)
+"""Files whose tests take longest. They go first, so that none of them keeps one process busy when others are done."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if SERVER in config.stash:
         config.stash[SERVER].close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(autouse=True)

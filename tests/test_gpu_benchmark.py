@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def test_sizes_are_the_published_ones() -> None:
 
 def test_results_are_written_and_a_failure_costs_only_itself(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no_such_plugin")
+    monkeypatch.setattr(sys, "executable", str(python()))
     assert not Session(tmp_path, "tiny", ["machine", "tests"], 300).run()
     results = json.loads((tmp_path / "gpu.json").read_text())
     assert {name: part["status"] for name, part in results["parts"].items()} == {
@@ -69,7 +71,8 @@ def test_results_are_written_and_a_failure_costs_only_itself(tmp_path: Path, mon
     assert "no_such_plugin" in (tmp_path / "gpu.md").read_text()
 
 
-def test_what_there_is_no_time_for_is_left_out(tmp_path: Path) -> None:
+def test_what_there_is_no_time_for_is_left_out(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "executable", str(python()))
     assert Session(tmp_path, "tiny", ["machine"], 1).run()
     results = json.loads((tmp_path / "gpu.json").read_text())
     assert results["parts"]["machine"]["status"] == "left out"

@@ -410,40 +410,39 @@ def test_8bit_states_take_a_quarter_of_those_that_fit() -> None:
 
 
 def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) -> None:
-    def planned(
+    def planner(
         processes: int = 1, sharding: memory.Sharding = "none", **sections: dict[str, Any]
-    ) -> memory.Memory:
-        params = changed(tiny_params, **sections)
-        return memory.MemoryPlanner(params, tiny, processes, sharding).plan(
-            params.distill.gradient_checkpointing
-        )
+    ) -> memory.MemoryPlanner:
+        return memory.MemoryPlanner(changed(tiny_params, **sections), tiny, processes, sharding)
 
-    size, base = memory.sizes(tiny), planned()
+    # Of what is kept all the time no pass has to be counted.
+    size, kept = memory.sizes(tiny), planner()._kept()
     network = 4 * size.learning
-    assert base.kept["student"] == base.kept["teacher"] == network + 4 * size.buffers
-    assert base.kept["AdamW of student and fake score"] == 2 * memory.optimiser_bytes(size, FLOAT32_STATES)
-    assert planned(distill={"precision": "bf16"}).kept["teacher"] == base.kept["teacher"] // 2
-    assert (
-        sum(planned(distill={"keep": "best", "probe": PROBE}).kept.values())
-        == sum(base.kept.values()) + network
-    )
-    online = planned(prompts={"embed": "online"})
-    assert online.kept["text encoders"] == 4 * tiny.encoder_parameters
-    smaller = planned(runtime={"micro_batch": 12})
+    assert kept["student"] == kept["teacher"] == network + 4 * size.buffers
+    assert kept["AdamW of student and fake score"] == 2 * memory.optimiser_bytes(size, FLOAT32_STATES)
+    half = {"precision": "bf16"}
+    assert planner(distill=half)._kept()["teacher"] == kept["teacher"] // 2
+    best = planner(distill={"keep": "best", "probe": PROBE})._kept()
+    assert sum(best.values()) == sum(kept.values()) + network
+    online = planner(prompts={"embed": "online"})._kept()
+    assert online["text encoders"] == 4 * tiny.encoder_parameters
+
+    base, smaller = planner().plan(False), planner(runtime={"micro_batch": 12}).plan(False)
+    assert base.kept == kept
     assert smaller.activations == base.activations // 4
     assert smaller.peak < base.peak
     # Several processes keep as much, and average their gradients in a copy; each has its share of the batch.
-    two = planned(2)
+    two = planner(2).plan(False)
     assert two.moments["optimiser step"] == two.activations + 2 * network
     assert two.activations == base.activations // 2
-    sharded = planned(2, "fsdp")
+    sharded = planner(2, "fsdp").plan(False)
     assert sharded.kept["moving average"] == network // 2
     assert sharded.kept["AdamW of student and fake score"] == memory.optimiser_bytes(size, FLOAT32_STATES)
     assert sharded.moments["optimiser step"] == sharded.activations + network // 2
-    half = {"precision": "bf16"}
     # Sharded weights come in bfloat16, so autocast's copies are not there, nor what float32 norms leave in float32.
-    assert planned(2, "fsdp", distill=half).activations < planned(2, distill=half).activations - size.learning
-    lora = planned(distill={"lora": {"rank": 3, "alpha": 6.0}})
+    whole, spread = (planner(2, sharding, distill=half)._update(1, False).held for sharding in ("none", "fsdp"))
+    assert spread < whole - size.learning
+    lora = planner(distill={"lora": {"rank": 3, "alpha": 6.0}}).plan(False)
     adapter = 4 * memory.sizes(tiny.adapted(Lora(rank=3, alpha=6))).learning
     assert lora.kept["teacher, the base of all"] == base.kept["teacher"]
     assert lora.kept["adapters of student and fake score"] == 2 * adapter

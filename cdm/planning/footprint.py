@@ -92,6 +92,7 @@ class Network:
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        self._forwards: dict[int, Footprint] = {}
 
     @classmethod
     def from_architecture(cls, architecture: Architecture, **options: Any) -> Network:
@@ -99,12 +100,14 @@ class Network:
         return cls(architecture.build, architecture.inputs, architecture.velocity, **options)
 
     def forward(self, batch: int) -> Footprint:
-        """A forward of `batch` samples without a graph."""
-        with self._counting(batch) as (live, run), torch.no_grad():
-            output = run()
-            held = live.now
-            del output
-        return Footprint(held, live.peak)
+        """A forward of `batch` samples without a graph; counted once."""
+        if batch not in self._forwards:
+            with self._counting(batch) as (live, run), torch.no_grad():
+                output = run()
+                held = live.now
+                del output
+            self._forwards[batch] = Footprint(held, live.peak)
+        return self._forwards[batch]
 
     def update(
         self, graphs: int, batch: int, *, checkpointing: bool = False, accumulates: bool = False
