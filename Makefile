@@ -27,7 +27,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help repro table comparison docs install test test-slow check format clean
+.PHONY: help repro table comparison install test test-slow check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,7 @@ comparison: $(VENV)/installed ## Compare the methods, three seeds each (hours; s
 	@dvc --cd comparison repro
 	@printf '\n%s\n' 'Tables         comparison/table.md, comparison/table.csv' 'Figures        comparison/figures/'
 
+.PHONY: docs
 docs: $(VENV)/installed-docs ## Build the site of the documentation in site/, and find dead links in it
 	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 	@printf '%s\n' 'Site           site/index.html (readable offline)'
