@@ -28,7 +28,7 @@ import typer
 from ruamel.yaml import YAML
 
 from cdm.errors import CdmError
-from cdm.params import load
+from cdm.params import Params, load
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -211,14 +211,26 @@ def check_python(words: list[str], whole: bool) -> None:
 # DVC.
 
 
+@cache
+def dvc_parser() -> Any:
+    from dvc.cli.parser import get_main_parser
+
+    return get_main_parser()
+
+
+@cache
+def committed_params() -> Params:
+    return load(ROOT / "params.yaml")
+
+
 def check_dvc(words: list[str], whole: bool) -> None:
-    from dvc.cli import DvcParserError, parse_args
+    from dvc.cli import DvcParserError
 
     problems = logging.StreamHandler(io.StringIO())
     logging.getLogger("dvc").addHandler(problems)
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            arguments = parse_args(words)
+            arguments = dvc_parser().parse_args(words)
         except DvcParserError:
             problem = problems.stream.getvalue().strip()
             if not whole and re.search("arguments are required|expected (one|at least one) argument", problem):
@@ -232,9 +244,13 @@ def check_dvc(words: list[str], whole: bool) -> None:
         check_targets(folder, arguments.targets)
     if function == "CmdExperimentsRun" and arguments.set_param:
         check_changes(arguments.set_param, queue=arguments.queue)
-    artifacts = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["artifacts"]
-    if function == "CmdArtifactsGet" and arguments.name not in artifacts and not is_placeholder(arguments.name):
-        raise UnknownCommandError(f"dvc.yaml names no artifact {arguments.name}")
+    if function == "CmdArtifactsGet" and not is_placeholder(arguments.name):
+        check_artifact(arguments.name)
+
+
+def check_artifact(name: str) -> None:
+    if name not in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["artifacts"]:
+        raise UnknownCommandError(f"dvc.yaml names no artifact {name}")
 
 
 @cache
@@ -260,7 +276,6 @@ def check_changes(changes: Sequence[str], queue: bool) -> None:
         return
     if named := [change for change in changes if change.startswith("+")]:
         raise UnknownCommandError(f"{named[0]}: params.yaml has all keys, so nothing needs a +")
-    committed = load(ROOT / "params.yaml")
     try:
         sweeps = get_hydra_sweeps({"params.yaml": list(changes)})
     except DvcException as error:
@@ -274,7 +289,7 @@ def check_changes(changes: Sequence[str], queue: bool) -> None:
             shutil.copy(ROOT / "params.yaml", path)
             try:
                 apply_overrides(path, sweep["params.yaml"])
-                different += load(path) != committed
+                different += load(path) != committed_params()
             except (DvcException, CdmError) as error:
                 raise UnknownCommandError(str(error.__cause__ or error)) from None
     if not different:
