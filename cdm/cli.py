@@ -28,6 +28,30 @@ recipe_app = typer.Typer(help="Complete params files, ready to use.", no_args_is
 app.add_typer(recipe_app, name="recipe")
 
 
+def show_version(wanted: bool) -> None:
+    """Print the version and end, where it is `wanted`."""
+    if wanted:
+        from cdm.system.version import describe
+
+        print(f"cdm {describe()}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version, and the commit of a clone.",
+            callback=show_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Options of `cdm` itself."""
+
+
 class DType(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
