@@ -56,7 +56,6 @@ comparison: $(VENV)/installed ## Compare the methods, three seeds each (hours; s
 	@dvc --cd comparison repro
 	@printf '\n%s\n' 'Tables         comparison/table.md, comparison/table.csv' 'Figures        comparison/figures/'
 
-.PHONY: docs
 docs: $(VENV)/installed-docs ## Build the site of the documentation in site/, and find dead links in it
 	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 	@printf '%s\n' 'Site           site/index.html (readable offline)'
