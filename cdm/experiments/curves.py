@@ -36,8 +36,9 @@ def _draw(compared: Compared, quantity: Quantity, theme: Theme) -> bytes:
         for index, entry in enumerate(compared.entries):
             points = _points(entry, quantity)
             if points:
-                x, y, reach = zip(*points, strict=True)
-                x = [steps * 2 ** (APART * (index - (len(compared.entries) - 1) / 2)) for steps in x]
+                steps, y, reach = zip(*points, strict=True)
+                aside = 2 ** (APART * (index - (len(compared.entries) - 1) / 2))
+                x = [each * aside for each in steps]
                 axes.errorbar(
                     x, y, yerr=reach, color=colour(index, theme), marker=MARKERS[index % len(MARKERS)],
                     elinewidth=1.2, capsize=2.5, zorder=10 - index,
