@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import cycle
+import textwrap
+from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from cdm.evaluation.plots import as_png, log_scale, style
-from cdm.evaluation.theme import LIGHT, Theme
+from cdm.evaluation.theme import LIGHT, MARKERS, Theme
 from cdm.measures import Quantity
 from comparison.collect import METRICS, Collected
 from comparison.design import Table
@@ -19,129 +19,140 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = 3
-MARKERS = "osD^vp"
-LINES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)))
+LABEL, PANEL, HEAD = 1.75, (2.12, 1.3), 0.9
+"""Inches: width of the methods' names, width and height of a panel, height of legend and headings."""
+WRAP = 18
+"""Characters of a line of a method's name."""
+TICKS = (1, 2, 4, 6, 8)
+SMALL = {
+    "lines.linewidth": 1.7,
+    "lines.markersize": 6,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "axes.titlepad": 8,
+    "axes.titlesize": 11,
+}
+"""Settings of matplotlib for small panels."""
 CHANGES_AT = (2, 4, 8)
 """Evaluations at which changes are shown, where they were measured."""
 REACH = 2.0
 """Changes are shown up to so many times what four of five of them keep within; the rest are arrows at the edge."""
-SPREAD = 0.34
-"""Of an evaluation: over so much the methods' points are spread, so that their intervals do not hide each other."""
 
 
 def draw(found: Collected, table: Table, theme: Theme = LIGHT) -> bytes:
-    """A PNG with a panel for each metric that was measured; the same input gives the same bytes."""
-    summaries = found.tables[table]
+    """A PNG with a row for each method and a column for each metric; the same input gives the same bytes.
 
-    def panel(axes: Axes, metric: Quantity) -> None:
-        _panel(axes, summaries, found.comparison.reference, metric, theme)
-        if found.teacher is not None:
-            _teacher(axes, found.teacher, max(found.comparison.steps), metric, theme)
-        axes.set_xticks(sorted(found.comparison.steps))
-        axes.set_xlabel("network evaluations a picture")
-
-    legend = math.ceil((len(summaries) + 2) / COLUMNS)
-    return _paint(summaries, panel, (4.9, 3.9), (0.0, 0.27 * legend), COLUMNS, theme)
-
-
-def _paint(
-    summaries: Sequence[Summary],
-    panel: Callable[[Axes, Quantity], None],
-    size: tuple[float, float],
-    margin: tuple[float, float],
-    legend_columns: int,
-    theme: Theme,
-    **options: Any,
-) -> bytes:
-    """A PNG with a panel for each metric of `summaries`, of this `size`, in inches as the `margin` around all is."""
+    A panel has one method, in its own colour, over the reference and the teacher. Panels of a column share their axes.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    measured = {name for each in summaries for row in each.first.rows.values() for name in row}
-    metrics = [metric for metric in METRICS if metric.key in measured]
-    columns = min(COLUMNS, len(metrics))
-    lines = math.ceil(len(metrics) / columns)
-    with mpl.rc_context(style(theme)):
-        whole = (size[0] * columns + margin[0], size[1] * lines + margin[1])
-        figure = Figure(figsize=whole, layout="constrained")
-        every = figure.subplots(lines, columns, squeeze=False, **options).flatten()
-        for axes, metric in zip(every, metrics, strict=False):
-            panel(axes, metric)
-        for axes in every[len(metrics) :]:
-            axes.set_axis_off()
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=legend_columns, borderaxespad=0.4)
+    summaries, reference = found.tables[table], found.reference(table)
+    others = [each for each in summaries if each is not reference] or summaries
+    metrics = _measured(summaries)
+    steps = found.comparison.steps
+    with mpl.rc_context({**style(theme), **SMALL}):
+        size = (LABEL + PANEL[0] * len(metrics), HEAD + PANEL[1] * len(others))
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(others), len(metrics), squeeze=False, sharex=True, sharey="col")
+        for column, metric in enumerate(metrics):
+            for row, summary in enumerate(others):
+                axes = panels[row, column]
+                if found.teacher is not None:
+                    _teacher(axes, found.teacher, max(steps), metric, theme)
+                if reference is not None:
+                    _curve(axes, reference, metric, look(found, reference.method, theme), 0.5)
+                _curve(axes, summary, metric, look(found, summary.method, theme), 1.0)
+            panels[0, column].set_title(f"{metric.title}  {metric.arrow}".rstrip())
+            _scale(panels[0, column], summaries, found.teacher, metric)
+            panels[-1, column].set_xticks(TICKS, [str(tick) for tick in TICKS])
+        for summary, axes in zip(others, panels[:, 0], strict=True):
+            title = "\n".join(textwrap.wrap(summary.title, WRAP))
+            axes.set_ylabel(
+                title,
+                rotation=0,
+                ha="right",
+                va="center",
+                color=look(found, summary.method, theme)[0],
+                weight="bold",
+            )
+        figure.supxlabel("network evaluations a picture", color=theme.muted, fontsize=10)
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles[:-1], labels[:-1], loc="outside upper left", ncols=3, borderaxespad=0.4)
         return as_png(figure)
 
 
-def _panel(axes: Axes, summaries: Sequence[Summary], reference: str, metric: Quantity, theme: Theme) -> None:
-    looks = zip(
-        range(len(summaries)),
-        cycle(theme.series),
-        cycle(MARKERS),
-        (line for line in cycle(LINES) for _ in theme.series),
-        strict=False,
+def look(found: Collected, method: str, theme: Theme) -> tuple[str, str]:
+    """The colour and the marker of a method, the same in all figures; the reference's are CDM's."""
+    comparison = found.comparison
+    return theme.method("cdm" if method == comparison.reference else method, list(comparison.methods))
+
+
+def _measured(summaries: Sequence[Summary]) -> list[Quantity]:
+    measured = {name for each in summaries for row in each.first.rows.values() for name in row}
+    return [metric for metric in METRICS if metric.key in measured]
+
+
+def _curve(axes: Axes, summary: Summary, metric: Quantity, shown: tuple[str, str], alpha: float) -> None:
+    """A method's means over seeds, with their intervals."""
+    points = [(summary.evaluations(key), summary.over_seeds(key, metric.key)) for key in summary.first.rows]
+    known = [(x, point.mean, point.half or 0.0) for x, point in points if point is not None]
+    if not known:
+        return
+    x, y, half = zip(*known, strict=True)
+    low = [min(h, 0.9 * v) if metric.better == "low" else h for v, h in zip(y, half, strict=True)]
+    axes.errorbar(
+        x,
+        y,
+        yerr=[low, half],
+        color=shown[0],
+        marker=shown[1],
+        markeredgecolor=axes.get_facecolor(),
+        elinewidth=1.0,
+        alpha=alpha,
+        zorder=2 + alpha,
+        label=summary.title,
     )
-    values: list[float] = []
-    for summary, (index, colour, marker, line) in zip(summaries, looks, strict=True):
-        shift = SPREAD * ((index + 0.5) / len(summaries) - 0.5)
-        points = [
-            (summary.evaluations(key) + shift, summary.over_seeds(key, metric.key))
-            for key in summary.first.rows
-        ]
-        known = [(x, point.mean, point.half or 0.0) for x, point in points if point is not None]
-        if not known:
-            continue
-        x, y, half = zip(*known, strict=True)
-        values += y
-        is_reference = summary.method == reference
-        low = [min(h, 0.9 * v) if metric.better == "low" else h for v, h in zip(y, half, strict=True)]
-        axes.errorbar(
-            x,
-            y,
-            yerr=[low, half],
-            color=colour,
-            marker=marker,
-            linestyle=line,
-            linewidth=3.0 if is_reference else 1.6,
-            markersize=7.5 if is_reference else 5.5,
-            markeredgecolor=theme.ground,
-            elinewidth=1.1,
-            zorder=3 if is_reference else 2,
-            label=summary.title,
-        )
-    axes.set_title(f"{metric.title}  {metric.arrow}".rstrip())
-    if metric.better == "low" and values and min(values) > 0:
-        log_scale(axes, max(values) / min(values))
+
+
+def _scale(axes: Axes, summaries: Sequence[Summary], teacher: TeacherResult | None, metric: Quantity) -> None:
+    """The axis of a column: all students' means and the full teacher; its few evaluations may leave it."""
+    estimates = [each.over_seeds(key, metric.key) for each in summaries for key in each.first.rows]
+    values = [estimate.mean for estimate in estimates if estimate is not None]
+    if teacher is not None and metric.key in teacher.full:
+        values.append(teacher.full[metric.key])
+    low, high = min(values), max(values)
+    if metric.better == "low" and low > 0:
+        axes.set_ylim(low / 1.5, high * 1.5)
+        log_scale(axes, high / low)
+    else:
+        margin = 0.12 * (high - low) or 1.0
+        axes.set_ylim(low - margin, high + margin)
 
 
 def _teacher(axes: Axes, teacher: TeacherResult, most: int, metric: Quantity, theme: Theme) -> None:
-    """The guided teacher at as few evaluations, and a line at its full length; the axis stays the students'."""
-    low, high = axes.get_ylim()
-    rows = [row for row in teacher.guided.values() if metric.key in row]
-    few = [row for row in rows if row["evaluations"] <= most]
+    """The guided teacher at as few evaluations, and a line at its full length."""
+    rows = [row for row in teacher.guided.values() if metric.key in row and row["evaluations"] <= most]
     axes.plot(
-        [row["evaluations"] for row in few],
-        [row[metric.key] for row in few],
-        color=theme.muted,
-        marker="x",
-        linestyle="dashdot",
-        linewidth=1.4,
+        [row["evaluations"] for row in rows],
+        [row[metric.key] for row in rows],
+        color=theme.teacher,
+        marker="s",
+        markersize=4,
+        linewidth=1.1,
+        alpha=0.4,
         label="Teacher, guided",
     )
     full = teacher.full
     if metric.key in full:
         axes.axhline(
             full[metric.key],
-            color=theme.muted,
-            linewidth=1.2,
+            color=theme.teacher,
+            linewidth=1.1,
             linestyle=(0, (4, 3)),
             zorder=1,
             label=f"Teacher at {full['evaluations']:.0f} evaluations",
         )
-        low, high = min(low, full[metric.key]), max(high, full[metric.key])
-    margin = 1.06 if metric.better == "low" else 1.0
-    axes.set_ylim(low / margin, high * margin)
 
 
 def draw_changes(found: Collected, table: Table, theme: Theme = LIGHT) -> bytes:
@@ -150,18 +161,29 @@ def draw_changes(found: Collected, table: Table, theme: Theme = LIGHT) -> bytes:
     Seeds are compared with the same seed of the reference. Distances are shown as multiples of its, others as
     differences; what is far from all others is an arrow at the edge.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     reference = found.reference(table)
     others = [each for each in found.tables[table] if each is not reference]
     assert reference is not None, "compared with the reference"
     keys = [f"steps{steps}" for steps in CHANGES_AT if f"steps{steps}" in reference.first.rows]
-
-    def panel(axes: Axes, metric: Quantity) -> None:
-        _changes(axes, others, reference, keys, metric, theme)
-        axes.set_yticks(range(len(others)), [each.title for each in others])
-        axes.set_ylim(len(others) - 0.5, -0.5)
-
-    size = (3.9, 1.1 + 0.42 * len(others))
-    return _paint([reference], panel, size, (2.2, 0.4), len(keys), theme, sharey=True)
+    metrics = _measured([reference])
+    columns = min(COLUMNS, len(metrics))
+    lines = math.ceil(len(metrics) / columns)
+    with mpl.rc_context(style(theme)):
+        size = (3.9 * columns + 2.2, (1.1 + 0.42 * len(others)) * lines + 0.4)
+        figure = Figure(figsize=size, layout="constrained")
+        every = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
+        for axes, metric in zip(every, metrics, strict=False):
+            _changes(axes, others, reference, keys, metric, theme)
+            axes.set_yticks(range(len(others)), [each.title for each in others])
+            axes.set_ylim(len(others) - 0.5, -0.5)
+        for axes in every[len(metrics) :]:
+            axes.set_axis_off()
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(keys), borderaxespad=0.4)
+        return as_png(figure)
 
 
 def _changes(
@@ -185,7 +207,8 @@ def _changes(
     means = {place: fmean(changes) for place, changes in found.items() if changes}
     reach = _reach([abs(change) for changes in found.values() for change in changes])
     axes.axvline(back(0), color=theme.muted, linewidth=1.2, zorder=1)
-    for place, (key, colour, marker) in enumerate(zip(keys, theme.series, MARKERS, strict=False)):
+    for place, (key, number, marker) in enumerate(zip(keys, (2, 3, 4), MARKERS, strict=False)):
+        colour = theme.series[number]
         mark: dict[str, Any] = {
             "color": colour,
             "markersize": 6.5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ LEAST = 1e-4
 
 COLUMNS = 3
 """Panels beside each other."""
+
+RANDOM = "dm-random"
+"""Distribution matching at random levels, which is no method of the comparison."""
 
 
 def compare(rows: Sequence[Row], path: Path, theme: Theme = LIGHT) -> None:
@@ -57,16 +61,15 @@ def _panel(axes: Axes, block: Sequence[Row], theme: Theme) -> None:
     axes.axhline(
         max(LEAST, statistics.fmean(floor)), color=theme.line, linewidth=6, zorder=0, label="true samples"
     )
-    colours = [colour for colour in theme.series if colour != theme.teacher]
     methods = [name for name in dict.fromkeys(row.method for row in block) if name not in (TEACHER, TRUTH)]
-    # One colour for what is trained in the same way, dashed where the fake score is not level-aware.
-    colour_of = dict(zip(dict.fromkeys(METHODS[name].title for name in methods), colours, strict=False))
-    both = len(colour_of) < len(methods)
-    looks = {TEACHER: (theme.teacher, "-")}
+    # Dashed where the fake score is not level-aware, in a panel where others of that method are.
+    both = len({METHODS[name].title for name in methods}) < len(methods)
+    looks = {TEACHER: (theme.teacher, "s", "-")}
     for name in methods:
         dashed = both and not METHODS[name].distill.fake_knows_level
-        looks[name] = (colour_of[METHODS[name].title], "--" if dashed else "-")
-    for method, (colour, dash) in looks.items():
+        dash = ":" if name.endswith("-unbounded") else "--" if dashed else "-"
+        looks[name] = (*theme.method(_method(name), [RANDOM]), dash)
+    for method, (colour, marker, dash) in looks.items():
         means, lows, highs = [], [], []
         for steps in STEPS:
             found = [row.energy_distance for row in block if row.method == method and row.steps == steps]
@@ -74,13 +77,18 @@ def _panel(axes: Axes, block: Sequence[Row], theme: Theme) -> None:
             lows.append(max(LEAST, min(found)))
             highs.append(max(LEAST, *found))
         axes.fill_between(STEPS, lows, highs, color=colour, alpha=0.12, linewidth=0)
-        marker = "s" if method == TEACHER else "o"
         axes.plot(STEPS, means, marker=marker, linestyle=dash, color=colour, label=_label(method))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(STEPS, [str(steps) for steps in STEPS])
     axes.set_xlabel("Evaluations of the network" + ("" if block[0].guidance == 1 else " (teacher: twice)"))
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, -0.14), handlelength=5, markerscale=0.6)
+
+
+def _method(name: str) -> str:
+    """The method of a row, as the comparison has it; matching at fixed levels is what decoupled DMD adds CA to."""
+    base = re.sub(r"(-guided|-level|-fast|-apart|-unbounded)+$", "", name)
+    return {"dm-fixed": "decoupled-dmd", "dm": RANDOM}.get(base, base)
 
 
 def _label(method: str) -> str:

@@ -19,6 +19,8 @@ from ruamel.yaml import YAML
 from scipy import stats
 
 from cdm.errors import CdmError
+from cdm.evaluation.theme import DARK, LIGHT
+from cdm.evaluation.theme import METHODS as NAMED
 from cdm.params import Params, changed, load, parse
 from cdm.planning.forwards import forwards_of_round, mean_anchor_sigma
 from cdm.system.files import sha256
@@ -461,6 +463,18 @@ def test_the_csv_has_a_row_a_method_and_number_of_steps(found: Collected, tmp_pa
         "1500000",
         "",
     )
+
+
+def test_methods_keep_a_look_of_their_own_in_all_figures() -> None:
+    """Whatever table they stand in, and none has that of the teacher."""
+    comparison = design.load_comparison()
+    found = Collected(comparison)
+    for theme in (LIGHT, DARK):
+        looks = {name: figure.look(found, name, theme) for name in comparison.methods}
+        assert len(set(looks.values())) == len(looks) > 20
+        assert looks.pop("cdm") == (theme.student, "o")
+        assert not {theme.student, theme.teacher} & {colour for colour, _ in looks.values()}
+        assert {name: theme.method(name) for name in NAMED} == {name: looks[name] for name in NAMED}
 
 
 @pytest.mark.parametrize("draw", [figure.draw, figure.draw_changes])

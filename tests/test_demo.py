@@ -28,6 +28,7 @@ from cdm.models.manifest import TeacherManifest
 from cdm.models.student import FULL, Origin, find_student
 from cdm.params import Params
 from tests import chromium
+from tests.pictures import served
 from tests.test_cli import Command, as_file, command  # noqa: F401 - a fixture
 from tests.test_export import full_student, lora_student  # noqa: F401 - fixtures
 
@@ -193,48 +194,19 @@ def test_a_taken_port_is_a_line(command: Command, monkeypatch: pytest.MonkeyPatc
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def served() -> Iterator[str]:
+def address() -> Iterator[str]:
     """The address of the miniature's own teacher on the page, as a student that does not know its teacher."""
-    port = free_port()
-    program = [
-        sys.executable,
-        "-m",
-        "cdm.cli",
-        "demo",
-        "miniature/teacher",
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-    ]
-    with subprocess.Popen(
-        program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if str(port) in line:
-                break
-        assert process.poll() is None, "".join(lines)
-        assert lines[-1] == f"http://127.0.0.1:{port}: the page, until Ctrl-C\n", "".join(lines)
-        yield f"http://127.0.0.1:{port}"
-        process.terminate()
+    with served("miniature/teacher", ROOT) as found:
+        yield found
 
 
 @pytest.mark.slow
 @needs_gradio
 @pytest.mark.skipif(chromium.PROGRAM is None, reason="Chromium is not installed")
-def test_the_page_draws_in_a_browser_and_asks_nothing_of_the_network(served: str) -> None:
+def test_the_page_draws_in_a_browser_and_asks_nothing_of_the_network(address: str) -> None:
     with chromium.Browser(1100, 900) as browser:
-        browser.open(served)
+        browser.open(address)
         browser.wait("document.querySelector('textarea, input[type=text]') !== null")
         assert "the student does not say which teacher it is of" in browser.run("document.body.innerText")
         browser.run("document.querySelector('textarea, input[type=text]').focus()")
@@ -242,16 +214,16 @@ def test_the_page_draws_in_a_browser_and_asks_nothing_of_the_network(served: str
         browser.press("Enter")
         browser.wait("document.body.innerText.includes('4 steps · 4 evaluations of the network')")
         browser.wait("[...document.images].some((image) => image.complete && image.naturalWidth === 384)")
-        assert all(url.startswith((served, "data:", "blob:")) for url in browser.requested), browser.requested
+        assert all(url.startswith((address, "data:", "blob:")) for url in browser.requested), browser.requested
         assert not browser.run("[...document.fonts].some((font) => font.status === 'error')")
 
 
 @pytest.mark.slow
 @needs_gradio
-def test_the_page_can_be_asked_by_programs_and_says_what_is_wrong(served: str) -> None:
+def test_the_page_can_be_asked_by_programs_and_says_what_is_wrong(address: str) -> None:
     code = f"""
 from gradio_client import Client
-client = Client({served!r}, verbose=False, analytics_enabled=False)
+client = Client({address!r}, verbose=False, analytics_enabled=False)
 caption, picture = client.predict({PROMPT!r}, 2, 5, api_name="/draw")
 print(caption)
 print(picture if isinstance(picture, str) else picture["path"])

@@ -5,8 +5,14 @@ Series colours are Okabe and Ito's, which people with any colour vision tell apa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+METHODS = ("decoupled-dmd", "dmd2", "tdm", "phased-dmd", "sgmd", "consistency", "dmd")
+"""Methods that CDM is compared with, in the order of their colours."""
+MARKERS = "D^vpX*P"
+"""Of methods: those of student and teacher, a circle and a square, are not among them."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,18 @@ class Theme:
     def model(self, name: str) -> str:
         """The colour of `student`, `teacher` or `fake`, which is the same in all pictures."""
         return {"student": self.student, "teacher": self.teacher, "fake": self.fake}[name]
+
+    def method(self, name: str, more: Sequence[str] = ()) -> tuple[str, str]:
+        """The colour and the marker of a method, the same in all figures; CDM's are those of the student.
+
+        `more` are the names that a figure has besides those of `METHODS`, in an order that stays.
+        """
+        if name == "cdm":
+            return self.student, "o"
+        colours = [*self.series[2:5], self.ink, self.muted]
+        known = [*METHODS, *(each for each in more if each not in METHODS)]
+        row, column = divmod(known.index(name), len(colours))
+        return colours[column], MARKERS[row % len(MARKERS)]
 
 
 LIGHT = Theme(
