@@ -43,17 +43,17 @@ def pictures_of(results: Results) -> Pictures:
     if commit is None:
         return _of_working_tree(results, folder / SAMPLES)
     from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
 
     try:
         files = DVCFileSystem(url=str(folder.absolute()), rev=commit)
         found = dict(_read(files, f"{SAMPLES}/pictures"))
-    except (OSError, DvcException):
-        found = {}
+        reason = "none there"
+    except Exception as error:  # noqa: BLE001 - a cache or a remote that lacks something fails in many ways
+        found, reason = {}, " ".join(str(error).split()) or type(error).__name__
     if found:
         return Pictures(found)
     return Pictures(
-        problem=f"no pictures: DVC's cache lacks {SAMPLES} of it (dvc pull, or dvc exp apply and repro)"
+        problem=f"no pictures: DVC's cache lacks {SAMPLES} of it; dvc pull may have them ({reason})"
     )
 
 
