@@ -17,31 +17,28 @@ from PIL import Image
 
 from tests.chromium import Browser
 
-COLOURS = 128
-"""Of a PNG: pages have few, and files in Git are to be small."""
-
 
 def write(path: Path, screenshot: bytes) -> None:
-    """Write a screenshot as a small PNG."""
+    """Write a screenshot as a PNG without transparency."""
     with Image.open(io.BytesIO(screenshot)) as image:
-        image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").save(path, optimize=True)
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def report(page: Path, out: Path) -> None:
-    """The report on a wide screen, from its top to the first table, and its pictures on a phone."""
-    with Browser(1280, 1440) as browser:
+    """The report on a wide screen, and its pictures on a phone."""
+    with Browser(1280, 1100) as browser:
         browser.open(page.absolute().as_uri())
         browser.wait("!document.getElementById('compare').hidden")
         write(out / "report.png", browser.picture())
-        browser.resize(400, 1440)
+        browser.resize(400, 1100)
         browser.run("document.getElementById('compare').scrollIntoView()")
         write(out / "report-narrow.png", browser.picture())
 
 
 def demo(student: str, out: Path) -> None:
     """The page of `cdm demo` with the first example drawn."""
-    with served(student) as address, Browser(1060, 860) as browser:
+    with served(student) as address, Browser(1060, 900) as browser:
         browser.open(address)
         browser.wait("document.body.innerText.includes('100 evaluations of the network')")
         browser.wait(
