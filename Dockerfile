@@ -1,25 +1,40 @@
-# The pipeline on an NVIDIA GPU. The drivers are the host's; torch brings its own CUDA libraries.
+# The environment of the pipeline for NVIDIA GPUs, with the pinned packages. The repository itself comes in as a volume,
+# because DVC keeps results in it:
 #
-#   docker build --tag cdm .
-#   docker run --gpus all --rm -it --user "$(id -u):$(id -g)" --volume "$PWD":/work cdm dvc repro
+#   docker build --build-arg UID="$(id -u)" --tag cdm .
+#   docker run --rm --interactive --tty --gpus all --ipc host --volume "$PWD":/cdm cdm dvc repro
 #
-# The repository is mounted, not copied, so that results, DVC's cache and Git stay on the host.
-FROM python:3.12-slim-bookworm
+# Teachers of a hub are downloaded once where its cache is kept, too:
+# --volume "$HOME/.cache/huggingface":/home/cdm/.cache/huggingface
+# torch's wheel brings CUDA's libraries; the base image tells the container runtime which driver it needs.
+ARG CUDA=13.0.1
+FROM nvidia/cuda:${CUDA}-base-ubuntu24.04
 
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends git make g++ \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends git make python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-WORKDIR /opt/cdm
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY cdm cdm
-RUN pip install --no-cache-dir --constraint constraints.txt '.[states,parquet]'
+# Nothing runs as root. What it writes belongs to this user: give the number of your own.
+ARG UID=1000
+RUN if id ubuntu > /dev/null 2>&1; then userdel --remove ubuntu; fi \
+    && useradd --create-home --uid "${UID}" cdm \
+    && install --directory --owner cdm /cdm /opt/cdm
+USER cdm
+WORKDIR /cdm
 
-# Folders that any user may write: caches of models and of compiled code, and settings of Git for the mounted folder.
-ENV HOME=/home/cdm
-RUN mkdir --mode=1777 /home/cdm && git config --system --add safe.directory /work
+# Where torch comes from, as for `make`: https://download.pytorch.org/whl/cpu is without CUDA.
+ARG TORCH_INDEX=
+ENV PATH=/opt/cdm/bin:$PATH
+COPY --chown=cdm pyproject.toml constraints.txt README.md LICENSE ./
+# The package is installed from the folder that the volume covers, so its code needs no new image.
+RUN mkdir cdm \
+    && python3 -m venv /opt/cdm \
+    && if [ -n "${TORCH_INDEX}" ]; then \
+        pip install --no-cache-dir --no-compile --index-url "${TORCH_INDEX}" "$(grep '^torch==' constraints.txt)"; \
+    fi \
+    && pip install --no-cache-dir --no-compile --constraint constraints.txt --editable .
+COPY --chown=cdm . .
 
-WORKDIR /work
-# The mounted library before the installed one, so that what runs is what Git has.
-ENV PYTHONPATH=/work GOMP_SPINCOUNT=20000 TRANSFORMERS_VERBOSITY=error
-CMD ["bash"]
+# As the Makefile sets them, and says why.
+ENV GOMP_SPINCOUNT=20000 TRANSFORMERS_VERBOSITY=error
+CMD ["cdm", "--help"]

@@ -77,6 +77,13 @@ format: $(VENV)/installed-dev ## Format the code and mend what the linter can
 	@ruff check --fix-only
 	@ruff format
 
+.PHONY: pins
+pins: ## Copy the versions of constraints.txt to where uv reads them, in pyproject.toml
+	@awk 'FNR == NR { pins = pins "    \"" $$0 "\",\n"; next } \
+		/^constraint-dependencies = \[/ { print; printf "%s", pins; skip = 1 } \
+		skip && /^\]/ { skip = 0 } !skip' constraints.txt pyproject.toml > pyproject.toml.new
+	@mv pyproject.toml.new pyproject.toml
+
 clean: ## Remove the environment, checkpoints and tool caches; results and DVC's cache stay
 	rm -rf $(VENV) checkpoints build dist site .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -159,7 +159,7 @@ def test_rooms_import_in_one_direction() -> None:
 
 
 def test_a_release_is_called_the_same_everywhere() -> None:
-    newest = re.search(r"^## (\S+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    newest = re.search(r"^## \[(\d\S*)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     citation = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text())
     assert newest.groups() == (citation["version"], str(citation["date-released"]))
@@ -176,7 +176,7 @@ def test_the_hooks_before_a_commit_are_those_of_make_check() -> None:
 
 def test_ci_elsewhere_runs_what_ci_here_runs() -> None:
     workflow = YAML(typ="safe").load((ROOT / ".github/workflows/ci.yml").read_text())
-    job = workflow["jobs"]["tests"]
+    job = workflow["jobs"]["check"]
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
     lowest = PROJECT["requires-python"].removeprefix(">=")
     assert lowest in job["strategy"]["matrix"]["python"]

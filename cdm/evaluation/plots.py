@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,9 @@ def quality(evaluation: Evaluation, theme: Theme = LIGHT) -> bytes:
 def quality_panels(evaluation: Evaluation, theme: Theme = LIGHT) -> list[bytes]:
     """The panels of `quality`, a PNG each and without a legend, for a page that puts them side by side."""
     return [
-        _alone(lambda axes, each=quantity: _quality_panel(axes, evaluation, each, theme), (4.6, 4.0), theme)
+        _alone(
+            partial(_quality_panel, evaluation=evaluation, quantity=quantity, theme=theme), (4.6, 4.0), theme
+        )
         for quantity in _measured(evaluation)
     ]
 
@@ -243,9 +246,7 @@ def losses_panels(curves: Mapping[str, Sequence[tuple[float, float]]], theme: Th
     """The panels of `losses`, a PNG each, for a page that puts them side by side."""
     return [
         _alone(
-            lambda axes, title=title, names=names: _log_panel(
-                axes, title, {name: curves[name] for name in names}, theme
-            ),
+            partial(_log_panel, title=title, curves={name: curves[name] for name in names}, theme=theme),
             (6.9, 3.5),
             theme,
         )

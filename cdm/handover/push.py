@@ -17,7 +17,7 @@ def check_push(repository: str) -> None:
     """Raises CdmError if nothing can be pushed to `repository` from here: it is no org/name, there is no token, or the
     hub is not to be asked. Asks no network."""
     from huggingface_hub import constants, errors, get_token
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repository)
@@ -46,7 +46,7 @@ def push(export: str | Path, repository: str, *, private: bool = False) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
 
     if not sys.stderr.isatty():
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
         disable_progress_bars()
     text = card_on_hub(card.read_text(encoding="utf-8"), path.name, repository)
