@@ -35,8 +35,8 @@ def main(
     launch("stages.sample", load(PARAMS).runtime.accelerate_config)
     with stage("sample") as params:
         manifest = TeacherManifest.read(teacher)
-        give_back_checkpoints(find_student(student, manifest).origin)
         draw_samples(params.sample, manifest, student, prompts, latents, out, runtime=params.runtime)
+        give_back_checkpoints(find_student(student, manifest).origin)
 
 
 if __name__ == "__main__":

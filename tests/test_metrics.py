@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from cdm.errors import CdmError
-from cdm.evaluation import distances, report
+from cdm.evaluation import distances, report, sheets
 from cdm.evaluation.features import PixelFeatures
+from cdm.evaluation.making import Making
 from cdm.evaluation.metrics import Chosen, measure_chosen
 from cdm.evaluation.models import clip as clip_models
 from cdm.evaluation.models import lpips as lpips_models
@@ -28,9 +29,11 @@ from cdm.evaluation.models.lpips import Lpips
 from cdm.evaluation.results import join
 from cdm.evaluation.samples import RealPictures, Samples
 from cdm.measures import JUDGED, MEASURES, MODELS, Measure, Quantity, load, quantities
+from cdm.models.manifest import TeacherManifest
 from cdm.models.metric_models import local_model
 from cdm.params import MetricModels, Params, ParamsError, parse
 from cdm.preflight import check_paths
+from cdm.system.circumstances import Circumstances
 from scorers import convert_hps
 from tests.metric_models import write_aesthetic, write_clip, write_dinov2, write_inception, write_lpips
 from tests.sample_sets import PER_PROMPT, ROOT, evaluated, noise_pictures, open_sets, parameters, write_set
@@ -426,18 +429,16 @@ def test_quality_json_keeps_its_rows_and_gains_the_figures(
             assert joined[model][key].items() >= row.items()
             assert "clip_score" in joined[model][key]
     assert json.loads(json.dumps(joined)) == joined
-    page = report.render(
-        params, report.Teacher("t", None, 1), samples, evaluation,
-        {name: report.Picture(b"", b"") for name in ("overview", "contact_sheet", "quality", "losses")}, chosen,
-    )  # fmt: skip
+    picture = report.Picture(b"", b"")
+    pictures = report.Pictures(picture, [picture], [picture], sheets.strips(samples, 1))
+    made = Making(Circumstances("2026-03-01T12:30:59+01:00", "an abacus", "Python 3"), None, samples.hashes)
+    teacher = TeacherManifest("sd3", "t", None, {}, [4, 1, 1], 1.0, 1)
+    page = report.render(params, teacher, samples, evaluation, pictures, made, chosen=chosen)
     value = f"{chosen.figures['student']['steps4']['clip_score']:.3g}"
     assert "Chosen measures" in page
     assert value in page[page.index("Chosen measures") :]
     assert f"{len(TEXTS)} prompts" in page
-    plain = report.render(
-        params, report.Teacher("t", None, 1), samples, evaluation,
-        {name: report.Picture(b"", b"") for name in ("overview", "contact_sheet", "quality", "losses")},
-    )  # fmt: skip
+    plain = report.render(params, teacher, samples, evaluation, pictures, made)
     assert "Chosen measures" not in plain
 
 

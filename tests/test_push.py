@@ -89,7 +89,7 @@ def test_an_export_of_every_format_is_pushed_with_its_card(
     assert ModelCard(card).data.library_name == "diffusers"
     assert "# few-steps\n" in card
     (code,), (lines,) = blocks(card, "python"), blocks(card, "")
-    assert loads in code
+    assert loads in " ".join(code.split()).replace("( ", "("), "lines may be broken anywhere"
     fetch, draw = lines.splitlines()
     assert fetch.startswith("hf download org/few-steps ")
     assert f"--student {name} " in draw

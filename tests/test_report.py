@@ -424,7 +424,8 @@ def test_everything_is_written_and_repeats(tmp_path: Path) -> None:
     assert outputs[0] == outputs[1]
     figures = json.loads(outputs[0]["metrics/quality.json"])
     assert figures["basis"] == {
-        "student": "student", "teacher": "teacher", "guidance_scale": 2.0, "prompts": "ab" * 32, "seed": 0,
+        "student": "cd" * 32, "teacher": "cd" * 32, "samples": figures["basis"]["samples"],
+        "guidance_scale": 2.0, "prompts": "ab" * 32, "seed": 0,
         "per_prompt": 4, "judge": None, "real": None, "models": {},
     }  # fmt: skip
     replicates = figures["replicates"]["noise"]["student"]["steps4"]["style_distance"]
