@@ -24,7 +24,7 @@ LABEL, PANEL, HEAD = 1.75, (2.12, 1.3), 0.9
 WRAP = 18
 """Characters of a line of a method's name."""
 TICKS = (1, 2, 4, 6, 8)
-SMALL = {
+SMALL: dict[Any, Any] = {
     "lines.linewidth": 1.7,
     "lines.markersize": 6,
     "xtick.labelsize": 9,

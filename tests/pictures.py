@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.chromium import Browser
 
+
 def write(path: Path, screenshot: bytes) -> None:
     """Write a screenshot as a PNG without transparency."""
     with Image.open(io.BytesIO(screenshot)) as image:

@@ -97,10 +97,11 @@ def quality(evaluation: Evaluation, theme: Theme = LIGHT) -> bytes:
 
 def quality_panels(evaluation: Evaluation, theme: Theme = LIGHT) -> list[bytes]:
     """The panels of `quality`, a PNG each and without a legend, for a page that puts them side by side."""
-    return [
-        _alone(lambda axes, each=quantity: _quality_panel(axes, evaluation, each, theme), (4.6, 4.0), theme)
-        for quantity in _measured(evaluation)
-    ]
+
+    def panel(quantity: Quantity) -> bytes:
+        return _alone(lambda axes: _quality_panel(axes, evaluation, quantity, theme), (4.6, 4.0), theme)
+
+    return [panel(quantity) for quantity in _measured(evaluation)]
 
 
 def _measured(evaluation: Evaluation) -> list[Quantity]:
@@ -241,16 +242,12 @@ def losses(curves: Mapping[str, Sequence[tuple[float, float]]], theme: Theme = L
 
 def losses_panels(curves: Mapping[str, Sequence[tuple[float, float]]], theme: Theme = LIGHT) -> list[bytes]:
     """The panels of `losses`, a PNG each, for a page that puts them side by side."""
-    return [
-        _alone(
-            lambda axes, title=title, names=names: _log_panel(
-                axes, title, {name: curves[name] for name in names}, theme
-            ),
-            (6.9, 3.5),
-            theme,
-        )
-        for title, names in _panels(curves).items()
-    ]
+
+    def panel(title: str, names: Sequence[str]) -> bytes:
+        shown = {name: curves[name] for name in names}
+        return _alone(lambda axes: _log_panel(axes, title, shown, theme), (6.9, 3.5), theme)
+
+    return [panel(title, names) for title, names in _panels(curves).items()]
 
 
 def _log_panel(
