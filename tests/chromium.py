@@ -27,7 +27,7 @@ FLAGS = [
     "--hide-scrollbars",
     "--remote-debugging-port=0",
 ]
-PATIENCE = 240.0
+PATIENCE = 600.0
 """Seconds that anything is waited for: machines that test are slow."""
 
 
