@@ -429,7 +429,7 @@ def test_quality_json_keeps_its_rows_and_gains_the_figures(
             assert joined[model][key].items() >= row.items()
             assert "clip_score" in joined[model][key]
     assert json.loads(json.dumps(joined)) == joined
-    picture = report.Picture(b"", b"")
+    picture = report.Picture(b"\x89PNG", b"\x89PNG")
     pictures = report.Pictures(picture, [picture], [picture], sheets.strips(samples, 1))
     made = Making(Circumstances("2026-03-01T12:30:59+01:00", "an abacus", "Python 3"), None, samples.hashes)
     teacher = TeacherManifest("sd3", "t", None, {}, [4, 1, 1], 1.0, 1)
