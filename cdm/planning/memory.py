@@ -103,7 +103,7 @@ class MemoryPlanner:
         self.params, self.architecture, self.processes = params, architecture, processes
         self.sharded = sharding == "fsdp" and processes > 1
         self.share = per_process(params.distill.batch_size, processes)
-        self.batch = min(params.runtime.micro_batch or self.share, self.share)
+        self.batch = at_once(params, processes)
         self.parts = -(-self.share // self.batch)
         learner = as_learner(params.distill, architecture)
         self.size, self.teacher_size = sizes(learner), sizes(architecture.frozen())
@@ -211,3 +211,9 @@ def per_process(batch_size: int, processes: int) -> int:
     if rest:
         raise CdmError(f"distill.batch_size {batch_size} does not divide over {processes} processes")
     return share
+
+
+def at_once(params: Params, processes: int) -> int:
+    """Samples of a process in one pass; CdmError if the batch does not divide."""
+    share = per_process(params.distill.batch_size, processes)
+    return min(params.runtime.micro_batch or share, share)

@@ -20,6 +20,23 @@ from cdm.planning.forwards import forwards_of_round
 from cdm.planning.memory import Memory, MemoryPlanner, Sharding, Sizes, as_learner, both_optimisers_bytes
 from cdm.training.checkpoint import KEPT
 
+PEAK_FLOPS = 400e12
+"""Of a GPU, FLOP/s, where nobody says which one."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that this machine's CPU takes for one sample, as measured."""
+
+    forward: float
+    update: float
+    """For a forward with its backward."""
+    threads: int
+    samples: int
+    """Samples at once in what was measured."""
+    scaled: str | None = None
+    """What was measured in the place of the whole transformer; None: the whole."""
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -35,7 +52,9 @@ class Compute:
     """Mean of a batch's iteration that trains both networks."""
     run_flops: float
     seconds: float
-    """Of the run, at the assumed rate."""
+    """Of the run, at the assumed rate or the measured speed."""
+    speed: Speed | None = None
+    """What the seconds are made from; None: an assumed rate."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +110,13 @@ def make_plan(
     *,
     processes: int = 1,
     sharding: Sharding = "none",
-    peak_flops: float = 400e12,
+    peak_flops: float = PEAK_FLOPS,
     utilisation: float = 0.4,
     prompts: int | None = None,
+    speed: Speed | None = None,
 ) -> Plan:
-    """The plan of `params` on `architecture`, on `processes` GPUs of `peak_flops` FLOP/s used to `utilisation`.
+    """The plan of `params` on `architecture`, on `processes` GPUs of `peak_flops` FLOP/s used to `utilisation`, or on a
+    CPU of that `speed`, which the processes share.
 
     `prompts` is the number of prompts whose embeddings are stored. Raises CdmError for values out of range, or
     a batch that does not divide over the processes.
@@ -124,32 +145,47 @@ def make_plan(
             architecture,
             parts=planner.parts,
             rate=processes * peak_flops * utilisation,
+            speed=speed,
         ),
         disk=plan_disk(params.distill, params.prompts.precision, architecture, planner.size, prompts),
     )
 
 
 def plan_compute(
-    distill: Distill, schedule: Schedule, architecture: Architecture, *, parts: int, rate: float
+    distill: Distill,
+    schedule: Schedule,
+    architecture: Architecture,
+    *,
+    parts: int,
+    rate: float,
+    speed: Speed | None = None,
 ) -> Compute:
     """FLOPs of the training with `parts` micro-batches a process, and its seconds at `rate` FLOP/s of all processes
-    together."""
+    together, or at `speed` if that is given."""
     learner = as_learner(distill, architecture)
     forward, update = flops(learner, checkpointing=distill.gradient_checkpointing)
-    a_round: list[float] = []
-    for learns in (False, True):
-        calls = forwards_of_round(distill, schedule, architecture.shift, parts=parts, learns=learns)
-        a_round.append(distill.batch_size * (calls.plain * forward + calls.with_graph * update))
-    fake_only = distill.fake_only // distill.student_every
+    fake_only, learning = (
+        forwards_of_round(distill, schedule, architecture.shift, parts=parts, learns=learns)
+        for learns in (False, True)
+    )
     rounds = distill.iterations // distill.student_every
-    run = fake_only * a_round[0] + (rounds - fake_only) * a_round[1]
+    without = min(distill.fake_only // distill.student_every, rounds)
+
+    def run(forward: float, update: float) -> float:
+        """The whole run, of what one sample's passes take."""
+        plain = without * fake_only.plain + (rounds - without) * learning.plain
+        with_graph = without * fake_only.with_graph + (rounds - without) * learning.with_graph
+        return distill.batch_size * (plain * forward + with_graph * update)
+
+    a_round = distill.batch_size * (learning.plain * forward + learning.with_graph * update)
     return Compute(
         forward_flops=forward,
         update_flops=update,
-        equivalents=calls.equivalents / distill.student_every,
-        iteration_flops=a_round[1] / distill.student_every,
-        run_flops=run,
-        seconds=run / rate,
+        equivalents=learning.equivalents / distill.student_every,
+        iteration_flops=a_round / distill.student_every,
+        run_flops=run(forward, update),
+        seconds=run(forward, update) / rate if speed is None else run(speed.forward, speed.update),
+        speed=speed,
     )
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from cdm.params import Distill
 from cdm.planning.memory import Memory
-from cdm.planning.plan import Disk, Plan
+from cdm.planning.plan import Compute, Disk, Plan
 
 
 def table(plan: Plan, distill: Distill, peak_flops: float, utilisation: float) -> list[str]:
     """Lines of the plan of a training with the settings `distill`, on GPUs of `peak_flops` FLOP/s used to
-    `utilisation`."""
+    `utilisation`, or on the CPU whose speed the plan has."""
     compute, disk = plan.compute, plan.disk
     sharding = "sharded (FSDP2)" if plan.sharding == "fsdp" else "each with all networks"
     processes = f"{plan.processes} processes, {sharding}" if plan.processes > 1 else "one process"
@@ -30,7 +30,7 @@ def table(plan: Plan, distill: Distill, peak_flops: float, utilisation: float) -
         _row("a forward with its backward", [_flop(compute.update_flops)]),
         _row("an iteration", [_flop(compute.iteration_flops)]),
         _row("the run", [_flop(compute.run_flops)]),
-        _row(f"time at {peak_flops / 1e12:g} TFLOP/s a GPU, {utilisation:.0%} used", [_time(compute.seconds)]),
+        *_time_lines(compute, peak_flops, utilisation),
         "",
         "disk",
         *_disk_lines(disk),
@@ -49,6 +49,22 @@ def _memory_lines(both: Sequence[Memory], checkpointing: bool) -> list[str]:
         _row("peak", [_bytes(memory.peak) for memory in both]),
     ]
     return [row.rstrip() for row in rows]
+
+
+def _time_lines(compute: Compute, peak_flops: float, utilisation: float) -> list[str]:
+    speed = compute.speed
+    if speed is None:
+        name = f"time at {peak_flops / 1e12:g} TFLOP/s a GPU, {utilisation:.0%} used"
+        return [_row(name, [_time(compute.seconds)])]
+    measured = f"{speed.samples} at once" if speed.scaled is None else f"{speed.scaled}, scaled by FLOPs"
+    threads = f"{speed.threads} thread{'s' if speed.threads > 1 else ''}"
+    return [
+        "",
+        f"time on this CPU, {threads} (measured on {measured}; --flops: on a GPU)",
+        _row("a forward of a sample", [_time(speed.forward)]),
+        _row("a forward with its backward", [_time(speed.update)]),
+        _row("the run", [_time(compute.seconds)]),
+    ]
 
 
 def _disk_lines(disk: Disk) -> list[str]:
@@ -84,6 +100,10 @@ def _flop(value: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    if seconds < 120:
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 60:
         return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.{1 if seconds < 600 else 0}f} min"
+    return f"{seconds / 3600:,.{1 if seconds < 360_000 else 0}f} h"

@@ -1,12 +1,15 @@
-"""Settings of the process on its machine: number of threads, and how the C library keeps memory."""
+"""The process on its machine: number of threads, how the C library keeps memory, how much of that is free."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Parameters of mallopt(3)."""
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux says what a container may take."""
 
 
 def prepare(threads: int) -> None:
@@ -31,3 +34,15 @@ def keep_memory() -> None:
     if hasattr(library, "gnu_get_libc_version"):
         for name, value in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20)):
             library.mallopt(name, value)
+
+
+def free_memory() -> int:
+    """Bytes that this process could take now without anything being swapped out, a container's limit included."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, taken = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no such system, or the limit is the word "max"
+        return free
+    return min(free, max(limit - taken, 0))
