@@ -128,6 +128,12 @@ class Format(StrEnum):
     single_file = "single-file"
 
 
+PushTo = Annotated[
+    str | None, typer.Option("--push", metavar="ORG/NAME", help="Push it to a hub, too, with its card.")
+]
+Private = Annotated[bool, typer.Option("--private", help="Make the repository on the hub a private one.")]
+
+
 @app.command()
 def export(
     student: Annotated[Path, typer.Argument(help="The student, such as models/student.")],
@@ -144,14 +150,33 @@ def export(
         Path, typer.Option(help="Figures for the model card, if they are of this student.")
     ] = Path("metrics/quality.json"),
     samples: Annotated[Path, typer.Option(help="The samples that the figures are of.")] = Path("data/samples"),
+    push_to: PushTo = None,
+    private: Private = False,
 ) -> None:
     """Write STUDENT as plain diffusers loads it, with a model card."""
     from cdm.handover.export import export as write
+    from cdm.handover.push import check_push, push
 
+    if push_to is not None:
+        check_push(push_to)
     done = write(student, out, form.value, precision=dtype.value, metrics=metrics, samples=samples)
     if metrics.exists() and not done.measured:
         print(f"{metrics}: not known to be of this student, and not in the card", file=sys.stderr)
     print(f"{done.path}\n{done.card}: what it is, and how plain diffusers draws with it")
+    if push_to is not None:
+        print(push(done.path, push_to, private=private))
+
+
+@app.command("push")
+def push_(
+    path: Annotated[Path, typer.Argument(help="What `cdm export` has written.")],
+    repository: Annotated[str, typer.Argument(help="ORG/NAME on the hub; it is made if it is not there.")],
+    private: Private = False,
+) -> None:
+    """Push the export PATH to a hub: its files and its card, in one commit."""
+    from cdm.handover.push import push
+
+    print(push(path, repository, private=private))
 
 
 class Sharding(StrEnum):
@@ -166,31 +191,39 @@ def plan(
     sharding: Annotated[
         Sharding, typer.Option(help="none: each holds all networks; fsdp: FSDP2 shards them.")
     ] = Sharding.none,
-    flops: Annotated[float, typer.Option(help="Peak FLOP/s of a GPU, for the time.")] = 400e12,
+    flops: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak FLOP/s of a GPU, for the time; without it 4e14, or on a CPU what is measured on it."
+        ),
+    ] = None,
     utilisation: Annotated[float, typer.Option(help="Share of the peak that is used.")] = 0.4,
     as_json: Annotated[bool, typer.Option("--json", help="Print bytes, FLOPs and seconds as JSON.")] = False,
 ) -> None:
     """Plan the training of FILE: memory, FLOPs, disk and time. Needs no weights and no GPU."""
     from cdm.params import load
     from cdm.planning.architecture import find
-    from cdm.planning.plan import make_plan, stored_prompts
+    from cdm.planning.plan import PEAK_FLOPS, make_plan, stored_prompts
+    from cdm.planning.speed import measure
     from cdm.planning.tables import table
 
     params = load(file)
+    architecture = find(params.teacher, params.prompts.max_sequence_length)
+    peak = PEAK_FLOPS if flops is None else flops
     made = make_plan(
         params,
-        find(params.teacher, params.prompts.max_sequence_length),
+        architecture,
         processes=processes,
         sharding=sharding.value,
-        peak_flops=flops,
+        peak_flops=peak,
         utilisation=utilisation,
         prompts=stored_prompts(params.prompts, params.seed),
+        speed=measure(params, architecture, processes) if flops is None else None,
     )
-    print(
-        json.dumps(made.as_dict(), indent=1)
-        if as_json
-        else "\n".join(table(made, params.distill, flops, utilisation))
-    )
+    if as_json:
+        print(json.dumps(made.as_dict(), indent=1))
+    else:
+        print("\n".join(table(made, params.distill, peak, utilisation)))
 
 
 @params_app.command()
