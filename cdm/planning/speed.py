@@ -46,12 +46,13 @@ def measure(params: Params, architecture: Architecture, processes: int = 1) -> S
     """
     if not is_for_cpu(params.runtime.device):
         return None
+    most = at_once(params, processes)
     host.prepare(params.runtime.threads)
     checkpointing, bf16 = params.distill.gradient_checkpointing, params.distill.precision == "bf16"
     autocast, rate, threads = torch.bfloat16 if bf16 else None, matrix_rate(), torch.get_num_threads()
     whole = as_learner(params.distill, architecture)
     total = flops(whole, checkpointing=checkpointing)
-    for learner, samples, scaled in smaller(whole, at_once(params, processes)):
+    for learner, samples, scaled in smaller(whole, most):
         counted = total if scaled is None else flops(learner, checkpointing=checkpointing)
         quick = samples * sum(counted) / rate <= LONGEST
         room = quick and has_room(learner, samples, autocast)
