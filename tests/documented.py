@@ -320,7 +320,8 @@ def check_pip(words: list[str], whole: bool) -> None:
 
 def check_uv(words: list[str], whole: bool) -> None:
     if words[:1] == ["pip"]:
-        check_pip(words[1:], whole)
+        if whole or words[1:]:
+            check_pip(words[1:], whole)
     else:
         check_subcommand("uv", {"sync", "venv", "run"}, words)
         for option, extra in pairwise(words):
@@ -372,6 +373,7 @@ CHECKS = {
     "hf": lambda words, whole: check_subcommand("hf", {"auth", "download"}, words),
     "pre-commit": lambda words, whole: check_subcommand("pre-commit", {"install", "run"}, words),
     "docker": lambda words, whole: check_subcommand("docker", {"build", "run"}, words),
+    ".ci/run": taken,
     "cd": check_folder,
     "source": check_folder,
     **dict.fromkeys(["curl", "tensorboard", "ls", "rm", "cp", "ssh", "rsync"], taken),
