@@ -217,7 +217,7 @@ def test_experiments_rerun_what_they_change(repository: Repository) -> None:
     assert "evaluations" not in table
     difference = repository.dvc("exp", "diff", "main", "longer")
     assert max(map(len, difference.splitlines())) <= 120
-    assert "FD@2" in difference
+    assert "FD@1" in difference
     data = json.loads(repository.dvc("plots", "diff", "main", "longer", "--json"))["data"]
     (curves,) = data["metrics/quality.csv"]
     assert {"main", "longer"} <= set(curves["revisions"])
