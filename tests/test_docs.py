@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from cdm.params import load
 from tests import documented
 from tests.documented import ROOT, Command, UnknownCommandError, check
+from tests.launching import python
 from tests.repository import Repository, make_repository
 
 
@@ -174,6 +175,7 @@ class Reader:
     def __init__(self, repository: Repository, places: dict[str, str]) -> None:
         self.repository, self.places = repository, places
         repository.environment["COLUMNS"] = "120"
+        self.path = repository.environment["PATH"]
         self.said: dict[str, str] = {}
 
     def follow(self, page: str, section: str) -> None:
@@ -191,7 +193,9 @@ class Reader:
             environment_of(self.repository.folder)
             return ""
         if words[0] == "source":
-            assert (self.repository.folder / words[1]).is_file()
+            scripts = (self.repository.folder / words[1]).parent
+            assert (scripts / "activate").is_file()
+            self.repository.environment["PATH"] = f"{scripts}{os.pathsep}{self.path}"
             return ""
         return self.repository.run(*words)
 
@@ -201,15 +205,25 @@ class Reader:
         self.repository.environment["PYTHONPATH"] = str(folder)
 
 
+COMMANDS = {"cdm": "cdm.cli", "dvc": "dvc"}
+"""Commands of an environment, and the modules that they run."""
+
+
 def environment_of(clone: Path) -> None:
-    """An environment in the clone in which everything is installed: that of the tests."""
-    (clone / ".venv").mkdir()
-    for entry in Path(sys.prefix).iterdir():
-        (clone / ".venv" / entry.name).symlink_to(entry)
-    (clone / ".venv/installed").unlink(missing_ok=True)
+    """An environment in the clone in which everything is installed: that of the tests, with the python that forks."""
+    environment, scripts = clone / ".venv", Path(sys.executable).parent
+    (environment / "bin").mkdir(parents=True)
+    for entry in [*Path(sys.prefix).iterdir(), *scripts.iterdir()]:
+        if entry.name not in {"bin", "installed", "python", *COMMANDS}:
+            (environment / ("bin" if entry.parent == scripts else "") / entry.name).symlink_to(entry)
+    (environment / "bin/python").symlink_to(python())
+    for name, module in COMMANDS.items():
+        script = environment / "bin" / name
+        script.write_text(f'#!/bin/sh\nexec python -m {module} "$@"\n')
+        script.chmod(0o755)
     for name in ("pyproject.toml", "constraints.txt"):
         os.utime(clone / name, (0, 0))
-    (clone / ".venv/installed").touch()
+    (environment / "installed").touch()
 
 
 @pytest.fixture(scope="module")
