@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # Python compiles what it imports, once. pip would compile all of it, which takes half of the installation's time.
-INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile --constraint constraints.txt
+INSTALL := "$(BIN)/python" -m pip --disable-pip-version-check --quiet install --no-compile --constraint constraints.txt
 # Columns of `dvc exp show` that the main table does without: hashes of files, and figures behind the main ones.
 MINOR := Created|.*(/|kernel|precision|recall|density|coverage|diversity|_to_teacher|count|evaluations|models)
 INPUTS := pyproject.toml constraints.txt
@@ -69,6 +69,13 @@ check: $(VENV)/installed-dev ## Lint, formatting and types
 format: $(VENV)/installed-dev ## Format the code and mend what the linter can
 	@ruff check --fix-only
 	@ruff format
+
+.PHONY: pins
+pins: ## Copy the versions of constraints.txt to where uv reads them, in pyproject.toml
+	@awk 'FNR == NR { pins = pins "    \"" $$0 "\",\n"; next } \
+		/^constraint-dependencies = \[/ { print; printf "%s", pins; skip = 1 } \
+		skip && /^\]/ { skip = 0 } !skip' constraints.txt pyproject.toml > pyproject.toml.new
+	@mv pyproject.toml.new pyproject.toml
 
 clean: ## Remove the environment, checkpoints and tool caches; results and DVC's cache stay
 	rm -rf $(VENV) checkpoints build dist .mypy_cache .pytest_cache .ruff_cache
