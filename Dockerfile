@@ -19,7 +19,7 @@ ARG UID=1000
 RUN if id ubuntu > /dev/null 2>&1; then userdel --remove ubuntu; fi \
     && useradd --create-home --uid "${UID}" cdm \
     && install --directory --owner cdm /cdm /opt/cdm
-USER cdm
+USER ${UID}
 WORKDIR /cdm
 
 # Where torch comes from, as for `make`: https://download.pytorch.org/whl/cpu is without CUDA.
@@ -27,7 +27,7 @@ ARG TORCH_INDEX=
 ENV PATH=/opt/cdm/bin:$PATH
 COPY --chown=cdm pyproject.toml constraints.txt README.md LICENSE ./
 # The package is installed from the folder that the volume covers, so its code needs no new image.
-RUN mkdir cdm \
+RUN mkdir cdm && touch cdm/__init__.py \
     && python3 -m venv /opt/cdm \
     && if [ -n "${TORCH_INDEX}" ]; then \
         pip install --no-cache-dir --no-compile --index-url "${TORCH_INDEX}" "$(grep '^torch==' constraints.txt)"; \
