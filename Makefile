@@ -25,7 +25,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help repro baseline table comparison docs install test test-slow check format clean
+.PHONY: help repro baseline table comparison docs install test test-slow check format pins clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,7 +77,6 @@ format: $(VENV)/installed-dev ## Format the code and mend what the linter can
 	@ruff check --fix-only
 	@ruff format
 
-.PHONY: pins
 pins: ## Copy the versions of constraints.txt to where uv reads them, in pyproject.toml
 	@awk 'FNR == NR { pins = pins "    \"" $$0 "\",\n"; next } \
 		/^constraint-dependencies = \[/ { print; printf "%s", pins; skip = 1 } \

@@ -50,7 +50,7 @@ def main(
             timing=timing,
             now=Circumstances.now(params.runtime.device),
         )
-        forwards = forwards_of_training(params.distill, params.schedule, manifest.shift)
+        forwards = forwards_of_training(params.distill, params.schedule, manifest.shift).equivalents
         write_headline(metrics, headline, curves, seconds=seconds, forwards=forwards)
     print(f"{summary(evaluation)}\n{report / 'index.html'}: the whole report")
 

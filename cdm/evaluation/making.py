@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cdm.system.circumstances import Circumstances
+from cdm.system.circumstances import Circumstances, some_of
 from cdm.system.files import read_json
 
 SHOWN = 9
@@ -92,8 +92,4 @@ def _duration(total: float) -> str:
 
 def _commit(found: Circumstances, digits: int | None = None) -> str:
     text = f"commit `{(found.commit or '')[:digits]}`"
-    if not found.changed:
-        return text
-    named = [f"`{name}`" for name in found.changed[:NAMED]]
-    more = len(found.changed) - NAMED
-    return f"{text} with changes in {', '.join([*named, *([f'{more} more'] if more > 0 else [])])}"
+    return f"{text} with changes in {some_of(found.changed, NAMED)}" if found.changed else text

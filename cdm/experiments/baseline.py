@@ -11,10 +11,8 @@ from pathlib import Path
 from cdm.errors import CdmError
 from cdm.experiments.revisions import SHORT
 from cdm.system import git
-from cdm.system.lock import is_unchanged
+from cdm.system.lock import RESULTS, is_result, is_unchanged
 
-RESULTS = ("dvc.lock", "metrics", "plots", "logs/distill.csv")
-"""What a run of the pipeline changes in Git."""
 MESSAGE = "Baseline: results of this machine"
 
 
@@ -57,9 +55,6 @@ def _changed(folder: Path) -> tuple[list[str], list[str]]:
     found = git.changed(folder)
     if found is None or git.commit(folder) is None:
         raise CdmError("this folder is in no Git repository, or in one without a commit")
-
-    def is_result(path: str) -> bool:
-        return any(Path(path).is_relative_to(result) for result in RESULTS)
 
     return (
         [each.path for each in found if is_result(each.path)],

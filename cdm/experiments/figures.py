@@ -17,6 +17,7 @@ from statistics import stdev
 from typing import Any, Literal
 
 from cdm.errors import CdmError
+from cdm.experiments.headline import steps_of
 from cdm.experiments.revisions import Revision
 from cdm.measures import HEADLINES, JUDGED, Quantity, quantities
 
@@ -74,7 +75,7 @@ class Results:
 
     def steps(self, model: str) -> list[int]:
         """Numbers of steps that there are samples of, from the fewest to the most."""
-        return sorted(int(key.removeprefix("steps")) for key in self.quality.get(model, {}))
+        return sorted(steps_of(key) for key in self.quality.get(model, {}))
 
     @property
     def full(self) -> int:

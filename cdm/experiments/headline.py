@@ -51,17 +51,17 @@ def make_headline(figures: Mapping[str, Any], *, seconds: float, forwards: float
     reference lines of the student's. A distance of other features than a judge's is called by what it is.
     """
     students, teachers = figures["student"], figures["teacher"]
-    full = max(teachers, key=_steps)
+    full = max(teachers, key=steps_of)
     names = kinds(figures)
     found = {
-        f"{name}@{_steps(key)}": students[key][figure]
+        f"{name}@{steps_of(key)}": students[key][figure]
         for figure, name in names.items()
-        for key in sorted(students, key=_steps)
+        for key in sorted(students, key=steps_of)
         if figure in students[key]
     }
     own = "real" not in figures  # the teacher's samples are the reference: their own distance is 0
     found |= {
-        f"teacher {name}@{_steps(full)}": teachers[full][figure]
+        f"teacher {name}@{steps_of(full)}": teachers[full][figure]
         for figure, name in names.items()
         if figure in teachers[full] and not (own and figure == FRECHET)
     }
@@ -98,9 +98,9 @@ def as_csv(figures: Mapping[str, Any]) -> str:
     A figure that a row lacks is blank. The figures that plots show have a column in any case.
     """
     rows = [
-        {"model": model, "steps": _steps(key), **figures[model][key]}
+        {"model": model, "steps": steps_of(key), **figures[model][key]}
         for model in ("student", "teacher")
-        for key in sorted(figures[model], key=_steps)
+        for key in sorted(figures[model], key=steps_of)
     ]
     always = ["model", "steps", "evaluations", *(quantity.key for quantity in HEADLINES)]
     names = dict.fromkeys([*always, *_names(rows)])
@@ -115,6 +115,6 @@ def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return [name for row in rows for name in row]
 
 
-def _steps(key: str) -> int:
+def steps_of(key: str) -> int:
     """4 of `steps4`."""
     return int(key.removeprefix("steps"))

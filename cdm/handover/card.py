@@ -13,6 +13,7 @@ from cdm.handover.snippet import STEPS, Layout, diffusers_code
 from cdm.measures import HEADLINES, JUDGED
 from cdm.models.hub import is_hub_id
 from cdm.models.student import Model
+from cdm.system.circumstances import some_of
 
 PROMPT = "PROMPT"
 COLUMNS = [JUDGED["evaluations"], *HEADLINES, JUDGED["precision"], JUDGED["recall"]]
@@ -175,6 +176,4 @@ def _changes(files: Sequence[str]) -> str:
     """The rest of a sentence about a working tree in which `files` differ from the commit."""
     if not files:
         return ""
-    named = [f"`{name}`" for name in files[:NAMED]]
-    more = [f"{len(files) - NAMED} more"] if len(files) > NAMED else []
-    return f", whose tree was not clean: these files differed from it: {', '.join([*named, *more])}"
+    return f", whose tree was not clean: these files differed from it: {some_of(files, NAMED)}"

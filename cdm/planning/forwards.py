@@ -10,7 +10,7 @@ from cdm.params import Distill, Schedule
 
 @dataclass(frozen=True)
 class Forwards:
-    """Forwards a sample: without a graph, and with one."""
+    """Forwards without a graph, and with one: of a sample, or of a whole training."""
 
     plain: float
     with_graph: float
@@ -100,11 +100,14 @@ def forwards_of_round(
     return Forwards(plain, with_graph)
 
 
-def forwards_of_training(distill: Distill, schedule: Schedule, shift: float) -> float:
-    """Forward-equivalents of a whole training: a forward of one sample counts 1, one with its backward 3."""
-    before = distill.fake_only // distill.student_every
+def forwards_of_training(distill: Distill, schedule: Schedule, shift: float, *, parts: int = 1) -> Forwards:
+    """Forwards of a whole training, of all samples together."""
     rounds = distill.iterations // distill.student_every
+    before = min(distill.fake_only // distill.student_every, rounds)
     alone, both = (
-        forwards_of_round(distill, schedule, shift, learns=learns).equivalents for learns in (False, True)
+        forwards_of_round(distill, schedule, shift, parts=parts, learns=learns) for learns in (False, True)
     )
-    return distill.batch_size * (before * alone + (rounds - before) * both)
+    return Forwards(
+        distill.batch_size * (before * alone.plain + (rounds - before) * both.plain),
+        distill.batch_size * (before * alone.with_graph + (rounds - before) * both.with_graph),
+    )

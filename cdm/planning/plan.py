@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cdm.errors import CdmError
 from cdm.params import Distill, Params, Prompts, Schedule
 from cdm.planning.architecture import ENCODED, FLOAT32, Architecture
-from cdm.planning.forwards import forwards_of_round
+from cdm.planning.forwards import forwards_of_round, forwards_of_training
 from cdm.planning.memory import Memory, MemoryPlanner, Sharding, Sizes, as_learner, both_optimisers_bytes
 from cdm.training.checkpoint import KEPT
 
@@ -164,18 +164,12 @@ def plan_compute(
     together, or at `speed` if that is given."""
     learner = as_learner(distill, architecture)
     forward, update = flops(learner, checkpointing=distill.gradient_checkpointing)
-    fake_only, learning = (
-        forwards_of_round(distill, schedule, architecture.shift, parts=parts, learns=learns)
-        for learns in (False, True)
-    )
-    rounds = distill.iterations // distill.student_every
-    without = min(distill.fake_only // distill.student_every, rounds)
+    learning = forwards_of_round(distill, schedule, architecture.shift, parts=parts)
+    whole = forwards_of_training(distill, schedule, architecture.shift, parts=parts)
 
     def run(forward: float, update: float) -> float:
         """The whole run, of what one sample's passes take."""
-        plain = without * fake_only.plain + (rounds - without) * learning.plain
-        with_graph = without * fake_only.with_graph + (rounds - without) * learning.with_graph
-        return distill.batch_size * (plain * forward + with_graph * update)
+        return whole.plain * forward + whole.with_graph * update
 
     a_round = distill.batch_size * (learning.plain * forward + learning.with_graph * update)
     return Compute(

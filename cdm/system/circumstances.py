@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,11 +14,10 @@ from typing import Any
 
 from cdm.system import git
 from cdm.system.device import choose_device
+from cdm.system.lock import is_result
 
 PACKAGES = ("torch", "diffusers")
 """Whose versions are recorded, beside Python's."""
-RESULTS = ("dvc.lock", "logs/", "metrics/", "plots/")
-"""What the pipeline itself writes into the working tree."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,17 @@ class Circumstances:
                 [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
             ),
             commit=git.commit(folder),
-            changed=[name for name in git.differing(folder) if not name.startswith(RESULTS)],
+            changed=[name for name in git.differing(folder) if not is_result(name)],
         )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def some_of(files: Sequence[str], most: int) -> str:
+    """The first `most` names in backticks, and of the rest the number."""
+    more = [f"{len(files) - most} more"] if len(files) > most else []
+    return ", ".join([*(f"`{name}`" for name in files[:most]), *more])
 
 
 def machine(device: str = "auto") -> str:

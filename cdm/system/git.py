@@ -45,14 +45,10 @@ class Changed:
 def changed(folder: Path) -> list[Changed] | None:
     """The files in `folder` that differ from the commit, staged or not; None where there is no repository."""
     prefix = _git(folder, "rev-parse", "--show-prefix")
-    found = _git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".")
+    found = _status(folder, "--untracked-files=all", "--", ".")
     if prefix is None or found is None:
         return None
-    return [
-        Changed(entry[3:].removeprefix(prefix.strip()), not entry.startswith("??"))
-        for entry in found.split("\0")
-        if entry
-    ]
+    return [Changed(entry[3:].removeprefix(prefix.strip()), not entry.startswith("??")) for entry in found]
 
 
 def commit_files(folder: Path, message: str, paths: Sequence[str]) -> str:
@@ -66,7 +62,7 @@ def commit_files(folder: Path, message: str, paths: Sequence[str]) -> str:
 
 def is_clean(folder: Path) -> bool:
     """Whether the working tree around `folder` is that of its commit; files that Git does not know do not count."""
-    return _git(folder, "status", "--porcelain", "--untracked-files=no") == ""
+    return _status(folder, "--untracked-files=no") == []
 
 
 def holds(path: Path) -> bool:
@@ -78,8 +74,13 @@ def holds(path: Path) -> bool:
 def differing(folder: Path) -> list[str]:
     """Files around `folder` that differ from the commit, by path in the repository, sorted; files that Git does not
     know do not count."""
-    found = _git(folder, "status", "--porcelain", "--untracked-files=no", "--no-renames", "-z") or ""
-    return sorted(entry[3:] for entry in found.split("\0") if entry)
+    return sorted(entry[3:] for entry in _status(folder, "--untracked-files=no") or [])
+
+
+def _status(folder: Path, *arguments: str) -> list[str] | None:
+    """What differs from the commit, as Git's short form has it: two letters, a space and the path in the repository."""
+    found = _git(folder, "status", "--porcelain", "-z", "--no-renames", *arguments)
+    return None if found is None else [entry for entry in found.split("\0") if entry]
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

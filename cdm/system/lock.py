@@ -1,4 +1,5 @@
-"""Whether a pipeline of DVC has anything to do, told from its files alone, in a moment and within a stage.
+"""What a run of the pipeline leaves, and whether it has anything to do, told from DVC's files alone, in a moment and
+within a stage.
 
 `dvc status` knows more, but takes seconds to start, and a stage that runs holds DVC's lock.
 """
@@ -14,6 +15,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+
+RESULTS = ("dvc.lock", "metrics", "plots", "logs/distill.csv")
+"""What a run of the pipeline changes in Git: files, and folders with all that is in them."""
+
+
+def is_result(path: str) -> bool:
+    """Whether the pipeline itself writes the file at `path`, in the repository."""
+    return any(Path(path).is_relative_to(result) for result in RESULTS)
 
 
 def is_unchanged(folder: Path = Path(), asked: str = "teacher") -> bool:
