@@ -7,6 +7,9 @@ from pathlib import Path
 from cdm.data import prompts, sampling
 from cdm.models.manifest import TeacherManifest
 from cdm.params import Params
+from cdm.training.inputs import Inputs
+from cdm.training.loop import distill
+from cdm.training.watch import Places
 
 
 def build_prompts(params: Params, teacher: TeacherManifest, out: Path) -> prompts.PromptsReport:
@@ -31,3 +34,10 @@ def draw_samples(
     params: Params, teacher: TeacherManifest, student: Path, prompts: Path, latents: Path, out: Path
 ) -> None:
     sampling.draw_samples(params.sample, teacher, student, prompts, latents, out, runtime=params.runtime)
+
+
+def train(params: Params, inputs: Inputs, out: Path, *, watched: bool = False) -> None:
+    """A distillation in this process: checkpoints, student and log go below `out`, and where it is `watched` pictures
+    and times as well."""
+    places = Places(out / "pictures", out / "timing.json", out / "trackers") if watched else None
+    distill(params, inputs, checkpoints=out / "ck", student=out / "student", log=out / "log.csv", places=places)

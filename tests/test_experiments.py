@@ -331,7 +331,7 @@ def test_the_page_is_whole_and_has_everything(compared: Compared) -> None:
 
 
 def test_without_pictures_the_page_has_the_rest(compared: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdm.experiments.page.curves", lambda *_: (b"", b""))
+    monkeypatch.setattr("cdm.experiments.page.curves", lambda *_: (b"\x89PNG", b"\x89PNG"))
     page = render(compared, {each.name: Pictures(problem="none") for each in compared.entries})
     assert "<h2>The same prompts" not in page
     assert "<h2>Figures" in page
@@ -395,7 +395,7 @@ def test_the_command_prints_the_tables_and_writes_the_page(
     from cdm.experiments import page
 
     monkeypatch.setattr(page, "pictures_of", lambda results: Pictures(problem="none"))
-    monkeypatch.setattr(page, "curves", lambda *_: (b"", b""))
+    monkeypatch.setattr(page, "curves", lambda *_: (b"\x89PNG", b"\x89PNG"))
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["cdm", "compare", *arguments])

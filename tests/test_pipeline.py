@@ -139,9 +139,11 @@ def test_evaluation_prompts_do_not_rerun_the_training(repository: Repository) ->
     params_with(repository, "prompts", eval_count=3)
     assert repository.stages_run("repro") == others
     lines = (repository.folder / "world/eval.txt").read_text().splitlines()
-    (repository.folder / "world/other.txt").write_text("\n".join(reversed(lines[:4])))
+    other = repository.folder / "world/other.txt"
+    other.write_text("\n".join(reversed(lines[:4])))
     params_with(repository, "prompts", eval=["world/other.txt", "world/eval.txt"])
     assert repository.stages_run("repro") == others
+    other.unlink()
     params_with(repository, "prompts", eval=["world/eval.txt"], eval_count=4)
     assert repository.stages_run("repro") == ["teacher"], "all of it is in the cache"
 

@@ -22,11 +22,9 @@ from cdm.params import Params, load
 from cdm.training.distiller import Distiller
 from cdm.training.identity import fingerprint
 from cdm.training.inputs import Inputs
-from cdm.training.loop import distill
 from cdm.training.state import check_finite
-from cdm.training.watch import Places
 from stages import common
-from tests.inputs import build_prompts, cache_pairs
+from tests.inputs import build_prompts, cache_pairs, train
 from tests.launching import Started, succeed_in_two_processes
 from tests.write_params import ITERATIONS, write_params
 
@@ -49,7 +47,7 @@ def gather(world: Path, params: Params) -> Inputs:
 def run(world: Path, out: Path, params: Params | None = None) -> dict[str, torch.Tensor]:
     """A distillation in this process; returns the student's weights."""
     params = params or load(world / "params.yaml")
-    distill(params, gather(world, params), checkpoints=out / "ck", student=out / "student", log=out / "log.csv")
+    train(params, gather(world, params), out)
     return weights(out)
 
 
@@ -101,29 +99,22 @@ def test_a_finished_student_that_was_lost_is_written_again_without_training(
     def refuse(self: Distiller, iteration: int) -> dict[str, float]:
         raise AssertionError(f"it trains again, at iteration {iteration}")
 
-    places = Places(tmp_path / "pictures", tmp_path / "timing.json", tmp_path / "trackers")
+    pictures = tmp_path / "pictures"
     params = load(world / "params.yaml")
     params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"pictures_every": 8})})
 
-    def train() -> dict[str, bytes]:
-        distill(
-            params,
-            gather(world, params),
-            checkpoints=tmp_path / "ck",
-            student=tmp_path / "student",
-            log=tmp_path / "log.csv",
-            places=places,
-        )
-        files = [*(tmp_path / "student").rglob("*"), *places.pictures.iterdir(), tmp_path / "log.csv"]
+    def trained() -> dict[str, bytes]:
+        train(params, gather(world, params), tmp_path, watched=True)
+        files = [*(tmp_path / "student").rglob("*"), *pictures.iterdir(), tmp_path / "log.csv"]
         return {str(path): path.read_bytes() for path in files if path.is_file()}
 
-    first = train()
+    first = trained()
     assert sum(name.endswith(".png") for name in first) > 1
-    for lost in (tmp_path / "student", places.pictures):
+    for lost in (tmp_path / "student", pictures):
         shutil.rmtree(lost)
     (tmp_path / "log.csv").unlink()
     monkeypatch.setattr(Distiller, "round", refuse)
-    assert train() == first
+    assert trained() == first
     assert_same(tmp_path, uninterrupted)
 
 

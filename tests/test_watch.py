@@ -27,11 +27,10 @@ from cdm.preflight import check_paths
 from cdm.randomness import Draws
 from cdm.training import pictures, watch
 from cdm.training.inputs import Inputs
-from cdm.training.loop import distill
 from cdm.training.networks import FullNetworks
 from cdm.training.probe import QualityProbe, draw_student, exchange, exchanged, falls_due, latent_features
-from cdm.training.watch import Places, Stopwatch, TimedNetworks, Watch
-from tests.inputs import build_prompts, cache_latents
+from cdm.training.watch import Stopwatch, TimedNetworks, Watch
+from tests.inputs import build_prompts, cache_latents, train
 from tests.launching import succeed_in_two_processes
 from tests.write_params import write_params
 
@@ -70,15 +69,7 @@ def gather(world: Path, params: Params) -> Inputs:
 
 def run(world: Path, out: Path, params: Params | None = None) -> None:
     params = params or load(world / "params.yaml")
-    places = Places(out / "pictures", out / "timing.json", out / "trackers")
-    distill(
-        params,
-        gather(world, params),
-        checkpoints=out / "ck",
-        student=out / "student",
-        log=out / "log.csv",
-        places=places,
-    )
+    train(params, gather(world, params), out, watched=True)
 
 
 def weights(out: Path) -> dict[str, Tensor]:

@@ -14,16 +14,17 @@ from cdm.evaluation.theme import DARK, LIGHT
 
 BASE = "page.html.j2"
 """The template that others extend, by its variable `base`."""
-TYPES = {b"\x89PNG": "image/png", b"RIFF": "image/webp"}
+HERE = Path(__file__).parent
+TYPES = {b"\x89PNG": "image/png", b"RIFF": "image/webp", b"\xff\xd8\xff\xe0": "image/jpeg"}
 """Types of pictures by their first four bytes."""
 
 
-def render(template: str, **values: Any) -> str:
-    """The page of a template in this folder. A value that the template names and that is missing is an error."""
+def render(template: str, folder: Path = HERE, **values: Any) -> str:
+    """The page of a template in `folder`. A value that the template names and that is missing is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader([folder, HERE]), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["code"] = code
     return environment.get_template(template).render(base=BASE, light=LIGHT, dark=DARK, **values)
@@ -35,5 +36,5 @@ def code(text: str) -> Markup:
 
 
 def uri(picture: bytes) -> str:
-    """A picture, PNG or WebP, as an address that holds all of it."""
+    """A picture, PNG, WebP or JPEG, as an address that holds all of it."""
     return f"data:{TYPES[picture[:4]]};base64,{base64.b64encode(picture).decode()}"

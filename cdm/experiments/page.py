@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdm.evaluation import page as look
 from cdm.evaluation.theme import DARK, LIGHT
 from cdm.experiments.comparison import Compared, Entry
 from cdm.experiments.curves import colour, curves
@@ -16,7 +16,6 @@ from cdm.experiments.pictures import Pictures, Place, pictures_of, prompt_of, sh
 from cdm.experiments.tables import CHANCE, number, remarks
 from cdm.measures import JUDGED, Quantity
 
-TEMPLATE = Path(__file__).with_name("page.html.j2")
 MORE = ("precision", "recall", "diversity")
 """Figures of the second table, which have no intervals."""
 PROMPTS = 8
@@ -44,10 +43,9 @@ def write_page(compared: Compared, out: Path) -> list[str]:
 
 def render(compared: Compared, pictures: Mapping[str, Pictures]) -> str:
     """The page; `pictures` by the name of the experiment."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return look.render(
+        "comparison.html.j2",
+        Path(__file__).parent,
         title=_title(compared),
         baseline=compared.baseline.results.revision.title,
         entries=[
@@ -64,7 +62,7 @@ def render(compared: Compared, pictures: Mapping[str, Pictures]) -> str:
         steps=compared.steps,
         chosen=_usual(compared.steps),
         curves=[
-            {"title": quantity.title, "light": _png(light), "dark": _png(dark)}
+            {"title": quantity.title, "light": look.uri(light), "dark": look.uri(dark)}
             for quantity in compared.quantities
             for light, dark in [curves(compared, quantity)]
         ],
@@ -204,12 +202,4 @@ def _of(pictures: Pictures, prompt: int, steps: int, text: str) -> str | None:
 
 
 def _uri(png: bytes | None) -> str | None:
-    if png is None:
-        return None
-    data = shown(png)
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _png(data: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return None if png is None else look.uri(shown(png))
