@@ -216,6 +216,15 @@ def test_exports_can_be_exported_again(lora_student: Path, tmp_path: Path) -> No
     assert again.read_bytes() == single.read_bytes()
 
 
+def test_paths_may_be_text(lora_student: Path, tmp_path: Path) -> None:
+    done = export.export(
+        str(lora_student), str(tmp_path / "few"), "lora", metrics=str(tmp_path / "absent.json")
+    )
+    assert done.path == tmp_path / "few"
+    assert done.card == tmp_path / "few/README.md"
+    assert done.card.is_file()
+
+
 def test_nothing_is_overwritten(lora_student: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "a.md").touch()

@@ -24,8 +24,8 @@ from tests.repository import Repository, make_repository
 
 @pytest.fixture(scope="module")
 def repository(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """The repository with tiny parameters, after its first `dvc repro`."""
-    folders = (tmp_path_factory.mktemp(name) for name in ("pipeline", "home"))
+    """The repository with tiny parameters, in a path with a space, after its first `dvc repro`."""
+    folders = (tmp_path_factory.mktemp(name) for name in ("a clone", "home"))
     repository = make_repository(*folders, tiny_sd3)
     assert repository.stages_run("repro") == ["teacher", "prompts", "latents", "distill", "sample", "evaluate"]
     return repository

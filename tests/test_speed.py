@@ -50,6 +50,7 @@ def test_passes_of_the_transformer_are_measured(tiny: Architecture, tiny_params:
     assert found.update > 0
     assert found.threads >= 1
     assert 1 <= found.samples <= 48
+    assert 0 < found.share <= 1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -103,9 +104,9 @@ def test_what_is_measured_is_as_large_as_a_second_and_the_memory_allow(
     forward, update = counted(large)
     rate = (forward + update) / per_sample
 
-    def passes(learner: Architecture, samples: int, *_: object) -> tuple[float, float]:
+    def passes(learner: Architecture, samples: int, *_: object) -> tuple[float, float, float]:
         forward, update = counted(learner)
-        return samples * forward / rate, samples * update / rate
+        return samples * forward / rate, samples * update / rate, 0.0
 
     monkeypatch.setattr(speed, "flops", counted)
     monkeypatch.setattr(speed, "matrix_rate", lambda: rate)
@@ -166,6 +167,9 @@ def test_the_table_says_minutes_and_how_they_were_found() -> None:
     assert update.split()[-2:] == ["2.5", "ms"]
     assert run.startswith("the run ")
     assert run.endswith(" 19 min")
+    *_, alone = lines(Speed(0.0008, 0.0025, threads=2, samples=48, share=0.25))
+    assert alone.startswith("the run, if nothing else ran here, about ")
+    assert alone.endswith(" 4.8 min")
     scaled = lines(Speed(0.1, 0.4, 1, 1, "2 of 24 blocks on 16 x 16 latents"))[0]
     assert "1 thread (measured on 2 of 24 blocks on 16 x 16 latents, scaled by FLOPs" in scaled
 

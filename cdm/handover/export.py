@@ -40,12 +40,12 @@ class Exported:
 
 
 def export(
-    student: Path,
-    out: Path,
+    student: str | Path,
+    out: str | Path,
     layout: Layout,
     *,
     precision: Precision = "fp32",
-    metrics: Path | None = None,
+    metrics: str | Path | None = None,
 ) -> Exported:
     """Write the student at `student` to `out`: a folder, or for a single file a file with its card beside it.
 
@@ -54,11 +54,12 @@ def export(
     Raises CdmError, before anything is written, if `out` is taken or the student has no such layout; `out` appears
     when it is whole, or not at all.
     """
+    student, out = Path(student), Path(out)
     card = out.with_suffix(".md") if layout == "single-file" else out / CARD
     _check_free(out, card, layout)
     model, dtype = find_student(student), DTYPES[precision]
     _check_layout(student, model, layout)
-    quality, remark = quality_of(student, metrics)
+    quality, remark = quality_of(student, None if metrics is None else Path(metrics))
     here = Path()
     about = Export(out.name, layout, model, precision, quality, git.commit(here), git.differing(here))
     with _whole(out) as staged:

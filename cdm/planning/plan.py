@@ -36,6 +36,8 @@ class Speed:
     """Samples at once in what was measured."""
     scaled: str | None = None
     """What was measured in the place of the whole transformer; None: the whole."""
+    share: float = 1.0
+    """Of the threads' time in which they had a processor; the rest went to other work on the machine."""
 
 
 @dataclass(frozen=True)

@@ -60,13 +60,14 @@ def measure(params: Params, architecture: Architecture, processes: int = 1) -> S
             break
     if not room and (quick or not has_room(learner, samples, autocast)):
         return Speed(total[0] / rate, total[1] / rate, threads, 1, "a product of matrices")
-    forward, update = time_passes(learner, samples, autocast, checkpointing)
+    forward, update, worked = time_passes(learner, samples, autocast, checkpointing)
     return Speed(
         forward=forward / samples * total[0] / counted[0],
         update=update / samples * total[1] / counted[1],
         threads=threads,
         samples=samples,
         scaled=scaled,
+        share=min(worked / (threads * update), 1.0),
     )
 
 
@@ -118,7 +119,7 @@ def matrix_rate() -> float:
     """FLOP/s of a product of two matrices of moderate size: what no network does better."""
     size = 512
     x = torch.rand(size, size)
-    return 2 * size**3 / min(_repeat(lambda: x @ x, SECONDS / 10))
+    return 2 * size**3 / min(_repeat(lambda: x @ x, SECONDS / 10))[0]
 
 
 def has_room(learner: Architecture, samples: int, autocast: torch.dtype | None) -> bool:
@@ -130,8 +131,9 @@ def has_room(learner: Architecture, samples: int, autocast: torch.dtype | None) 
 
 def time_passes(
     learner: Architecture, samples: int, autocast: torch.dtype | None, checkpointing: bool
-) -> tuple[float, float]:
-    """Seconds of a forward without a graph, and of a forward with its backward, of so many samples.
+) -> tuple[float, float, float]:
+    """Seconds of a forward without a graph, of a forward with its backward, of so many samples, and the seconds of
+    processors in the latter.
 
     The fastest of each: that is the one which other work on the machine has disturbed least.
     """
@@ -156,18 +158,19 @@ def time_passes(
         run().square().mean().backward()
         model.zero_grad()
 
-    seconds = min(_repeat(forward, SECONDS))
+    seconds, _ = min(_repeat(forward, SECONDS))
     if checkpointing:
         model.enable_gradient_checkpointing()  # type: ignore[operator]
-    return seconds, min(_repeat(update, SECONDS))
+    return seconds, *min(_repeat(update, SECONDS))
 
 
-def _repeat(run: Callable[[], object], seconds: float) -> list[float]:
-    """Seconds of each of several runs, for so long and at least one, after a first one that does not count."""
+def _repeat(run: Callable[[], object], seconds: float) -> list[tuple[float, float]]:
+    """Seconds of each of several runs, and of processors in it, for so long and at least one, after a first one that
+    does not count."""
     run()
-    times: list[float] = []
-    while not times or sum(times) < seconds:
-        start = time.perf_counter()
+    times: list[tuple[float, float]] = []
+    while not times or sum(elapsed for elapsed, _ in times) < seconds:
+        start, worked = time.perf_counter(), time.process_time()
         run()
-        times.append(time.perf_counter() - start)
+        times.append((time.perf_counter() - start, time.process_time() - worked))
     return times

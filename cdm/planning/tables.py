@@ -8,6 +8,9 @@ from cdm.params import Distill
 from cdm.planning.memory import Memory
 from cdm.planning.plan import Compute, Disk, Plan
 
+BUSY = 0.7
+"""Share of their time in which threads have a processor below which a machine is busy with other work."""
+
 
 def table(plan: Plan, distill: Distill, peak_flops: float, utilisation: float) -> list[str]:
     """Lines of the plan of a training with the settings `distill`, on GPUs of `peak_flops` FLOP/s used to
@@ -58,12 +61,15 @@ def _time_lines(compute: Compute, peak_flops: float, utilisation: float) -> list
         return [_row(name, [_time(compute.seconds)])]
     measured = f"{speed.samples} at once" if speed.scaled is None else f"{speed.scaled}, scaled by FLOPs"
     threads = f"{speed.threads} thread{'s' if speed.threads > 1 else ''}"
+    busy = speed.share < BUSY
+    alone = [_row("the run, if nothing else ran here, about", [_time(speed.share * compute.seconds)])]
     return [
         "",
         f"time on this CPU, {threads} (measured on {measured}; --flops: on a GPU)",
         _row("a forward of a sample", [_time(speed.forward)]),
         _row("a forward with its backward", [_time(speed.update)]),
         _row("the run", [_time(compute.seconds)]),
+        *(alone if busy else []),
     ]
 
 
