@@ -251,7 +251,12 @@ def state(found: Collected) -> list[str]:
         "with a result of other parameters, left out": found.outdated,
         "made by other code than today's": sorted(older),
     }
-    return [f"{len(names)} {what}: {' '.join(names)}" for what, names in remarks.items() if names]
+    return [f"{len(names)} {what}: {_some(names)}" for what, names in remarks.items() if names]
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return " ".join(names[:most]) + more
 
 
 if __name__ == "__main__":
