@@ -12,6 +12,9 @@ INPUTS := pyproject.toml constraints.txt
 # One process a core; a file's tests share what they have made, so they stay together, in the order of tests/conftest.py.
 PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# Which tests `make test-slow` runs.
+SLOW ?= slow
+
 # The stages are started as `python -m stages.NAME`: the first python on the path is to be ours.
 export PATH := $(BIN):$(PATH)
 # OpenMP's threads wait for each other in a busy loop. Bounded, because two torch processes on the same cores
@@ -66,7 +69,7 @@ test: $(VENV)/installed-dev ## Install what the tests need and run them
 	@$(PYTEST) -m 'not slow'
 
 test-slow: $(VENV)/installed-slow ## Run the tests that take longer, such as whole pipelines of every architecture
-	@$(PYTEST) -m slow
+	@$(PYTEST) -m '$(SLOW)'
 
 check: $(VENV)/installed-dev ## Lint, formatting and types
 	@ruff check

@@ -238,6 +238,7 @@ def reader(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Reader:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_first_experiment_and_sharing_run_as_they_stand(reader: Reader) -> None:
     """From the clone to that of a colleague, who has everything and nothing to do."""
     repository, work = reader.repository, reader.repository.folder

@@ -86,6 +86,7 @@ def test_results_of_a_run_that_was_cut_off_are_tables_too(results: dict[str, Any
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_everything(tmp_path: Path) -> None:
     command = [python(), "-m", "benchmarks.gpu", "--out", str(tmp_path), "--tiny", "--seconds", "1500"]
     done = subprocess.run(command, cwd=ROOT, check=False, text=True, capture_output=True, timeout=1600)

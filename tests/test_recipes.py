@@ -105,6 +105,7 @@ def test_the_prompts_to_start_with_are_distinct_and_apart() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("path", ONE_GPU, ids=lambda path: path.stem)
 def test_one_gpu_is_enough_and_the_comment_says_how_much(path: Path) -> None:
     params = load(path)
