@@ -16,7 +16,7 @@ from cdm.measures import chosen
 from cdm.models.manifest import TeacherManifest, describe
 from cdm.models.metric_models import local_model
 from cdm.params import Evaluate, Prompts, ScorerProcess, Teacher
-from cdm.preflight import program_files
+from cdm.system.commands import Command
 from cdm.system.files import Memory, write_json
 
 Hashes = dict[str, str]
@@ -57,7 +57,8 @@ def record_evaluation(settings: Evaluate, out: Path, memory: Memory) -> None:
 
 
 def _program(scorer: ScorerProcess, memory: Memory) -> Hashes:
-    return {name: memory.sha256(Path(name)) for name in program_files(scorer.command)}
+    files = Command.parse(scorer.command).files()
+    return {name: memory.sha256(path) for name, path in files.items()}
 
 
 def _prompts(path: Path, memory: Memory) -> str | Hashes:

@@ -473,7 +473,8 @@ class ScorerProcess(Section):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     """What its figures are called."""
     command: Annotated[str, Field(min_length=1)]
-    """Started with two more arguments: a JSON file to read, and one to write."""
+    """Started with two more arguments: a JSON file to read, and one to write. `~` and `$NAME` are filled in, and
+    variables may stand before it: `CUDA_VISIBLE_DEVICES=1 ~/env/bin/python score.py`."""
 
 
 class Evaluate(Section):
@@ -533,6 +534,8 @@ class Runtime(Section):
     """Iterations between two sheets of pictures in logs/pictures; the last iteration has one too; 0 is never."""
     tracker: Literal["tensorboard", "wandb"] | None = None
     """Experiment tracker that gets the figures of a training, besides the log; its package must be installed."""
+    scorer_minutes: Annotated[float, Field(gt=0, le=10_080)] = 240.0
+    """Minutes that a scorer of `evaluate.scorers` may take for one sample set before it is stopped."""
 
 
 class Params(Section):

@@ -4,8 +4,6 @@ packages, and programs that score pictures. This needs no torch. A result depend
 
 from __future__ import annotations
 
-import shlex
-import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +12,7 @@ from cdm.errors import CdmError
 from cdm.models.hub import is_hub_id
 from cdm.models.metric_models import missing_models
 from cdm.params import Distill, Evaluate, Params, Runtime
+from cdm.system.commands import Command
 
 
 def check_paths(settings: Params) -> None:
@@ -55,19 +54,12 @@ def _missing_scorers(evaluate: Evaluate) -> Iterator[str]:
     """A line for each scorer whose program, or whose script, is not there."""
     for scorer in evaluate.scorers:
         try:
-            program, *arguments = shlex.split(scorer.command)
-        except ValueError as error:
-            yield f"evaluate.scorers: {scorer.name}: {scorer.command}: {error}"
+            command = Command.parse(scorer.command)
+        except CdmError as error:
+            yield f"evaluate.scorers: {scorer.name}: {error}"
             continue
-        if shutil.which(program) is None:
+        if command.program is None:
+            program = command.arguments[0]
             yield f"evaluate.scorers: {scorer.name}: {program}: no such program: see docs/evaluation.md"
-        for name in arguments:
-            if name.endswith(".py") and not Path(name).is_file():
-                yield f"evaluate.scorers: {scorer.name}: {name}: no such file"
-
-
-def program_files(command: str) -> list[str]:
-    """The files that a scorer's command names: its program where that is a path in this folder, and its arguments."""
-    program, *arguments = shlex.split(command)
-    named = [*([program] if "/" in program and not Path(program).is_absolute() else []), *arguments]
-    return [name for name in named if Path(name).is_file()]
+        for name in command.missing_scripts():
+            yield f"evaluate.scorers: {scorer.name}: {name}: no such file"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,6 +225,28 @@ def test_paths_may_be_text(lora_student: Path, tmp_path: Path) -> None:
     assert done.path == tmp_path / "few"
     assert done.card == tmp_path / "few/README.md"
     assert done.card.is_file()
+
+
+def test_an_export_may_be_read_by_those_whom_the_umask_lets_read(
+    full_student: Path, lora_student: Path, tmp_path: Path
+) -> None:
+    """Whatever the files of the student are: private, as safetensors makes them, or read-only, as DVC's links are."""
+    for path in [*full_student.rglob("*.safetensors"), *lora_student.rglob("*.safetensors")]:
+        path.chmod(0o400)
+    before = os.umask(0o027)
+    try:
+        for student, layout, name in (
+            (full_student, "diffusers", "folder"),
+            (full_student, "single-file", "file.safetensors"),
+            (lora_student, "lora", "lora"),
+            (lora_student, "diffusers", "fused"),
+        ):
+            out = export.export(student, tmp_path / "out" / name, layout).path  # type: ignore[arg-type]
+            assert out.exists()
+    finally:
+        os.umask(before)
+    modes = {stat.filemode(path.stat().st_mode) for path in (tmp_path / "out").rglob("*")}
+    assert modes == {"drwxr-x---", "-rw-r-----"}
 
 
 def test_nothing_is_overwritten(lora_student: Path, tmp_path: Path) -> None:

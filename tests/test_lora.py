@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +298,37 @@ def test_a_full_student_replaces_a_lora(
     shutil.copytree(distilled / "student", tmp_path / "student")
     run(folder, tmp_path, params)
     assert find_student(tmp_path / "student").base == tmp_path / "student"
+    assert not list((tmp_path / "student").glob("*lora*")), "nothing of the LoRA is left"
+
+
+def test_a_lora_replaces_a_full_student(
+    world: tuple[Path, Params], distilled: Path, tiny_sd3: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_sd3, tmp_path / "student")
+    (tmp_path / "student" / "student.json").write_text("{}")
+    (tmp_path / "student" / "text_encoder_3").mkdir()
+    before = os.umask(0o027)
+    try:
+        distil(world, tmp_path)
+    finally:
+        os.umask(before)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert {path.name for path in (tmp_path / "student").rglob("*")} == {WEIGHTS, "lora.json"}
+    for name in (WEIGHTS, "lora.json"):
+        assert (tmp_path / "student" / name).read_bytes() == (distilled / "student" / name).read_bytes()
+        assert stat.filemode((tmp_path / "student" / name).stat().st_mode) == "-rw-r-----"
+
+
+def test_a_folder_of_other_things_is_refused_before_the_training(
+    world: tuple[Path, Params], tiny_sd3: Path, tmp_path: Path
+) -> None:
+    """Among them a teacher, which is no student."""
+    shutil.copytree(tiny_sd3, tmp_path / "student")
+    with pytest.raises(CdmError, match="student: holds other things than a student: move it away"):
+        run(world[0], tmp_path, world[1])
+    assert (tmp_path / "student" / "transformer").exists()
+    assert not (tmp_path / "ck").exists()
+    shutil.rmtree(tmp_path / "student")
+    (tmp_path / "student").touch()
+    with pytest.raises(CdmError, match="student: a file is in the way: move it away"):
+        run(world[0], tmp_path, world[1])

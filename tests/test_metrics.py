@@ -31,7 +31,7 @@ from cdm.evaluation.samples import RealPictures, Samples
 from cdm.measures import JUDGED, MEASURES, MODELS, Measure, Quantity, load, quantities
 from cdm.models.manifest import TeacherManifest
 from cdm.models.metric_models import local_model
-from cdm.params import MetricModels, Params, ParamsError, parse
+from cdm.params import MetricModels, Params, ParamsError, Runtime, parse
 from cdm.preflight import check_paths
 from cdm.system.circumstances import Circumstances
 from scorers import convert_hps
@@ -39,6 +39,7 @@ from tests.metric_models import write_aesthetic, write_clip, write_dinov2, write
 from tests.sample_sets import PER_PROMPT, ROOT, evaluated, noise_pictures, open_sets, parameters, write_set
 
 CPU = torch.device("cpu")
+RUNTIME = Runtime(device="cpu")
 TEXTS = [f"a {ink} {digit} on {paper} paper" for ink in ("red", "blue") for digit in ("zero", "one", "two")
          for paper in ("black", "white")][:9]  # fmt: skip
 COUNT = len(TEXTS) * PER_PROMPT
@@ -79,7 +80,9 @@ def choose(models: MetricModels, *metrics: str, **evaluate: Any) -> Params:
 
 
 def measure(params: Params, samples: Samples, tmp_path: Path, real: RealPictures | None = None) -> Chosen:
-    found = measure_chosen(params.evaluate, samples, real, tmp_path / "answers", seed=params.seed, device="cpu")
+    found = measure_chosen(
+        params.evaluate, samples, real, tmp_path / "answers", seed=params.seed, runtime=RUNTIME
+    )
     assert found is not None
     return found
 
@@ -343,7 +346,7 @@ def test_weights_are_read_without_running_code(tmp_path: Path, monkeypatch: pyte
 
 def test_nothing_chosen_measures_nothing(samples: Samples, tmp_path: Path) -> None:
     params = parameters(judge=None, real=None)
-    assert measure_chosen(params.evaluate, samples, None, tmp_path, seed=0, device="cpu") is None
+    assert measure_chosen(params.evaluate, samples, None, tmp_path, seed=0, runtime=RUNTIME) is None
     evaluation = evaluated(params, samples, None, PixelFeatures())
     assert join(evaluation, None) == evaluation.quality | {"replicates": {"noise": evaluation.replicates}}
 

@@ -260,6 +260,31 @@ def test_a_missing_or_damaged_set_names_its_stage(
     (tmp_path / "out" / "eval" / "texts.json").write_text('["one"]')
     with pytest.raises(CdmError, match="1 texts, but 3 rows"):
         PromptSet(tmp_path / "out" / "eval")
+    texts = PromptSet(tmp_path / "out" / "train").texts
+    (tmp_path / "out" / "train" / "texts.json").write_text(json.dumps([*texts[1:], texts[0]]))
+    with pytest.raises(CdmError, match=r"texts\.json: not the texts whose embeddings lie beside it: run"):
+        PromptSet(tmp_path / "out" / "train")
+
+
+@pytest.mark.parametrize("content", ["{}", "[1, 2, 3]", "[]", "[", "null", "[" * 5000])
+def test_texts_that_are_none_are_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "texts.json").write_text(content)
+    with pytest.raises(CdmError, match=r"texts\.json: missing or damaged: run the stage `prompts` again$"):
+        PromptSet(tmp_path)
+
+
+def test_a_damaged_embedding_is_not_used(
+    tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path
+) -> None:
+    build_prompts(tiny_params, tiny_teacher, tmp_path / "out")
+    for name in ("train", "eval", "empty"):
+        shard = tmp_path / "out" / name / "shard-00000.safetensors"
+        content = bytearray(shard.read_bytes())
+        content[-1] ^= 1
+        shard.write_bytes(content)
+        prompts_of = PromptSet(tmp_path / "out" / name)
+        with pytest.raises(StoreError, match=f"{name}/shard-00000.safetensors: its hash differs"):
+            prompts_of.conditioning([0])
 
 
 def changed(params: Params, section: str, **values: object) -> Params:

@@ -173,6 +173,41 @@ def test_sets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         open_sets(params, folder, TEXTS)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("evaluations", None, "evaluations is 'None', expected int"),
+        ("evaluations", 3, "not the samples of 4 steps"),
+        ("steps", 1, "not the samples of 4 steps"),
+        ("steps", "4", "steps is '4', expected int"),
+        ("prompts_sha256", 7, "prompts_sha256 is '7', expected str"),
+        ("model", [], "model is '[]', expected str"),
+    ],
+)
+def test_an_edited_set_is_one_line(tmp_path: Path, key: str, value: object, says: str) -> None:
+    folder = write_sets(tmp_path)
+    manifest = folder / "student" / "steps4" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["metadata"][key] = value
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(CdmError) as error:
+        open_sets(parameters(), folder, TEXTS)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_picture_is_not_measured(tmp_path: Path) -> None:
+    folder = write_sets(tmp_path)
+    shard = folder / "teacher" / "steps50" / "shard-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    full = open_sets(parameters(), folder, TEXTS).full
+    assert len(full.pictures(range(5))) == 5, "those of another file can be looked at"
+    with pytest.raises(CdmError, match=r"teacher/steps50/shard-00001\.safetensors: its hash differs"):
+        next(full.batches())
+
+
 def test_hashes_are_those_of_the_student_and_of_what_it_drew(tmp_path: Path) -> None:
     params = parameters()
     hashes = open_sets(params, write_sets(tmp_path / "a"), TEXTS).hashes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,7 @@ def test_training_pairs_are_of_training_prompts_and_of_noise_of_their_own(
 def test_without_training_pairs_there_is_an_empty_folder(
     tiny_params: Params, tiny_teacher: TeacherManifest, data: Path
 ) -> None:
-    (data / "pairs").mkdir()
-    (data / "pairs" / "old").touch()
+    shutil.copytree(data / "latents", data / "pairs")
     cache_pairs(tiny_params, tiny_teacher, data / "prompts", data / "pairs")
     assert list((data / "pairs").iterdir()) == []
 
@@ -301,6 +301,33 @@ def test_what_is_missing_or_stale_is_named_before_drawing(
     with pytest.raises(CdmError, match="latents: drawn for other prompts"):
         draw(tiny_params, tiny_teacher, data)
     assert sample.calls == 0
+
+
+EDITS = [
+    ("per_prompt", 3, "changed since it was written"),
+    ("per_prompt", 0, "changed since it was written"),
+    ("per_prompt", "2", "per_prompt is '2', expected int"),
+    ("steps", 0, "changed since it was written"),
+    ("steps", None, "steps is 'None', expected int"),
+    ("precision", "fp7", "changed since it was written"),
+    ("guidance_scale", "none", "guidance_scale is 'none', expected float"),
+    ("guidance_scale", 0.5, "changed since it was written"),
+    ("seed", [], "seed is '[]', expected int"),
+]
+
+
+def test_an_edited_cache_is_one_line(tiny_params: Params, tiny_teacher: TeacherManifest, data: Path) -> None:
+    manifest = data / "latents" / "manifest.json"
+    written = manifest.read_text()
+    for name, value, says in EDITS:
+        content = json.loads(written)
+        content["metadata"][name] = value
+        manifest.write_text(json.dumps(content))
+        with pytest.raises(CdmError) as error:
+            draw(tiny_params, tiny_teacher, data)
+        assert says in str(error.value)
+        assert "\n" not in str(error.value)
+    assert not (data / "samples").exists()
 
 
 def test_half_precision_draws_nearly_the_same(

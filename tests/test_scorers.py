@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import re
+import signal
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from cdm.errors import CdmError
-from cdm.evaluation import report
+from cdm.evaluation import report, scorers
 from cdm.evaluation.metrics import Chosen, measure_chosen
-from cdm.evaluation.samples import Samples
-from cdm.evaluation.scorers import ask
+from cdm.evaluation.samples import Samples, SampleSet
+from cdm.evaluation.scorers import Answer
 from cdm.params import Params, ScorerProcess
 from cdm.preflight import check_paths
+from cdm.system import programs
 from tests.sample_sets import (
     PER_PROMPT,
     ROOT,
@@ -56,8 +62,18 @@ def scorer(tmp_path: Path, code: str, name: str = "double") -> ScorerProcess:
     return ScorerProcess(name=name, command=f"{sys.executable} {script}")
 
 
+def ask(
+    scorer: ScorerProcess,
+    samples: SampleSet,
+    prompts: list[str],
+    cache: Path,
+    minutes: float = 10.0,
+) -> Answer:
+    return scorers.ask(scorer, samples, prompts, cache, minutes=minutes)
+
+
 def chosen_of(params: Params, samples: Samples, cache: Path) -> Chosen | None:
-    return measure_chosen(params.evaluate, samples, None, cache, seed=params.seed, device="cpu")
+    return measure_chosen(params.evaluate, samples, None, cache, seed=params.seed, runtime=params.runtime)
 
 
 def calls(tmp_path: Path) -> list[str]:
@@ -117,6 +133,12 @@ FAILURES = {
     "import sys; open(sys.argv[2], 'w').write('{\"scores\": {\"score\": [1]}}')": "expected 12 finite numbers",
     "import sys; open(sys.argv[2], 'w').write('{\"scores\": {\"s\": [NaN' + ', 1' * 11 + ']}}')": "12 finite numbers",
     'import sys; open(sys.argv[2], \'w\').write(\'{"summary": {"all": "x"}}\')': "a finite number, not 'x'",
+    "import sys; open(sys.argv[2], 'w').write('{\"summary\": {\"a\": ' + '9' * 400 + '}}')": "finite number, not '999",
+    "import sys; open(sys.argv[2], 'w').write('{\"summary\": {\"' + 'a' * 400 + '\": 1}}')": "is no name of a figure",
+    "import sys; open(sys.argv[2], 'w').write('{\"scores\": {\"a\\\\nb\": [1]}}')": "is no name of a figure",
+    "import sys; open(sys.argv[2], 'w').write('[' * 5000)": "is not JSON",
+    "import sys; open(sys.argv[2], 'wb').write(b'\\xff')": "is not JSON",
+    "import os, sys; os.mkdir(sys.argv[2])": "wrote no answer: answer.json: Is a directory",
 }
 
 
@@ -135,7 +157,7 @@ def test_what_was_answered_is_kept_when_another_fails(samples: Samples, tmp_path
     once = DOUBLE + "\nif request['set'] == 'teacher/steps4': sys.exit('no more')\n"
     broken, double = scorer(tmp_path, once, "broken"), scorer(tmp_path, DOUBLE, "double")
     params = parameters(scorers=[broken, double])
-    with pytest.raises(CdmError, match=r"^scorer broken: exit code 1: no more$"):
+    with pytest.raises(CdmError, match=r"^scorer broken: teacher/steps4: 12 pictures: exit code 1: no more$"):
         chosen_of(params, samples, tmp_path / "cache")
     sets = ["student/steps1", "student/steps4", "teacher/steps4", "teacher/steps50"]
     assert calls(tmp_path) == [*sets[:3], *sets]
@@ -145,13 +167,13 @@ def test_what_was_answered_is_kept_when_another_fails(samples: Samples, tmp_path
 
 
 def test_a_scorer_that_is_not_there_is_reported_before_anything_starts(tmp_path: Path) -> None:
-    scorers = [
+    named = [
         ScorerProcess(name="a", command="no-such-program --x"),
         ScorerProcess(name="b", command=f"{sys.executable} no/such/script.py --x 1"),
         ScorerProcess(name="c", command="unclosed 'quote"),
     ]
     with pytest.raises(CdmError) as error:
-        check_paths(parameters(scorers=scorers))
+        check_paths(parameters(scorers=named))
     lines = str(error.value).splitlines()
     assert len(lines) == 3
     assert "evaluate.scorers: a: no-such-program: no such program" in lines[0]
@@ -231,3 +253,180 @@ json.dump({"summary": {"x": 1}}, open(sys.argv[2], "w"))
 
     found = torch.from_numpy(np.array(Image.open(tmp_path / "calls"))).permute(2, 0, 1)
     assert torch.equal(found, samples.full.pictures([5])[0])
+
+
+def test_a_scorer_is_asked_again_when_its_own_script_changes(samples: Samples, tmp_path: Path) -> None:
+    (tmp_path / "helper.py").touch()
+    double = scorer(tmp_path, f"import helper\n{DOUBLE}")
+
+    def is_asked() -> bool:
+        before = len(calls(tmp_path))
+        ask(double, samples.student[0], PROMPTS, tmp_path / "cache")
+        return len(calls(tmp_path)) > before
+
+    assert is_asked()
+    assert not is_asked()
+    for name in ("double.py", "helper.py"):
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "# changed\n")
+        assert is_asked(), name
+        assert not is_asked(), name
+
+
+def test_a_kept_answer_that_is_damaged_is_asked_for_again(samples: Samples, tmp_path: Path) -> None:
+    double = scorer(tmp_path, DOUBLE)
+    first = ask(double, samples.student[0], PROMPTS, tmp_path / "cache")
+    (kept,) = (tmp_path / "cache").iterdir()
+    for content in ("{", '{"scores": {"score": [1]}}', ""):
+        kept.write_text(content)
+        assert ask(double, samples.student[0], PROMPTS, tmp_path / "cache") == first
+    assert len(calls(tmp_path)) == 4
+
+
+def test_a_command_may_set_variables_and_begin_at_home(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+import json, os, sys
+json.dump({"summary": {"gpu": int(os.environ["GPU"]), "more": int(sys.argv[1])}}, open(sys.argv[-1], "w"))
+"""
+    scorer(tmp_path, code, "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PYTHON_OF_MINE", sys.executable)
+    monkeypatch.setenv("MORE", "7")
+    command = "GPU=3 $PYTHON_OF_MINE ~/mine.py $MORE"
+    mine = ScorerProcess(name="mine", command=command)
+    check_paths(parameters(scorers=[mine]))
+    assert ask(mine, samples.full, PROMPTS, tmp_path / "cache").summary == {"gpu": 3, "more": 7}
+    monkeypatch.setenv("MORE", "8")  # another value is another question
+    assert ask(mine, samples.full, PROMPTS, tmp_path / "cache").summary == {"gpu": 3, "more": 8}
+
+
+def test_what_is_waited_for_is_said(
+    samples: Samples, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "EVERY", 0.05)
+    slow = (
+        "import sys, time\nprint('loading\\tweights', file=sys.stderr, flush=True)\ntime.sleep(0.5)\n" + DOUBLE
+    )
+    ask(scorer(tmp_path, slow), samples.student[0], PROMPTS, tmp_path / "cache", minutes=3)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "scorer double: student/steps1: 12 pictures: at most 3 minutes"
+    assert lines[-1] == (
+        "scorer double: student/steps1: 12 pictures: 0 of at most 3 minutes, which says: loading weights"
+    )
+
+
+def test_a_scorer_cannot_fill_the_screen(
+    samples: Samples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loud = """
+import sys
+for _ in range(20):
+    sys.stderr.write("\\x1b[2Jx" * 2**18)  # 20 MB in one line
+sys.stderr.write("\\x07the end")
+sys.exit(1)
+"""
+    with pytest.raises(CdmError) as error:
+        ask(scorer(tmp_path, loud, "loud"), samples.student[0], PROMPTS, tmp_path / "cache")
+    shown = capsys.readouterr().err
+    assert len(shown) < 2 * programs.PASSED_ON
+    assert shown.endswith("\n(it says more, which is left out)\n")
+    assert str(error.value).endswith("the end")
+    assert len(str(error.value)) < 500
+    assert str(error.value).isprintable()
+
+
+WITH_A_CHILD = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("waiting for a licence", file=sys.stderr, flush=True)
+with open(CALLS, "w") as file:
+    file.write(f"{child.pid}\\n")
+time.sleep(600)
+"""
+
+
+def child_of(tmp_path: Path) -> int:
+    """The process that a scorer has started, once it has."""
+    while not (calls(tmp_path) and (tmp_path / "calls").read_text().endswith("\n")):
+        time.sleep(0.01)
+    return int(calls(tmp_path)[0])
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_scorer_that_takes_too_long_is_ended_with_all_that_it_started(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock stands until the scorer has started its child, and is then past the limit."""
+    started = []
+
+    def clock() -> float:
+        if started:
+            child_of(tmp_path)
+            return 5 * 60.0
+        started.append(True)
+        return 0.0
+
+    monkeypatch.setattr(programs.time, "monotonic", clock)
+    with pytest.raises(CdmError) as error:
+        ask(scorer(tmp_path, WITH_A_CHILD, "stuck"), samples.student[0], PROMPTS, tmp_path / "cache", minutes=5)
+    assert str(error.value) == (
+        "scorer stuck: student/steps1: 12 pictures: stopped after 5 minutes (runtime.scorer_minutes):"
+        " waiting for a licence"
+    )
+    monkeypatch.undo()
+    assert is_gone(child_of(tmp_path))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_an_interrupted_evaluation_leaves_no_scorer_behind(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def interrupted(*_: object) -> bool:
+        child_of(tmp_path)
+        os.kill(os.getpid(), number)
+        time.sleep(10)  # the signal comes before that is over
+        return True
+
+    monkeypatch.setattr(programs, "_ended", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        ask(scorer(tmp_path, WITH_A_CHILD, "stuck"), samples.student[0], PROMPTS, tmp_path / "cache")
+    assert is_gone(child_of(tmp_path))
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_process_that_a_scorer_leaves_behind_does_not_hold_it_up(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that it has started has its standard error, and goes on."""
+    monkeypatch.setattr(programs, "LAST_WORDS", 0.1)
+    server = """
+import subprocess
+server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+open(CALLS + "-server", "w").write(str(server.pid))
+"""
+    answer = ask(scorer(tmp_path, DOUBLE + server), samples.student[0], PROMPTS, tmp_path / "cache")
+    left = psutil.Process(int((tmp_path / "calls-server").read_text()))
+    left.kill()
+    assert answer.summary == {"overall": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("A=1", "names no program"),
+        ("$NOT_SET_AT_ALL x.py", "the environment variable NOT_SET_AT_ALL is not set"),
+        ("~/no-such-program", "no-such-program: no such program: see docs/evaluation.md"),
+    ],
+)
+def test_commands_are_checked_before_a_run(command: str, says: str) -> None:
+    with pytest.raises(CdmError, match=f"^evaluate.scorers: a: .*{re.escape(says)}$"):
+        check_paths(parameters(scorers=[ScorerProcess(name="a", command=command)]))

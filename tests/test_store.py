@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cdm.data.store import MANIFEST, ShardWriter, Store, StoreError, is_complete, shard_rows
+from cdm.data.store import MANIFEST, ShardWriter, Store, StoreError, is_complete, make_empty, shard_rows
+from cdm.system import files as files_module
 from cdm.system import progress
 from cdm.system.files import sha256
 
@@ -92,6 +96,26 @@ def test_an_interrupted_run_is_resumed_after_its_whole_shards(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "straight"], "nothing is left behind"
 
 
+@pytest.mark.parametrize("damage", ["a flipped byte", "another shard", "a missing shard", "no record"])
+def test_a_damaged_shard_of_an_interrupted_run_is_written_again(tmp_path: Path, damage: str) -> None:
+    interrupted(tmp_path / "store", 13, {"seed": 0})
+    partial = tmp_path / ".store.partial"
+    shard, other = partial / "shard-00001.safetensors", partial / "shard-00002.safetensors"
+    if damage == "a flipped byte":
+        flip(shard)
+    elif damage == "another shard":
+        shard.write_bytes(other.read_bytes())
+    elif damage == "a missing shard":
+        shard.unlink()
+    else:
+        (partial / "resume.json").unlink()
+    with ShardWriter(tmp_path / "store", 4, {"seed": 0}) as writer:
+        assert writer.rows_done == (0 if damage == "no record" else 4)
+        writer.append(rows(writer.rows_done, 14))
+    write(tmp_path / "straight", count=14)
+    assert files(tmp_path / "store") == files(tmp_path / "straight")
+
+
 @pytest.mark.parametrize("change", ["metadata", "fingerprint", "rows_per_shard"])
 def test_another_run_starts_anew(tmp_path: Path, change: str) -> None:
     interrupted(tmp_path / "store", 9, {"seed": 0})
@@ -119,7 +143,7 @@ def test_a_new_store_replaces_an_old_one_but_nothing_else(tmp_path: Path) -> Non
     assert len(write(tmp_path / "store", count=2)) == 2
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
-    with pytest.raises(StoreError, match="photos: exists and is not a store"):
+    with pytest.raises(StoreError, match="photos: exists and holds other things"):
         ShardWriter(tmp_path / "photos", 4, {})
     assert (tmp_path / "photos" / "cat.png").exists()
 
@@ -142,20 +166,61 @@ def test_a_store_of_no_rows_is_refused(tmp_path: Path) -> None:
         ShardWriter(tmp_path / "store", 4, {}).close()
 
 
-def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
-    store = write(tmp_path / "store")
-    shard = tmp_path / "store" / "shard-00001.safetensors"
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(content)
-    with pytest.raises(StoreError, match=r"shard-00001\.safetensors: its hash differs") as error:
-        store.verify()
-    assert len(str(error.value).splitlines()) == 1
+def flip(path: Path, at: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_byte_is_found_when_its_shard_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    flip(tmp_path / "store" / "shard-00001.safetensors")
+    store = Store(tmp_path / "store")
+    assert store.rows([0, 9])["index"].tolist() == [0, 9], "what is not damaged can be read"
+    for read in (store.verify, store.all, lambda: store.rows([9, 5])):
+        with pytest.raises(StoreError, match=r"shard-00001.safetensors: its hash differs .*: remove") as error:
+            read()
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_every_byte_of_a_shard_counts(tmp_path: Path) -> None:
+    write(tmp_path / "store", count=4)
+    shard = tmp_path / "store" / "shard-00000.safetensors"
+    size = shard.stat().st_size
+    for at in (0, 1, 9, size // 2, size - 1):
+        flip(shard, at)
+        with pytest.raises(StoreError, match="its hash differs"):
+            Store(tmp_path / "store").rows([0])
+        flip(shard, at)
+    assert Store(tmp_path / "store").rows([3])["index"].tolist() == [3]
+
+
+def test_a_process_reads_a_shard_whole_once_and_only_those_that_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "store")
+    for path in (tmp_path / "store").iterdir():
+        os.utime(path, (1, 1))  # long ago: the time of a change tells one state from another
+    read: list[str] = []
+    original = files_module.sha256
+
+    def watched(path: Path) -> str:
+        read.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(files_module, "sha256", watched)
+    for _ in range(2):  # two readers of one folder
+        store = Store(tmp_path / "store")
+        for _ in range(3):
+            store.rows([0, 9, 3])
+    assert read == ["shard-00000.safetensors", "shard-00002.safetensors"]
 
 
 def test_a_missing_shard_is_found(tmp_path: Path) -> None:
     store = write(tmp_path / "store")
     (tmp_path / "store" / "shard-00002.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"shard-00002\.safetensors: missing"):
+        Store(tmp_path / "store")
     with pytest.raises(StoreError, match=r"shard-00002\.safetensors: missing"):
         store.verify()
     with pytest.raises(StoreError, match=r"shard-00002\.safetensors: missing"):
@@ -271,3 +336,95 @@ def test_a_cast_that_concerns_nothing_is_not_warned_of_and_one_that_does_is(tiny
         assert "norm_out" in said[0]
     finally:
         logger.removeHandler(handler)
+
+
+def changed(path: Path, change: Callable[[Any], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+EDITS: dict[str, Callable[[Any], None]] = {
+    "no rows": lambda m: m.pop("rows"),
+    "rows as text": lambda m: m.update(rows="10"),
+    "rows as a list": lambda m: m.update(rows=[10]),
+    "half a row": lambda m: m.update(rows=10.5),
+    "no tensors": lambda m: m.update(tensors={}),
+    "tensors as a list": lambda m: m.update(tensors=["values"]),
+    "a tensor without shape": lambda m: m["tensors"]["values"].pop("shape"),
+    "a dtype that is none": lambda m: m["tensors"]["values"].update(dtype="float99"),
+    "a dtype that is a function": lambda m: m["tensors"]["values"].update(dtype="zeros"),
+    "a negative size": lambda m: m["tensors"]["values"].update(shape=[-2, 3]),
+    "a size as text": lambda m: m["tensors"]["values"].update(shape=["2", 3]),
+    "a size that is true": lambda m: m["tensors"]["values"].update(shape=[True, 3]),
+    "no shards": lambda m: m.update(shards=[]),
+    "shards as an object": lambda m: m.update(shards={}),
+    "a shard as text": lambda m: m["shards"].insert(0, "shard-00000.safetensors"),
+    "a shard without a hash": lambda m: m["shards"][0].pop("sha256"),
+    "a hash that is none": lambda m: m["shards"][0].update(sha256=None),
+    "a hash cut short": lambda m: m["shards"][0].update(sha256="ab"),
+    "a shard elsewhere": lambda m: m["shards"][0].update(file="../other/shard-00000.safetensors"),
+    "a shard of no rows": lambda m: m["shards"][0].update(rows=0),
+    "a shard of negative rows": lambda m: (m["shards"][0].update(rows=-4), m.update(rows=2)),
+    "a shard that is not there": lambda m: m["shards"][0].update(file="shard-00007.safetensors"),
+    "no metadata": lambda m: m.pop("metadata"),
+    "metadata as a list": lambda m: m.update(metadata=[]),
+}
+"""Edits of a manifest that no `Store` opens."""
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_manifest_is_one_line(tmp_path: Path, edit: str) -> None:
+    write(tmp_path / "store")
+    changed(tmp_path / "store" / MANIFEST, EDITS[edit])
+    with pytest.raises(StoreError) as error:
+        Store(tmp_path / "store")
+    assert "\n" not in str(error.value)
+    assert f"remove {tmp_path / 'store'} and run" in str(error.value)
+    assert not is_complete(tmp_path / "store", {"seed": 0})
+
+
+def test_a_shape_of_terabytes_is_refused_before_anything_is_allocated(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    changed(tmp_path / "store" / MANIFEST, lambda m: m["tensors"]["values"].update(shape=[10**9, 10**6]))
+    with pytest.raises(StoreError, match="are not the manifest's"):
+        Store(tmp_path / "store").rows([1])
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{", b"[" * 5000, b"\x00" * 100, b""])
+def test_a_manifest_that_is_no_text_is_one_line(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path / "store")
+    (tmp_path / "store" / MANIFEST).write_bytes(content)
+    with pytest.raises(StoreError, match="missing or damaged"):
+        Store(tmp_path / "store")
+
+
+@pytest.mark.parametrize("value", [None, "0", [], True, "x" * 10**6])
+def test_metadata_of_another_kind_are_one_line(tmp_path: Path, value: object) -> None:
+    with ShardWriter(tmp_path / "store", 4, {"seed": value, "scale": 2}) as writer:
+        writer.append(rows(0, 1))
+    store = Store(tmp_path / "store")
+    with pytest.raises(StoreError, match=r"manifest\.json: damaged: seed is .*, expected int") as error:
+        store.fact("seed", int)
+    assert len(str(error.value)) < 1000
+    with pytest.raises(StoreError, match="steps is 'None', expected int"):
+        store.fact("steps", int)
+    assert store.fact("scale", float) == 2.0
+    assert isinstance(store.fact("scale", float), float)
+
+
+def test_a_store_gives_way_to_an_empty_folder_and_nothing_else_does(tmp_path: Path) -> None:
+    write(tmp_path / "store")
+    for _ in range(2):
+        make_empty(tmp_path / "store")
+        assert list((tmp_path / "store").iterdir()) == []
+    make_empty(tmp_path / "new" / "store")
+    assert (tmp_path / "new" / "store").is_dir()
+    (tmp_path / "store" / "cat.png").touch()
+    with pytest.raises(StoreError, match="store: exists and holds other things"):
+        make_empty(tmp_path / "store")
+    (tmp_path / "file").touch()
+    for write_to in (make_empty, lambda place: ShardWriter(place, 4, {})):
+        with pytest.raises(StoreError, match="file: a file is in the way"):
+            write_to(tmp_path / "file")
+    assert (tmp_path / "store" / "cat.png").exists()

@@ -29,14 +29,15 @@ class PromptSet:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            self.texts: list[str] = json.loads((folder / TEXTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise CdmError(f"{folder / TEXTS}: missing or damaged: run the stage `prompts`") from None
+        self.texts = _read_texts(folder / TEXTS)
         self.store = Store(folder) if (folder / MANIFEST).exists() else None
         if self.store is not None and len(self.store) != len(self.texts):
             raise CdmError(
                 f"{folder}: {len(self.texts)} texts, but {len(self.store)} rows: run the stage `prompts`"
+            )
+        if self.store is not None and self.store.fact("prompts_sha256", str) != self.sha256:
+            raise CdmError(
+                f"{folder / TEXTS}: not the texts whose embeddings lie beside it: run the stage `prompts` again"
             )
 
     def __len__(self) -> int:
@@ -57,6 +58,16 @@ class PromptSet:
                 f"{self.folder}: holds texts only: run the stage `prompts` with prompts.embed cached"
             )
         return as_float32(self.store.rows(indices), device)
+
+
+def _read_texts(path: Path) -> list[str]:
+    try:
+        texts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        texts = None
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise CdmError(f"{path}: missing or damaged: run the stage `prompts` again")
+    return texts
 
 
 def as_float32(conditioning: Conditioning, device: torch.device | None) -> Conditioning:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 from cdm.data.prompt_set import PromptSet
 from cdm.data.reference import Reference
 from cdm.data.spread import spread
-from cdm.data.store import ShardWriter, Store, is_complete, open_staging, publish, shard_rows
+from cdm.data.store import ShardWriter, Store, is_complete, make_empty, open_staging, publish, shard_rows
 from cdm.families import Conditioning, Family, get_family
 from cdm.flow import inference_sigmas
 from cdm.models.manifest import TeacherManifest, file_hashes
@@ -213,12 +212,12 @@ def cache_training_pairs(
 ) -> None:
     """Write the store `out` of `latents.train_pairs` teacher's samples of training prompts, which are shuffled.
 
-    Tensors as in `cache_teacher_latents`, with other noise. Where there are none, `out` is an empty folder.
+    Tensors as in `cache_teacher_latents`, with other noise. Where there are none, `out` is an empty folder. Raises
+    CdmError if it holds anything but a store.
     """
     count = settings.train_pairs
     if not count:
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True, exist_ok=True)
+        make_empty(out)
         return
 
     def noise(samples: range) -> Tensor:
@@ -308,17 +307,16 @@ def draw_samples(
     guidance. An interrupted run is resumed. Raises CdmError before drawing if the student is missing or the
     cache belongs to another teacher or other prompts.
     """
-    cache, family = Reference.open(prompts, latents, teacher).cache, get_family(teacher.family)
+    reference, family = Reference.open(prompts, latents, teacher), get_family(teacher.family)
     learnt = find_student(student, teacher)
-    full, guidance_scale = cache.metadata["steps"], cache.metadata["guidance_scale"]
     contestants = (
         Contestant("student", learnt, digest_of(file_hashes(student)), 1.0, {*settings.steps}),
         Contestant(
             "teacher",
             Model(family, teacher.folder()),
             teacher.digest,
-            guidance_scale,
-            {*settings.teacher_steps, full},
+            reference.guidance_scale,
+            {*settings.teacher_steps, reference.steps},
         ),
     )
     processes = Processes.join(runtime.device)
@@ -328,7 +326,7 @@ def draw_samples(
             out, "student", digest_of([code_digest("sample", family.name), settings.model_dump()])
         )
     for contestant in contestants:
-        _write_sets(contestant, processes, cache, prompts, staging, settings.pictures, runtime.batch_size)
+        _write_sets(contestant, processes, reference, prompts, staging, settings.pictures, runtime.batch_size)
     if processes.is_main:
         publish(out)
     processes.wait()
@@ -348,7 +346,7 @@ class Contestant:
 def _write_sets(
     contestant: Contestant,
     processes: Processes,
-    cache: Store,
+    reference: Reference,
     prompts: Path,
     staging: Path,
     pictures: int,
@@ -361,13 +359,13 @@ def _write_sets(
         contestant.model,
         prompts,
         guidance_scale=scale,
-        precision=cache.metadata["precision"],
+        precision=reference.precision,
         image=True,
     )
     for steps in sorted(contestant.steps):
-        drawn = name == "teacher" and steps == cache.metadata["steps"]
+        drawn = name == "teacher" and steps == reference.steps
         folder = staging / name / f"steps{steps}"
-        _write_set(sampler, processes, cache, folder, steps, contestant.digest, batch_size, drawn=drawn)
+        _write_set(sampler, processes, reference, folder, steps, contestant.digest, batch_size, drawn=drawn)
         if processes.is_main:
             texts, title = sampler.prompts.texts, f"{name}-steps{steps}"
             _write_pictures(Store(folder), texts, pictures, staging / "pictures", title)
@@ -376,7 +374,7 @@ def _write_sets(
 def _write_set(
     sampler: Sampler,
     processes: Processes,
-    cache: Store,
+    reference: Reference,
     folder: Path,
     steps: int,
     digest: str,
@@ -389,21 +387,21 @@ def _write_set(
         "steps": steps,
         "evaluations": evaluations(steps, sampler.guidance_scale),
         "guidance_scale": sampler.guidance_scale,
-        "per_prompt": cache.metadata["per_prompt"],
+        "per_prompt": reference.per_prompt,
         "precision": sampler.precision,
         "prompts_sha256": sampler.prompts.sha256,
-        "seed": cache.metadata["seed"],
+        "seed": reference.seed,
         "model": digest,
     }
     if processes.agree(is_complete(folder, metadata)):
         return
 
     def draw(samples: range) -> Rows:
-        row = cache.rows(samples)
+        row = reference.cache.rows(samples)
         latents = row["latents"] if drawn else sampler.draw(row["noise"], row["prompt"].tolist(), steps)
         return {"latents": latents, "images": sampler.decode(latents)}
 
-    table = Table(folder, len(cache), _rows_per_shard(cache), metadata)
+    table = Table(folder, len(reference.cache), _rows_per_shard(reference.cache), metadata)
     table.fill(processes, draw, batch_size, "/".join(folder.parts[-2:]))
 
 
@@ -415,6 +413,6 @@ def _rows_per_shard(cache: Store) -> int:
 def _write_pictures(store: Store, texts: Sequence[str], count: int, folder: Path, name: str) -> None:
     """The first sample of each of `count` prompts, spread over the list `texts`, as a PNG of its own."""
     for prompt in spread(len(texts), count):
-        image = store.rows([prompt * store.metadata["per_prompt"]])["images"][0]
-        steps, seed = store.metadata["steps"], store.metadata["seed"]
+        image = store.rows([prompt * store.fact("per_prompt", int)])["images"][0]
+        steps, seed = store.fact("steps", int), store.fact("seed", int)
         write_png(folder / f"{prompt:03d}-{name}.png", image, prompt=texts[prompt], steps=steps, seed=seed)

@@ -7,28 +7,39 @@ Every tensor has one row a sample. The same rows give the same bytes: nothing ho
 A store is written in a hidden folder beside its final place, and takes that place when it is whole. So a store
 that exists is complete, and what an interrupted run has written survives even where the final folder is removed
 before the next run, as DVC does with the outs of a stage.
+
+A shard is hashed when a process reads its first row, so that no damaged number is used, and what is not read costs
+nothing.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cdm.errors import CdmError
-from cdm.system.files import read_json, sha256, write_json
+from cdm.system.files import Memory, read_json, sha256, write_json
+from cdm.system.writing import hidden, placed, replace
 
 MANIFEST = "manifest.json"
 RESUME = "resume.json"
 FORMAT = "cdm-store-1"
+
+_hashes = Memory()
+"""Hashes of the shards that this process has read, whichever `Store` has read them."""
+
+Value = TypeVar("Value", int, float, str)
 
 
 class StoreError(CdmError):
@@ -59,15 +70,23 @@ def _shard_name(index: int) -> str:
     return f"shard-{index:05d}.safetensors"
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A file of a store."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
 def open_staging(out: Path, marker: str, fingerprint: str) -> Path:
     """The hidden folder in which several stores are written that are to take the place `out` together.
 
     It keeps what an interrupted run of the same `fingerprint` has finished. Raises StoreError if `out` holds
     anything, but no `marker`: then it is not what `publish` would replace.
     """
-    if out.exists() and not (out / marker).exists() and not _is_empty(out):
-        raise StoreError(f"{out}: exists and holds other things: move it away, or choose another folder")
-    staging = _hidden(out)
+    _check_replaceable(out, marker)
+    staging = hidden(out)
     if read_json(staging / RESUME) != fingerprint:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
@@ -77,19 +96,34 @@ def open_staging(out: Path, marker: str, fingerprint: str) -> Path:
 
 def publish(out: Path) -> None:
     """Move the staging folder of `out` to its place, where it replaces an older one."""
-    staging = _hidden(out)
+    staging = hidden(out)
     (staging / RESUME).unlink()
-    if out.exists():
-        shutil.rmtree(out)
-    staging.replace(out)
+    replace(staging, out)
+
+
+def make_empty(folder: Path) -> None:
+    """An empty folder in the place of a store; StoreError if it holds anything but a store."""
+    _check_replaceable(folder, MANIFEST)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _check_replaceable(folder: Path, marker: str) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: a file is in the way: move it away, or choose another folder")
+    if any(folder.iterdir()) and not (folder / marker).exists():
+        raise StoreError(f"{folder}: exists and holds other things: move it away, or choose another folder")
 
 
 class ShardWriter:
     """Writes a store row by row, and takes up an interrupted run where its last whole shard ended.
 
     `metadata` is what makes rows the same rows (seed, hashes of the inputs): where an interrupted run had
-    another, or another `fingerprint` (which is not kept: of the code, say), its shards are dropped. Append from
-    row `rows_done` on. As a context manager, it closes on success only.
+    another, or another `fingerprint` (which is not kept: of the code, say), its shards are dropped. So is a shard
+    that has changed since it was written, with all behind it. Append from row `rows_done` on. As a context manager,
+    it closes on success only.
 
     Raises StoreError if `folder` holds anything but a store, which the new one would replace.
     """
@@ -99,40 +133,44 @@ class ShardWriter:
     ) -> None:
         if rows_per_shard < 1:
             raise ValueError(f"rows_per_shard is {rows_per_shard}, expected at least 1")
-        if folder.exists() and not (folder / MANIFEST).exists() and not _is_empty(folder):
-            raise StoreError(f"{folder}: exists and is not a store: move it away, or choose another folder")
+        _check_replaceable(folder, MANIFEST)
         self.folder = folder
         self.rows_per_shard = rows_per_shard
         self.metadata = _plain(metadata)
-        self._partial = _hidden(folder)
-        self._shards: list[dict[str, Any]] = []
+        self._partial = hidden(folder)
+        self._shards: list[Shard] = []
         self._tensors: dict[str, Any] | None = None
         self._buffer: list[dict[str, Tensor]] = []
-        self._resume({"rows_per_shard": rows_per_shard, "metadata": self.metadata, "fingerprint": fingerprint})
-        self.rows_done = sum(shard["rows"] for shard in self._shards)
+        self._key = {"rows_per_shard": rows_per_shard, "metadata": self.metadata, "fingerprint": fingerprint}
+        self._resume()
+        self.rows_done = sum(shard.rows for shard in self._shards)
         """Rows in whole shards left by an interrupted run."""
 
-    def _resume(self, key: dict[str, Any]) -> None:
-        if read_json(self._partial / RESUME) != key:
+    def _resume(self) -> None:
+        kept = read_json(self._partial / RESUME)
+        if not isinstance(kept, dict) or kept.get("key") != self._key:
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial.mkdir(parents=True)
-            write_json(self._partial / RESUME, key)
-        while (tensors := self._whole_shard(len(self._shards))) is not None:
-            self._tensors = _layout(tensors)
-            self._record(self.rows_per_shard)
+            kept = {}
+        for shard in (Shard(**written) for written in kept.get("shards", [])):
+            layout = self._layout_of(shard)
+            if layout is None or self._tensors not in (None, layout):
+                break
+            self._tensors = layout
+            self._shards.append(shard)
+        self._record()
 
-    def _whole_shard(self, index: int) -> dict[str, Tensor] | None:
-        """The tensors of shard `index` if it is there and full; shards are renamed into place when written."""
-        path = self._partial / _shard_name(index)
-        if not path.exists():
+    def _layout_of(self, shard: Shard) -> dict[str, Any] | None:
+        """The layout of a shard that was written before; None if it is not full, or no longer what was written."""
+        path = self._partial / shard.file
+        if shard.rows != self.rows_per_shard or not path.is_file() or sha256(path) != shard.sha256:
             return None
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError):
-            return None
-        full = all(len(tensor) == self.rows_per_shard for tensor in tensors.values())
-        alike = self._tensors is None or _layout(tensors) == self._tensors
-        return tensors if full and alike else None
+        return _layout(_load_shard(path))
+
+    def _record(self) -> None:
+        """Remember the shards that are written, for a run that takes this one up."""
+        shards = [asdict(shard) for shard in self._shards]
+        write_json(self._partial / RESUME, {"key": self._key, "shards": shards})
 
     def append(self, tensors: dict[str, Tensor]) -> None:
         """Add the rows of `tensors`, each (rows, ...) with the same number of rows.
@@ -163,15 +201,12 @@ class ShardWriter:
         self._buffer = [{name: tensor[start:] for name, tensor in rows.items()}] if start < count else []
 
     def _write(self, tensors: dict[str, Tensor]) -> None:
-        path = self._partial / _shard_name(len(self._shards))
-        temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary)
-        temporary.replace(path)
-        self._record(len(next(iter(tensors.values()))))
-
-    def _record(self, rows: int) -> None:
         name = _shard_name(len(self._shards))
-        self._shards.append({"file": name, "rows": rows, "sha256": sha256(self._partial / name)})
+        with placed(self._partial / name) as path:
+            save_file(tensors, path)
+            digest = sha256(path)
+        self._shards.append(Shard(name, len(next(iter(tensors.values()))), digest))
+        self._record()
 
     def close(self) -> None:
         """Write the rest and the manifest, and move the store to its place, where it replaces an older one."""
@@ -181,19 +216,17 @@ class ShardWriter:
             self._flush(whole_shards_only=False)
         manifest = {
             "format": FORMAT,
-            "rows": sum(shard["rows"] for shard in self._shards),
+            "rows": sum(shard.rows for shard in self._shards),
             "tensors": self._tensors,
-            "shards": self._shards,
+            "shards": [asdict(shard) for shard in self._shards],
             "metadata": self.metadata,
         }
         write_json(self._partial / MANIFEST, manifest)
         self._remove_leftovers()
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self._partial.replace(self.folder)
+        replace(self._partial, self.folder)
 
     def _remove_leftovers(self) -> None:
-        known = {MANIFEST, *(shard["file"] for shard in self._shards)}
+        known = {MANIFEST, *(shard.file for shard in self._shards)}
         for path in self._partial.iterdir():
             if path.name not in known:
                 path.unlink()
@@ -209,9 +242,10 @@ class ShardWriter:
 
 
 class Store:
-    """A store to read from. Shards are mapped into memory, so only the rows asked for are read from disk.
+    """A store to read from. Shards are mapped into memory, so only the rows asked for are kept there.
 
-    Raises StoreError if `folder` is not a store or its manifest is damaged; see `verify` for the shards.
+    Raises StoreError if `folder` is not a store, its manifest is damaged, or a shard is not there. What is in a shard
+    is checked when its first row is read: its hash and its shapes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -219,25 +253,17 @@ class Store:
         if not folder.is_dir():
             raise StoreError(f"{folder}: no such folder: the stage that writes it has not run")
         manifest = read_json(folder / MANIFEST)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise StoreError(
-                f"{folder / MANIFEST}: missing or damaged: run the stage that writes {folder} again"
-            )
-        try:
-            self.metadata: dict[str, Any] = manifest["metadata"]
-            self._tensors: dict[str, Any] = {
-                name: {"dtype": layout["dtype"], "shape": list(layout["shape"])}
-                for name, layout in manifest["tensors"].items()
-            }
-            self._shards = [
-                (shard["file"], int(shard["rows"]), shard["sha256"]) for shard in manifest["shards"]
-            ]
-            self._rows = int(manifest["rows"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise StoreError(f"{folder / MANIFEST}: damaged ({error!r}): run the stage again") from None
-        if self._rows != sum(rows for _, rows, _ in self._shards):
-            raise StoreError(f"{folder / MANIFEST}: damaged: its shards do not add up to {self._rows} rows")
+        problem = next(_problems(manifest), None)
+        if problem is not None:
+            raise StoreError(f"{folder / MANIFEST}: missing or damaged ({problem}): {_remedy(folder)}")
+        self.metadata: dict[str, Any] = manifest["metadata"]
+        self._tensors: dict[str, Any] = manifest["tensors"]
+        self._shards = [Shard(each["file"], each["rows"], each["sha256"]) for each in manifest["shards"]]
+        self._rows: int = manifest["rows"]
         self._loaded: dict[int, dict[str, Tensor]] = {}
+        for shard in self._shards:
+            if not (folder / shard.file).is_file():
+                raise StoreError(f"{folder / shard.file}: missing: {_remedy(folder)}")
 
     def __len__(self) -> int:
         return self._rows
@@ -247,16 +273,22 @@ class Store:
         """Names of the tensors, sorted."""
         return sorted(self._tensors)
 
+    def fact(self, name: str, kind: type[Value]) -> Value:
+        """The value `name` of `metadata`; StoreError if it is missing or of another kind."""
+        value = self.metadata.get(name)
+        wanted = (int, float) if kind is float else (kind,)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise StoreError(
+                f"{self.folder / MANIFEST}: damaged: {name} is {str(value)[:40]!r}, expected {kind.__name__}:"
+                f" {_remedy(self.folder)}"
+            )
+        return kind(value)
+
     def verify(self) -> None:
-        """Hash every shard; StoreError names each that is missing, changed or of another shape."""
+        """Check every shard, read or not; StoreError names each that is missing, changed or of another shape."""
         problems = []
-        for index, (name, _, digest) in enumerate(self._shards):
-            path = self.folder / name
+        for index in range(len(self._shards)):
             try:
-                if path.exists() and sha256(path) != digest:
-                    raise StoreError(
-                        f"{path}: its hash differs from the manifest's: the file was changed or damaged"
-                    )
                 self._shard(index)
             except StoreError as problem:
                 problems.append(str(problem))
@@ -266,22 +298,24 @@ class Store:
     def rows(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The rows `indices`, in that order (repeats allowed), each tensor (len(indices), ...).
 
-        Raises IndexError for an index outside the store, StoreError for a shard that cannot be read.
+        Raises IndexError for an index outside the store, StoreError for a shard that is damaged.
         """
         wanted = torch.as_tensor(indices, dtype=torch.long).reshape(-1)
         if len(wanted) and (int(wanted.min()) < 0 or int(wanted.max()) >= self._rows):
             raise IndexError(f"{self.folder}: rows {int(wanted.min())}..{int(wanted.max())} of {self._rows}")
+        parts, start = [], 0
+        for index, shard in enumerate(self._shards):
+            inside = torch.nonzero((wanted >= start) & (wanted < start + shard.rows))[:, 0]
+            if len(inside):
+                parts.append((inside, wanted[inside] - start, self._shard(index)))
+            start += shard.rows
         result = {
             name: torch.empty(len(wanted), *layout["shape"], dtype=getattr(torch, layout["dtype"]))
             for name, layout in self._tensors.items()
         }
-        start = 0
-        for index, (_, rows, _) in enumerate(self._shards):
-            inside = torch.nonzero((wanted >= start) & (wanted < start + rows))[:, 0]
-            if len(inside):
-                for name, tensor in self._shard(index).items():
-                    result[name][inside] = tensor[wanted[inside] - start]
-            start += rows
+        for inside, rows, tensors in parts:
+            for name, tensor in tensors.items():
+                result[name][inside] = tensor[rows]
         return result
 
     def all(self) -> dict[str, Tensor]:
@@ -289,28 +323,93 @@ class Store:
         return self.rows(range(self._rows))
 
     def _shard(self, index: int) -> dict[str, Tensor]:
-        """The mapped tensors of a shard, checked against the manifest."""
+        """The mapped tensors of a shard, checked against the manifest when they are asked for first."""
         if index not in self._loaded:
-            name, rows, _ = self._shards[index]
-            tensors = _load_shard(self.folder / name)
-            if _layout(tensors) != self._tensors or any(len(tensor) != rows for tensor in tensors.values()):
+            shard = self._shards[index]
+            path = self.folder / shard.file
+            if self._hash(path) != shard.sha256:
+                raise StoreError(
+                    f"{path}: its hash differs from the manifest's: changed or damaged: {_remedy(self.folder)}"
+                )
+            tensors = _load_shard(path)
+            if _layout(tensors) != self._tensors or any(
+                len(tensor) != shard.rows for tensor in tensors.values()
+            ):
                 found = {key: list(tensor.shape) for key, tensor in tensors.items()}
                 raise StoreError(
-                    f"{self.folder / name}: shapes {found} are not the manifest's ({rows} rows of {self._tensors})"
+                    f"{path}: shapes {found} are not the manifest's ({shard.rows} rows of {self._tensors})"
                 )
             self._loaded[index] = tensors
         return self._loaded[index]
 
+    def _hash(self, path: Path) -> str:
+        try:
+            return _hashes.sha256(path)
+        except FileNotFoundError:
+            raise StoreError(f"{path}: missing: {_remedy(self.folder)}") from None
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+
 
 def is_complete(folder: Path, metadata: dict[str, Any]) -> bool:
-    """Whether `folder` is a whole store with this metadata."""
-    manifest = read_json(folder / MANIFEST)
-    return isinstance(manifest, dict) and manifest.get("metadata") == _plain(metadata)
+    """Whether `folder` is a whole store with this metadata; its shards are there, but not read."""
+    try:
+        return Store(folder).metadata == _plain(metadata)
+    except StoreError:
+        return False
+
+
+def _problems(manifest: Any) -> Iterator[str]:
+    """What keeps `manifest` from being what a `ShardWriter` writes."""
+    match manifest:
+        case {
+            "format": str(form),
+            "rows": int(rows),
+            "tensors": dict(tensors),
+            "shards": list(shards),
+            "metadata": dict(),
+        }:
+            if form != FORMAT:
+                yield f"its format is {form!r}, not {FORMAT}"
+            for name, layout in tensors.items():
+                if not _is_layout(layout):
+                    yield f"tensor {name} has no dtype and shape"
+            for shard in shards:
+                if not _is_shard(shard):
+                    yield "a shard has no file, rows and sha256"
+                    return
+            if not shards or not tensors or rows != sum(shard["rows"] for shard in shards):
+                yield f"its shards do not add up to {rows} rows"
+        case _:
+            yield "it is no manifest of a store"
+
+
+def _is_layout(value: Any) -> bool:
+    match value:
+        case {"dtype": str(dtype), "shape": list(shape)} if len(value) == 2:
+            return isinstance(getattr(torch, dtype, None), torch.dtype) and all(
+                type(size) is int and size >= 0 for size in shape
+            )
+    return False
+
+
+def _is_shard(value: Any) -> bool:
+    match value:
+        case {"file": str(file), "rows": int(rows), "sha256": str(digest)}:
+            return (
+                re.fullmatch(r"shard-\d{5,}\.safetensors", file) is not None
+                and type(rows) is int
+                and rows > 0
+                and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
+            )
+    return False
+
+
+def _remedy(folder: Path) -> str:
+    return f"remove {folder} and run `dvc repro` (or the stage that writes it) again"
 
 
 def _load_shard(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise StoreError(f"{path}: missing: run the stage that writes {path.parent} again")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -318,14 +417,6 @@ def _load_shard(path: Path) -> dict[str, Tensor]:
         raise StoreError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())})") from None
 
 
-def _hidden(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.partial")
-
-
 def _plain(value: Any) -> Any:
     """`value` as JSON gives it back, so that written and read metadata compare equal."""
     return json.loads(json.dumps(value))
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())

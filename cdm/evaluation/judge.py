@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cdm.system.writing import placed
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -71,7 +73,8 @@ class Judge(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         config = {"attributes": self.config.attributes, "widths": list(self.config.widths)}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        save_file(self.state_dict(), folder / WEIGHTS)
+        with placed(folder / WEIGHTS) as path:
+            save_file(self.state_dict(), path)
 
     @classmethod
     def load(cls, folder: Path) -> Judge:

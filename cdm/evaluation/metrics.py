@@ -24,7 +24,7 @@ from cdm.evaluation.samples import RealPictures, Samples, SampleSet
 from cdm.evaluation.scorers import ask
 from cdm.measures import MODELS, Measure
 from cdm.models.metric_models import load_model
-from cdm.params import Evaluate
+from cdm.params import Evaluate, Runtime
 from cdm.system.device import choose_device
 from cdm.system.progress import track
 
@@ -57,12 +57,12 @@ class Chosen:
 
 
 def measure_chosen(
-    section: Evaluate, samples: Samples, real: RealPictures | None, cache: Path, *, seed: int, device: str
+    section: Evaluate, samples: Samples, real: RealPictures | None, cache: Path, *, seed: int, runtime: Runtime
 ) -> Chosen | None:
     """The chosen measures of every set of `samples`; None where none is chosen.
 
-    Answers of scorers are kept in the folder `cache`. `seed` is that of the resamples, `device` that of the models, as
-    `runtime.device` names it. Raises CdmError if a model or a scorer cannot be used.
+    Answers of scorers are kept in the folder `cache`. `seed` is that of the resamples; `runtime` has the device of the
+    models and the time that a scorer may take. Raises CdmError if a model or a scorer cannot be used.
     """
     if not section.metrics and not section.scorers:
         return None
@@ -70,8 +70,8 @@ def measure_chosen(
     if any(measure.uses_neighbours for measure in chosen):
         _check_neighbours(section, samples, real)
     resampling = Resampling(len(samples.texts), section.resamples, seed)
-    bench = _Bench(section, samples, real, resampling, choose_device(device))
-    bench.ask_scorers(cache)
+    bench = _Bench(section, samples, real, resampling, choose_device(runtime.device))
+    bench.ask_scorers(cache, runtime.scorer_minutes)
     for model, group in _by_features(chosen).items():
         bench.measure_features(model, group)
     for measure in chosen:
@@ -123,14 +123,14 @@ class _Bench:
         self.prompt = torch.arange(len(samples.full.store)) // samples.per_prompt
         self.prompts = [samples.texts[i] for i in self.prompt.tolist()]
 
-    def ask_scorers(self, cache: Path) -> None:
+    def ask_scorers(self, cache: Path, minutes: float) -> None:
         """First, because they fail most easily; a scorer that fails keeps none of the others from being asked."""
         problems = []
         for scorer in self.section.scorers:
             self.sources.append((scorer.name, scorer.command))
             try:
                 for pictures in track(self.samples.sets, scorer.name, unit="set"):
-                    answer = ask(scorer, pictures, self.prompts, cache)
+                    answer = ask(scorer, pictures, self.prompts, cache, minutes=minutes)
                     found = {
                         name: self._mean(torch.tensor(values, dtype=torch.float64))
                         for name, values in answer.scores.items()

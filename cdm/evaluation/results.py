@@ -52,9 +52,7 @@ def write_results(
     curves = plots.read_log(log)
     extractor = load_extractor(params.evaluate.judge)
     real = None if params.evaluate.real is None else read_real(Path(params.evaluate.real), texts)
-    chosen = measure_chosen(
-        params.evaluate, opened, real, answers, seed=params.seed, device=params.runtime.device
-    )
+    chosen = measure_chosen(params.evaluate, opened, real, answers, seed=params.seed, runtime=params.runtime)
     evaluation = evaluate(opened, real, extractor, neighbours=params.evaluate.neighbours, seed=params.seed)
     figures = join(evaluation, chosen) | {"basis": basis(params.evaluate, opened, chosen)}
     overview = _both(lambda theme: [sheets.overview(opened, theme=theme)])[0]
@@ -121,14 +119,14 @@ def basis(section: Evaluate, samples: Samples, chosen: Chosen | None) -> dict[st
     each and the seed of their noise; hashes of the judge and of the real pictures, null where there are none; the
     models of chosen measures.
     """
-    teacher = samples.full.store.metadata
+    teacher = samples.full.store
     return {
         **samples.hashes,
-        "teacher": teacher["model"],
-        "guidance_scale": teacher["guidance_scale"],
+        "teacher": teacher.fact("model", str),
+        "guidance_scale": teacher.fact("guidance_scale", float),
         "prompts": samples.prompts_sha256,
         "per_prompt": samples.per_prompt,
-        "seed": teacher["seed"],
+        "seed": teacher.fact("seed", int),
         "judge": None if section.judge is None else digest_of(file_hashes(Path(section.judge))),
         "real": None if section.real is None else sha256(Path(section.real)),
         "models": dict(chosen.sources) if chosen is not None else {},

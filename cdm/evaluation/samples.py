@@ -90,8 +90,8 @@ def open_samples(sample: Sample, latents: Latents, folder: Path, texts: Sequence
     teacher = [_open(folder, "teacher", steps) for steps in sorted(teacher_steps)]
     full = next(pictures for pictures in teacher if pictures.steps == latents.steps)
     expected = len(texts) * latents.per_prompt
-    prompts = {pictures.store.metadata["prompts_sha256"] for pictures in (*student, *teacher)}
-    students = {pictures.store.metadata["model"] for pictures in student}
+    prompts = {pictures.store.fact("prompts_sha256", str) for pictures in (*student, *teacher)}
+    students = {pictures.store.fact("model", str) for pictures in student}
     for pictures in (*student, *teacher):
         if len(pictures.store) != expected:
             raise CdmError(
@@ -106,7 +106,12 @@ def open_samples(sample: Sample, latents: Latents, folder: Path, texts: Sequence
 
 def _open(folder: Path, model: str, steps: int) -> SampleSet:
     store = Store(folder / model / f"steps{steps}")
-    return SampleSet(model, steps, store.metadata["evaluations"], store)
+    found = SampleSet(model, steps, store.fact("evaluations", int), store)
+    if store.fact("steps", int) != steps or found.evaluations not in (steps, 2 * steps):
+        raise CdmError(f"{store.folder}: not the samples of {steps} steps: run the stage `sample` again")
+    if "images" not in store.names:
+        raise CdmError(f"{store.folder}: holds no pictures: run the stage `sample` again")
+    return found
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ request  {"format": "cdm-scorer-1", "set": "student/steps4",
           "images": [{"id": 0, "path": "/.../000000.png", "prompt": "..."}, ...]}
 answer   {"scores": {"NAME": [a number for each image, in order], ...}, "summary": {"NAME": a number, ...}}
 
-Either part of the answer may be missing. It ends with exit code 0; with any other the end of what it wrote to
-standard error is shown. Answers are kept by what was asked (command, its files, pictures), so that a failure of one
+Either part of the answer may be missing. It ends with exit code 0 within a time limit; else the end of what it wrote
+to standard error is shown. Answers are kept by what was asked (command, its files, pictures), so that a failure of one
 scorer or set costs nothing of the others.
 """
 
@@ -15,12 +15,9 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
-import subprocess
-import sys
 import tempfile
-from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +28,18 @@ from cdm.data.store import MANIFEST
 from cdm.errors import CdmError
 from cdm.evaluation.samples import SampleSet
 from cdm.params import ScorerProcess
-from cdm.preflight import program_files
-from cdm.system.files import digest_of, sha256, write_json
+from cdm.system import programs
+from cdm.system.commands import Command
+from cdm.system.files import Memory, digest_of, read_json, sha256, write_json
 
 FORMAT = "cdm-scorer-1"
-TAIL = 3
-"""Last lines of a failed scorer's standard error that are shown."""
+LARGEST = 2**28
+"""Bytes of an answer at most."""
+LONGEST = 100
+"""Characters of a name in it."""
+
+_hashes = Memory()
+"""Hashes of the files of commands, which are asked for with every sample set."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +51,27 @@ class Answer:
     summary: dict[str, float]
 
 
-def ask(scorer: ScorerProcess, samples: SampleSet, prompts: Sequence[str], cache: Path) -> Answer:
+def ask(
+    scorer: ScorerProcess, samples: SampleSet, prompts: Sequence[str], cache: Path, *, minutes: float
+) -> Answer:
     """The answer of `scorer` on `samples`, whose pictures show `prompts` (one each), from `cache` if it is there.
 
-    Raises CdmError if the command cannot be run, fails, or answers with something else.
+    Raises CdmError if the command cannot be run, fails, takes longer than `minutes`, or answers with something else.
     """
-    program = {name: sha256(Path(name)) for name in program_files(scorer.command)}
+    command = Command.parse(scorer.command)
+    files = {name: _hashes.sha256(path) for name, path in command.files().items()}
     pictures = sha256(samples.store.folder / MANIFEST)
-    asked = digest_of([FORMAT, scorer.command, program, list(prompts), pictures])
+    asked = digest_of([FORMAT, command.environment, command.arguments, files, list(prompts), pictures])
     kept = cache / f"{scorer.name}-{asked[:32]}.json"
-    if kept.exists():
-        return _parsed(_read(kept, scorer), scorer, len(prompts))
+    with suppress(CdmError):  # none is kept, or it is damaged
+        return _parsed(read_json(kept), scorer, len(prompts))
     with tempfile.TemporaryDirectory(prefix="cdm-scorer-") as folder:
         request, reply = Path(folder) / "request.json", Path(folder) / "answer.json"
         images = _write_pictures(samples, prompts, Path(folder))
         write_json(request, {"format": FORMAT, "set": f"{samples.model}/{samples.key}", "images": images})
-        _run(scorer, request, reply)
+        title = f"scorer {scorer.name}: {samples.model}/{samples.key}: {len(prompts)} pictures"
+        limit = "runtime.scorer_minutes"
+        programs.run(command, [str(request), str(reply)], title=title, minutes=minutes, limit=limit)
         answered = _read(reply, scorer)
     answer = _parsed(answered, scorer, len(prompts))
     cache.mkdir(parents=True, exist_ok=True)
@@ -81,58 +89,37 @@ def _write_pictures(samples: SampleSet, prompts: Sequence[str], folder: Path) ->
     return rows
 
 
-def _run(scorer: ScorerProcess, request: Path, reply: Path) -> None:
-    """Runs the command; what it prints is passed on to standard error."""
-    try:
-        process = subprocess.Popen(
-            [*shlex.split(scorer.command), str(request), str(reply)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-    except OSError as error:
-        raise CdmError(f"scorer {scorer.name}: {scorer.command}: {error.strerror}") from None
-    tail: deque[str] = deque(maxlen=TAIL)
-    with process:
-        for line in process.stderr or ():
-            sys.stderr.write(line)
-            if line.strip():
-                tail.append(" ".join(line.split()))
-    if process.returncode:
-        raise CdmError(
-            f"scorer {scorer.name}: exit code {process.returncode}: {' | '.join(tail) or 'it said nothing'}"
-        )
-
-
 def _read(path: Path, scorer: ScorerProcess) -> Any:
     try:
+        if path.stat().st_size > LARGEST:
+            raise CdmError(f"scorer {scorer.name}: {path.name} is longer than {LARGEST} bytes")
         return json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise CdmError(f"scorer {scorer.name}: wrote no answer: {path.name} is missing") from None
-    except ValueError as error:
+    except OSError as error:
+        raise CdmError(f"scorer {scorer.name}: wrote no answer: {path.name}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise CdmError(f"scorer {scorer.name}: {path.name} is not JSON: {error}") from None
 
 
 def _parsed(answer: Any, scorer: ScorerProcess, count: int) -> Answer:
-    def number(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
     parts = (answer.get("scores", {}), answer.get("summary", {})) if isinstance(answer, dict) else (None, None)
     match parts:
         case dict(scores), dict(summary) if scores or summary:
             pass
         case _:
             raise CdmError(f"scorer {scorer.name}: an answer has `scores` or `summary`, objects by name")
+    odd = [name for name in (*scores, *summary) if not _is_name(name)]
+    if odd:
+        raise CdmError(f"scorer {scorer.name}: {odd[0][:LONGEST]!r} is no name of a figure")
     for name, values in scores.items():
-        if not isinstance(values, list) or len(values) != count or not all(map(number, values)):
+        if not isinstance(values, list) or len(values) != count or not all(map(_is_number, values)):
             raise CdmError(
                 f"scorer {scorer.name}: scores {name!r}: expected {count} finite numbers, one a picture"
             )
     for name, value in summary.items():
-        if not number(value):
-            raise CdmError(f"scorer {scorer.name}: summary {name!r}: expected a finite number, not {value!r}")
+        if not _is_number(value):
+            raise CdmError(
+                f"scorer {scorer.name}: summary {name!r}: expected a finite number, not {str(value)[:LONGEST]!r}"
+            )
     if scores.keys() & summary.keys():
         raise CdmError(
             f"scorer {scorer.name}: {min(scores.keys() & summary.keys())!r} is a score and a summary"
@@ -141,3 +128,14 @@ def _parsed(answer: Any, scorer: ScorerProcess, count: int) -> Answer:
         {name: [float(value) for value in values] for name, values in scores.items()},
         {name: float(value) for name, value in summary.items()},
     )
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+def _is_name(name: str) -> bool:
+    return name.isprintable() and 0 < len(name) <= LONGEST

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from cdm.models.student import FULL, LORA, METADATA, Model, Origin, find_student
 from cdm.system import git
 from cdm.system.device import DTYPES
 from cdm.system.files import digest_of, read_json
+from cdm.system.writing import placed
 
 CARD = "README.md"
 
@@ -133,18 +133,10 @@ def quality_of(student: Path, metrics: Path | None) -> tuple[Mapping[str, Any] |
 def _whole(out: Path) -> Iterator[Path]:
     """A path beside `out` that takes its place at the end, and that is gone if anything fails."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise CdmError(f"--out is {out}: {error.strerror}") from None
-    staged = beside / out.name
-    try:
-        yield staged
-        staged.rename(out)
+        with placed(out) as staged:
+            yield staged
     except OSError as error:
         raise CdmError(f"--out is {out}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _write(model: Model, staged: Path, layout: Layout, dtype: torch.dtype) -> None:

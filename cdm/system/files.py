@@ -48,7 +48,7 @@ def read_json(path: Path) -> Any:
     """The value of a JSON file; None where there is none, or it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

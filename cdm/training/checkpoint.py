@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cdm.errors import CdmError
+from cdm.system.writing import open_up
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     for name, tensors in checkpoint.tensors.items():
         save_file({key: value.contiguous() for key, value in tensors.items()}, partial / f"{name}.safetensors")
     (partial / STATE).write_text(json.dumps(checkpoint.state))
+    open_up(partial)
     hashes = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
     (partial / HASHES).write_text(json.dumps(hashes))
     for path in partial.iterdir():

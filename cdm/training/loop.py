@@ -18,7 +18,7 @@ from cdm.training.distiller import Distiller, Metrics
 from cdm.training.identity import fingerprint
 from cdm.training.inputs import Inputs
 from cdm.training.probe import QualityProbe, falls_due
-from cdm.training.saving import save_student, write_log
+from cdm.training.saving import check_place, save_student, write_log
 from cdm.training.setup import largest, open_probe, prepare
 from cdm.training.state import TrainingState
 from cdm.training.watch import Places, Watch, open_watch
@@ -32,9 +32,10 @@ def distill(
     `places` are the paths of pictures, times and tracker files; without them none is written. Takes up the
     newest checkpoint of the same experiment under `checkpoints`. The last one stays there when it is done, so that the
     student can be written again in no time if it is lost (`checkpoint.give_back` deletes it). After SIGINT or SIGTERM
-    it saves and exits with 128 + signal. Raises CdmError if the experiment is running already, the
-    batch does not divide over the processes, or a loss is no longer finite.
+    it saves and exits with 128 + signal. Raises CdmError if the folder `student` holds other things, the experiment is
+    running already, the batch does not divide over the processes, or a loss is no longer finite.
     """
+    check_place(student)
     name = f"distill-{fingerprint(params, inputs)}"
     folder = checkpoints / name
     accelerator = Accelerator(

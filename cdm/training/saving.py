@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from cdm.errors import CdmError
 from cdm.models.student import FULL, LORA, Origin
 from cdm.params import Params
+from cdm.system.writing import placed
 from cdm.training.inputs import Inputs
 from cdm.training.networks import LoraNetworks, Networks
 
@@ -24,6 +26,16 @@ def write_log(rows: list[dict[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
+def check_place(folder: Path) -> None:
+    """Raises CdmError if `folder` is there and holds anything but a student, which a new one would replace."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise CdmError(f"{folder}: a file is in the way: move it away, or choose another folder")
+    if any(folder.iterdir()) and not any((folder / name).exists() for name in (LORA, FULL)):
+        raise CdmError(f"{folder}: holds other things than a student: move it away, or choose another folder")
+
+
 def save_student(
     networks: Networks,
     average: dict[str, Tensor],
@@ -33,8 +45,12 @@ def save_student(
     training: str = "",
 ) -> None:
     """The moving average of the student, with the record of what it was made from: a pipeline folder of the teacher's
-    kind, or a LoRA for the teacher. `training` is the name of the folder of its checkpoints."""
-    (folder / LORA).unlink(missing_ok=True)
-    networks.save_student(average, inputs.source, folder)
+    kind, or a LoRA for the teacher. `training` is the name of the folder of its checkpoints.
+
+    An older student in `folder` is replaced, whatever it was: nothing of it is left. Raises CdmError as `check_place`.
+    """
+    check_place(folder)
     record = LORA if isinstance(networks, LoraNetworks) else FULL
-    Origin.from_training(inputs.teacher, params, training).write(folder / record)
+    with placed(folder) as staged:
+        networks.save_student(average, inputs.source, staged)
+        Origin.from_training(inputs.teacher, params, training).write(staged / record)
