@@ -57,8 +57,7 @@ def record_evaluation(settings: Evaluate, out: Path, memory: Memory) -> None:
 
 
 def _program(scorer: ScorerProcess, memory: Memory) -> Hashes:
-    files = Command.parse(scorer.command).files()
-    return {name: memory.sha256(path) for name, path in files.items()}
+    return Command.parse(scorer.command).hashes(memory.sha256)
 
 
 def _prompts(path: Path, memory: Memory) -> str | Hashes:

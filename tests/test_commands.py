@@ -118,3 +118,23 @@ def test_a_command_consists_of_its_own_files(here: Path) -> None:
     assert names(f"{here.parent}/bin/python {here}/score.py") == sorted(f"{here}/{name}" for name in scripts)
     assert names("python ./score.py") == sorted(f"./{name}" for name in scripts)
     assert names("no-such-program") == []
+
+
+def test_what_a_command_consists_of_is_hashed_with_the_variables_in_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(here / "score.py")
+    monkeypatch.setenv("MODEL", "large")
+    command = "A=$MODEL python score.py ${MODEL} $WEIGHTS"
+
+    def found() -> dict[str, str]:
+        return Command.parse(command).hashes(lambda path: f"hash of {path.name}")
+
+    before = found()
+    assert list(before) == ["score.py", "$MODEL"], "a path says where a thing is, and not what it is"
+    assert before["score.py"] == "hash of score.py"
+    assert "large" not in before["$MODEL"], "it may be a secret"
+    monkeypatch.setenv("WEIGHTS", "/elsewhere")
+    assert found() == before
+    monkeypatch.setenv("MODEL", "small")
+    assert found() != before

@@ -147,12 +147,15 @@ def test_prompt_lists_are_recorded_by_name(here: Path) -> None:
         ("real.safetensors", "real"),
         ("score.py", "scorers"),
         ("settings.json", "scorers"),
+        ("helper.py", "scorers"),
         ("lpips.pth", "models"),
         ("train.txt", None),
         ("judge/.hidden", None),
     ],
 )
 def test_what_an_evaluation_reads_is_recorded(here: Path, changed_file: str, key: str | None) -> None:
+    (here / "score.py").write_text("import helper")
+    (here / "helper.py").touch()
     settings = Evaluate(
         judge="judge",
         real="real.safetensors",
@@ -167,7 +170,7 @@ def test_what_an_evaluation_reads_is_recorded(here: Path, changed_file: str, key
 
     before = recorded()
     assert set(before["models"]) == {"aesthetic", "clip"}, "only models of the chosen metrics"
-    assert set(before["scorers"]["mine"]) == {"score.py", "settings.json"}
+    assert set(before["scorers"]["mine"]) == {"helper.py", "score.py", "settings.json"}
     (here / changed_file).write_text("changed")
     after = recorded()
     assert [name for name in before if before[name] != after[name]] == ([] if key is None else [key])

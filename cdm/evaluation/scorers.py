@@ -59,7 +59,7 @@ def ask(
     Raises CdmError if the command cannot be run, fails, takes longer than `minutes`, or answers with something else.
     """
     command = Command.parse(scorer.command)
-    files = {name: _hashes.sha256(path) for name, path in command.files().items()}
+    files = command.hashes(_hashes.sha256)
     pictures = sha256(samples.store.folder / MANIFEST)
     asked = digest_of([FORMAT, command.environment, command.arguments, files, list(prompts), pictures])
     kept = cache / f"{scorer.name}-{asked[:32]}.json"

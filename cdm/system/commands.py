@@ -7,11 +7,12 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cdm.errors import CdmError
+from cdm.system.files import digest_of
 
 ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
@@ -73,6 +74,13 @@ class Command:
                 found |= {f"{prefix}{other.name}": other for other in _imported(path)}
         return dict(sorted(found.items()))
 
+    def hashes(self, of_file: Callable[[Path], str]) -> dict[str, str]:
+        """SHA-256 of what the command consists of: of its `files` by name, as `of_file` gives it, and of the values of
+        variables that are filled in, by `$NAME`. A value that is a path only says where something is."""
+        values = {f"${name}": os.environ[name] for word in self.written for name in _variables(word)}
+        files = {name: of_file(path) for name, path in self.files().items()}
+        return files | {name: digest_of(value) for name, value in sorted(values.items()) if "/" not in value}
+
     def _named(self) -> Iterator[tuple[str, Path]]:
         names = self.written[-len(self.arguments) :]
         program = self.program
@@ -93,17 +101,17 @@ class Command:
 
 def _filled(word: str) -> str:
     """A word with the variables and the `~` in it filled in; CdmError for a variable that is not set."""
-
-    def value(found: re.Match[str]) -> str:
-        name = found[1] or found[2]
+    for name in _variables(word):
         if name not in os.environ:
             raise CdmError(f"{word}: the environment variable {name} is not set")
-        return os.environ[name]
-
     name, separator, rest = word.partition("=")
     if separator and rest.startswith("~"):
         word = f"{name}={_at_home(rest)}"
-    return VARIABLE.sub(value, _at_home(word))
+    return VARIABLE.sub(lambda found: os.environ[found[1] or found[2]], _at_home(word))
+
+
+def _variables(word: str) -> list[str]:
+    return [plain or braced for plain, braced in VARIABLE.findall(word)]
 
 
 def _at_home(word: str) -> str:
