@@ -91,8 +91,8 @@ class _Listener:
 
     def _listen(self) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        with suppress(OSError, ValueError):  # closed
-            while chunk := os.read(self._pipe.fileno(), 2**16):
+        with self._pipe as pipe:
+            while chunk := os.read(pipe.fileno(), 2**16):
                 self._hear(decoder.decode(chunk))
 
     def _hear(self, text: str) -> None:
