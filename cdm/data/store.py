@@ -40,6 +40,8 @@ _hashes = Memory()
 """Hashes of the shards that this process has read, whichever `Store` has read them."""
 
 Value = TypeVar("Value", int, float, str)
+KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
+"""What JSON may have for a value of a kind."""
 
 
 class StoreError(CdmError):
@@ -276,8 +278,7 @@ class Store:
     def fact(self, name: str, kind: type[Value]) -> Value:
         """The value `name` of `metadata`; StoreError if it is missing or of another kind."""
         value = self.metadata.get(name)
-        wanted = (int, float) if kind is float else (kind,)
-        if not isinstance(value, wanted) or isinstance(value, bool):
+        if not isinstance(value, KINDS[kind]) or isinstance(value, bool):
             raise StoreError(
                 f"{self.folder / MANIFEST}: damaged: {name} is {str(value)[:40]!r}, expected {kind.__name__}:"
                 f" {_remedy(self.folder)}"
