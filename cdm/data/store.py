@@ -283,7 +283,7 @@ class Store:
                 f"{self.folder / MANIFEST}: damaged: {name} is {str(value)[:40]!r}, expected {kind.__name__}:"
                 f" {_remedy(self.folder)}"
             )
-        return kind(value)
+        return kind(self.metadata[name])
 
     def verify(self) -> None:
         """Check every shard, read or not; StoreError names each that is missing, changed or of another shape."""
