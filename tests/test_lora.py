@@ -287,20 +287,6 @@ def test_broken_weights_are_a_one_line_error(
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_full_student_replaces_a_lora(
-    tiny_sd3: Path, tiny_teacher: TeacherManifest, distilled: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "world"
-    folder.mkdir()
-    params = write_params(folder, tiny_sd3, iterations=6)
-    tiny_teacher.write(folder / "teacher.json")
-    build_prompts(params, tiny_teacher, folder / "prompts")
-    shutil.copytree(distilled / "student", tmp_path / "student")
-    run(folder, tmp_path, params)
-    assert find_student(tmp_path / "student").base == tmp_path / "student"
-    assert not list((tmp_path / "student").glob("*lora*")), "nothing of the LoRA is left"
-
-
 def test_a_lora_replaces_a_full_student(
     world: tuple[Path, Params], distilled: Path, tiny_sd3: Path, tmp_path: Path
 ) -> None:
@@ -333,3 +319,17 @@ def test_a_folder_of_other_things_is_refused_before_the_training(
     (tmp_path / "student").touch()
     with pytest.raises(CdmError, match="student: a file is in the way: move it away"):
         run(world[0], tmp_path, world[1])
+
+
+def test_a_full_student_replaces_a_lora(
+    tiny_sd3: Path, tiny_teacher: TeacherManifest, distilled: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "world"
+    folder.mkdir()
+    params = write_params(folder, tiny_sd3, iterations=6)
+    tiny_teacher.write(folder / "teacher.json")
+    build_prompts(params, tiny_teacher, folder / "prompts")
+    shutil.copytree(distilled / "student", tmp_path / "student")
+    run(folder, tmp_path, params)
+    assert not list((tmp_path / "student").glob("*lora*")), "nothing of the LoRA is left"
+    assert find_student(tmp_path / "student").base == tmp_path / "student"

@@ -13,7 +13,7 @@ from cdm.models.student import FULL, LORA, Origin
 from cdm.params import Params
 from cdm.system.writing import placed
 from cdm.training.inputs import Inputs
-from cdm.training.networks import LoraNetworks, Networks
+from cdm.training.networks import Networks
 
 
 def write_log(rows: list[dict[str, Any]], path: Path) -> None:
@@ -50,7 +50,7 @@ def save_student(
     An older student in `folder` is replaced, whatever it was: nothing of it is left. Raises CdmError as `check_place`.
     """
     check_place(folder)
-    record = LORA if isinstance(networks, LoraNetworks) else FULL
+    record = FULL if params.distill.lora is None else LORA
     with placed(folder) as staged:
         networks.save_student(average, inputs.source, staged)
         Origin.from_training(inputs.teacher, params, training).write(staged / record)
