@@ -125,11 +125,13 @@ SHAPES_NOTHING = (
     "cdm/preflight.py",
     "cdm/system/circumstances.py",
     "cdm/system/device.py",
+    "cdm/system/environment.py",
     "cdm/system/files.py",
     "cdm/system/git.py",
     "cdm/system/host.py",
     "cdm/system/launcher.py",
     "cdm/system/lock.py",
+    "cdm/system/parent.py",
     "cdm/system/processes.py",
     "cdm/system/progress.py",
     "cdm/system/provenance.py",
@@ -138,6 +140,7 @@ SHAPES_NOTHING = (
     "cdm/training/identity.py",
     "cdm/training/pictures.py",
     "cdm/training/watch.py",
+    "stages/__init__.py",
     "stages/common.py",
 )
 """Modules that stages import and that make none of them stale, but for those that list them above."""
