@@ -18,7 +18,7 @@ from cdm.errors import CdmError
 from cdm.params import Params, load
 from cdm.preflight import check_paths
 from cdm.system import host, lock
-from cdm.system.files import read_json
+from cdm.system.files import clear_removed, read_json
 from cdm.system.launcher import lost_others, rank, speaks_for_all
 from stages import STARTED_BY_DVC, restore_results
 
@@ -63,7 +63,10 @@ def give_back_checkpoints(student: Path) -> None:
     that was started by hand deletes nothing, and of several processes only the first does.
     """
     first = os.environ.get("RANK", "0") == "0"
-    if not first or STARTED_BY_DVC not in os.environ or not any(CHECKPOINTS.glob("distill-*")):
+    if not first or STARTED_BY_DVC not in os.environ:
+        return
+    clear_removed(CHECKPOINTS)
+    if not any(CHECKPOINTS.glob("distill-*")):
         return
     for record in student.glob("*.json"):
         made = read_json(record)

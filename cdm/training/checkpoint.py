@@ -25,12 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cdm.errors import CdmError
+from cdm.system.files import clear_removed, remove_folder
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
 HASHES, STATE, LOCK = "hashes.json", "state.json", "lock"
-REMOVED = ".removed"
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ def locked(folder: Path, holds: bool = True) -> Iterator[None]:
     if not holds:
         yield
         return
-    for left in folder.parent.glob(f".*{REMOVED}"):
-        shutil.rmtree(left, ignore_errors=True)
+    clear_removed(folder.parent)
     with _lock(folder) as handle:
         handle.truncate(0)
         print(json.dumps(asdict(Holder.this())), file=handle, flush=True)
@@ -137,14 +136,6 @@ def load_newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def remove(folder: Path) -> None:
-    """Deletes the folder of an experiment that is done; renames it first, so that a kill leaves all of it or none."""
-    gone = folder.with_name(f".{folder.name}{REMOVED}")
-    shutil.rmtree(gone, ignore_errors=True)
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
 def give_back(folder: Path, iterations: int) -> None:
     """Deletes the checkpoints of a training that has done all its `iterations`, and no others.
 
@@ -154,7 +145,7 @@ def give_back(folder: Path, iterations: int) -> None:
         return
     try:
         with locked(folder):
-            remove(folder)
+            remove_folder(folder)
     except (CdmError, OSError) as error:
         log.warning("%s is left there: %s", folder, error)
 
