@@ -128,7 +128,7 @@ def test_checkpoints_go_when_dvc_has_the_student(
     cached: bool,
     goes: bool,
 ):
-    """Not before, as where a stage runs on a student that a kill has kept from the cache, nor in a stage without DVC."""
+    """Not before, as after a kill and `dvc repro -s sample`, and not by a stage without DVC."""
     shutil.copytree(uninterrupted / "ck", tmp_path / "ck")
     shutil.copytree(uninterrupted / "student", tmp_path / "student")
     (folder,) = (tmp_path / "ck").iterdir()
