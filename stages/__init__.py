@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from cdm.system import git
 from cdm.system.environment import prepare_environment
-from cdm.system.launcher import is_launched
+from cdm.system.launcher import SIGNALLED, is_launched
 from cdm.system.parent import follow_parent
 
 STARTED_BY_DVC = "DVC_STAGE"
@@ -40,9 +41,15 @@ def _show(kind: type[BaseException], error: BaseException, traceback: TracebackT
         sys.__excepthook__(kind, error, traceback)
 
 
+def _end(number: int, _frame: FrameType | None) -> None:
+    sys.exit(SIGNALLED + number)
+
+
 prepare_environment()
 if STARTED_BY_DVC in os.environ or is_launched():
     follow_parent()
 if STARTED_BY_DVC in os.environ and not is_launched():
     atexit.register(restore_results)
     sys.excepthook = _show
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end)

@@ -117,7 +117,7 @@ def run(main: Callable[..., None]) -> None:
         if lost_others(error) or not speaks_for_all():
             sys.exit(1)
         if rank():
-            print(f"error: {_of_rank()}", file=sys.stderr)
+            print(f"error: {_of_rank()}unforeseen", file=sys.stderr)
         raise
 
 

@@ -100,7 +100,7 @@ class World:
 
     def __init__(self, folder: Path, teacher: Path) -> None:
         self.folder, self.home = folder, folder / "home"
-        self.home.mkdir(parents=True)
+        self.home.mkdir(parents=True, exist_ok=True)
         self.template = self._prepare(make_repository(folder / "template", self.home, teacher))
         reference, counts = self.clone("reference"), folder / "counts"
         counts.mkdir()
@@ -255,9 +255,9 @@ def made(folder: Path) -> dict[str, str]:
     }
 
 
-def kill_often(folder: Path, teacher: Path, kinds: Sequence[str], seed: int = 0) -> Report:
-    """Kills runs at a moment of each of these kinds, up to three in a repository, below `folder`."""
-    world, chance, report = World(folder, teacher), random.Random(seed), Report()
+def kill_often(world: World, kinds: Sequence[str], seed: int = 0) -> Report:
+    """Kills runs at a moment of each of these kinds, up to three in a repository."""
+    chance, report = random.Random(seed), Report()
     print(f"{world.seconds:.1f} s undisturbed, events {world.events}", flush=True)
     waiting, trial, number = list(kinds), None, 0
     while waiting:
@@ -281,7 +281,7 @@ def main() -> None:
     teacher = tiny_pipelines.save("sd3", folder / "teacher")
     kinds = [kind for _, kind in zip(range(chosen.kills), cycle(KINDS), strict=False)]
     with launching.fork_server():
-        report = kill_often(folder / "world", teacher, kinds, chosen.seed)
+        report = kill_often(World(folder / "world", teacher), kinds, chosen.seed)
     print(report)
     if report.problems:
         sys.exit(f"{folder} has the repositories")
