@@ -111,7 +111,7 @@ def test_so_does_a_stage_that_draws(project: Project) -> None:
     """With nothing but what users have: every process begins anew, in an environment that nobody has prepared."""
     code, errors = project.run("latents", sys.executable)
     assert code == 0, errors
-    assert errors == ""
+    assert re.sub(r"latents: .*\n", "", errors) == "", "nothing but progress"
     Store(project.folder / "data/latents").verify()
 
 
@@ -157,7 +157,8 @@ def test_what_goes_wrong_in_one_process_is_said_once_and_ends_all(
     found, errors = project.run("distill", **{FIRST: str(first)})
     assert found == code, errors
     lines = errors.splitlines()
-    assert [lines[0], lines[-1]] == [said[0], said[-1]], errors
+    assert lines[0] == said[0]
+    assert lines[-1].endswith(said[-1])
     assert len(lines) == 1 or errors.count("Traceback") == 1
 
 
