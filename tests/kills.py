@@ -186,7 +186,7 @@ class Trial:
 
     def kill(self, kind: str) -> bool:
         """Kills a run at a moment of this kind; False where it has ended before."""
-        plan = [RULES[kind] | {"at": self.chance.randint(1, self.world.events[kind])}] if kind in RULES else []
+        plan = [RULES[kind] | {"at": self._moment(kind)}] if kind in RULES else []
         run = Run(self.repository, TARGETS[kind], plan)
         if kind == "any":
             end = time.monotonic() + self.chance.uniform(0, self.world.seconds)
@@ -201,13 +201,18 @@ class Trial:
         if not plan:
             run.kill()
         code, text = run.finish()
+        self._check(text)
         if code == 0:
             return False
-        self._check(text)
         self.report.kills[kind] += 1
         self.report.finished += self.left.finished
         print(f"{self.name}: {kind} {plan[0]['at'] if plan else ''}: {self.left}", flush=True)
         return True
+
+    def _moment(self, kind: str) -> int:
+        """The number of an event of this kind; a training that goes on has fewer of them."""
+        left = 1 - self.left.newest / ITERATIONS if kind == "writing" else 1
+        return self.chance.randint(1, max(1, round(self.world.events[kind] * left)))
 
     def finish(self) -> None:
         """Lets a run come to its end, and compares what it has made."""
@@ -264,9 +269,9 @@ def kill_often(world: World, kinds: Sequence[str], seed: int = 0) -> Report:
         if trial is None:
             number += 1
             trial = Trial(world, f"trial-{number}", chance, report)
-        if trial.kill(waiting[0]):
+        if landed := trial.kill(waiting[0]):
             waiting.pop(0)
-        if trial.left.committed or sum(report.kills.values()) % 3 == 0 or not waiting:
+        if trial.left.committed or not waiting or (landed and report.kills.total() % 3 == 0):
             trial.finish()
             trial = None
     return report
