@@ -35,6 +35,4 @@ RUN mkdir cdm && touch cdm/__init__.py \
     && pip install --no-cache-dir --no-compile --constraint constraints.txt --editable .
 COPY --chown=cdm . .
 
-# As the Makefile sets them, and says why.
-ENV GOMP_SPINCOUNT=20000 TRANSFORMERS_VERBOSITY=error
 CMD ["cdm", "--help"]

@@ -17,14 +17,10 @@ SLOW ?= slow
 
 # The stages are started as `python -m stages.NAME`: the first python on the path is to be ours.
 export PATH := $(BIN):$(PATH)
-# OpenMP's threads wait for each other in a busy loop. Bounded, because two torch processes on the same cores
-# can otherwise become fifty times slower; one alone loses nothing.
-export GOMP_SPINCOUNT ?= 20000
-# pip leaves compiling to Python: where an image forbids it to keep what it compiled, every stage and every test
-# that starts a process would compile torch again, for seconds.
+# pip leaves compiling to Python: where an image forbids it to keep what it compiled, DVC and every test that starts a
+# process would compile libraries again, for seconds. What stages and commands need beside, they set themselves
+# (cdm/system/environment.py).
 unexport PYTHONDONTWRITEBYTECODE
-# Advice of the libraries that is not for the user of this pipeline.
-export TRANSFORMERS_VERBOSITY ?= error
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from cdm.errors import CdmError
+from cdm.system.environment import prepare_environment
 
 MOST_STEPS = 1000
 MOST_ZOOM = 64
@@ -359,6 +360,7 @@ def use(
 
 def main() -> None:
     """Run the command; a problem that the user can mend is a line, not a traceback."""
+    prepare_environment()
     try:
         app()
     except CdmError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -9,25 +10,22 @@ from contextlib import contextmanager
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cdm.errors import CdmError
 from cdm.params import Params, load
 from cdm.preflight import check_paths
-from cdm.system import host
-
-if TYPE_CHECKING:
-    from cdm.models.student import Origin
+from cdm.system import host, lock
+from cdm.system.files import clear_removed, read_json
+from cdm.system.launcher import lost_others, rank, speaks_for_all
+from stages import STARTED_BY_DVC, restore_results
 
 PARAMS = Path("params.yaml")
 REPOSITORY = Path(os.environ.get("DVC_ROOT", "."))
 """The repository that DVC was started in, also where it runs an experiment in a copy of it."""
 CHECKPOINTS = REPOSITORY / "checkpoints"
-
-STARTED_BY_DVC = "DVC_STAGE"
-"""Variable of the environment in which DVC names the stage that it runs."""
 
 TeacherFile = Annotated[Path, typer.Option(help="What the stage `teacher` writes.")]
 PromptsFolder = Annotated[Path, typer.Option(help="What the stage `prompts` wrote.")]
@@ -57,18 +55,39 @@ def stage(*keys: str) -> Iterator[Params]:
         )
 
 
-def give_back_checkpoints(origin: Origin | None) -> None:
+def give_back_checkpoints(student: Path) -> None:
     """Deletes the checkpoints of the training that made a student, once it cannot be lost any more.
 
     They stay when a training is done: DVC has yet to copy the student into its cache, which takes minutes for a large
-    one and fails on a full disk. When DVC starts a stage that reads the student, it has done so. A stage that was
-    started by hand cannot know, and deletes nothing.
+    one and fails on a full disk. What is not in the cache is deleted by DVC before it runs the training again. A stage
+    that was started by hand deletes nothing, and of several processes only the first does.
     """
-    from cdm.training import checkpoint
-
     first = os.environ.get("RANK", "0") == "0"
-    if origin is not None and origin.training and first and STARTED_BY_DVC in os.environ:
-        checkpoint.give_back(CHECKPOINTS / origin.training, origin.params["distill"]["iterations"])
+    if not first or STARTED_BY_DVC not in os.environ:
+        return
+    clear_removed(CHECKPOINTS)
+    if not any(CHECKPOINTS.glob("distill-*")):
+        return
+    for record in student.glob("*.json"):
+        made = read_json(record)
+        if isinstance(made, dict) and made.get("training") and is_committed(record):
+            from cdm.training import checkpoint
+
+            folder = CHECKPOINTS / Path(made["training"]).name
+            checkpoint.give_back(folder, made["params"]["distill"]["iterations"])
+
+
+def is_committed(record: Path) -> bool:
+    """Whether DVC's lock file and cache hold the folder of a student's record, with this very record in it."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            cache = Path(repo.cache.local.path)
+    except DvcException:
+        return False
+    return lock.is_cached(record, cache)
 
 
 def _values(params: Params, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -80,12 +99,27 @@ def _values(params: Params, keys: tuple[str, ...]) -> dict[str, Any]:
 def run(main: Callable[..., None]) -> None:
     """Run a stage's `main` as a command: its signature makes the options, a CdmError a message and exit code 1.
 
-    Of several processes on a machine the first says it for all.
+    Of several processes that were launched together the first to fail says it for all, with its rank. A stage of DVC's
+    that comes to nothing leaves the results that Git has.
     """
     try:
         typer.run(main)
+    except SystemExit as end:
+        if not end.code:
+            atexit.unregister(restore_results)
+        raise
     except CdmError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if speaks_for_all():
             for line in str(error).splitlines():
-                print(f"error: {line}", file=sys.stderr)
+                print(f"error: {_of_rank()}{line}", file=sys.stderr)
         sys.exit(1)
+    except Exception as error:
+        if lost_others(error) or not speaks_for_all():
+            sys.exit(1)
+        if rank():
+            print(f"error: {_of_rank()}unforeseen", file=sys.stderr)
+        raise
+
+
+def _of_rank() -> str:
+    return f"rank {rank()}: " if rank() else ""

@@ -9,7 +9,6 @@ import typer
 
 from cdm.data.sampling import draw_samples
 from cdm.models.manifest import TeacherManifest
-from cdm.models.student import find_student
 from cdm.params import load
 from cdm.system.launcher import launch
 from stages.common import (
@@ -36,7 +35,7 @@ def main(
     with stage("sample") as params:
         manifest = TeacherManifest.read(teacher)
         draw_samples(params.sample, manifest, student, prompts, latents, out, runtime=params.runtime)
-        give_back_checkpoints(find_student(student, manifest).origin)
+        give_back_checkpoints(student)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import typer
 from cdm.external import record_evaluation, record_prompts, record_teacher
 from cdm.system.files import Memory
 from cdm.system.lock import is_unchanged
-from stages.common import REPOSITORY, TeacherFile, run, stage
+from stages.common import REPOSITORY, StudentFolder, TeacherFile, give_back_checkpoints, run, stage
 
 
 def main(
@@ -21,6 +21,7 @@ def main(
     evaluation: Annotated[Path, typer.Option(help="File to write, of what an evaluation reads.")] = Path(
         "data/inputs/evaluation.json"
     ),
+    student: StudentFolder = Path("models/student"),
 ) -> None:
     """Find the teacher (a folder, or a model on a hub), check it, write down which one it is, and hash the rest."""
     with (
@@ -30,6 +31,7 @@ def main(
         teacher = record_teacher(params.teacher, out, memory)
         record_prompts(params.prompts, prompts, memory)
         record_evaluation(params.evaluate, evaluation, memory)
+    give_back_checkpoints(student)  # for where DVC had no reason to run the stage `sample`
     revision = f" at {teacher.revision}" if teacher.revision else ""
     print(f"{teacher.source}{revision}: {teacher.parameters:,} parameters, latents {teacher.latent_shape}")
     if is_unchanged():

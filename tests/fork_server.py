@@ -42,6 +42,8 @@ LIBRARIES = (
 )
 STREAMS = 3
 """Standard input, output and error: the file descriptors that a request comes with."""
+FIRST = "CDM_TESTS_FIRST"
+"""The variable that names a script to be run in a process before anything else."""
 ANSWER = struct.Struct("!i")
 """What a request is answered with: the number of the process at once, and its exit code at its end."""
 
@@ -164,6 +166,8 @@ def become(request: dict[str, Any], libraries: list[str]) -> None:
     sys.path[:] = [request["folder"], *more, *libraries]
     sys.argv[1:] = request["arguments"]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    if FIRST in os.environ:
+        runpy.run_path(os.environ[FIRST])
     try:
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
     except SystemExit as end:

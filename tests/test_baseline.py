@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from cdm.errors import CdmError
 from cdm.experiments import offline
 from cdm.experiments.baseline import MESSAGE, commit_baseline, notice
-from cdm.system.lock import is_unchanged
+from cdm.system.lock import is_cached, is_unchanged
 from tests.experiment_sets import Project, quality
 
 PIPELINE: dict[str, Any] = {
@@ -129,6 +129,41 @@ def pipeline_with(folder: Path, **stages: Any) -> None:
 def test_every_change_that_reruns_a_stage_is_seen(folder: Path, change: Any) -> None:
     change(folder)
     assert not is_unchanged(folder)
+
+
+@pytest.mark.parametrize(
+    ("lost", "expected"),
+    [(None, True), ("lock", False), ("listing", False), ("weights", False), ("edited", False)],
+)
+def test_a_folder_is_cached_where_lock_and_cache_hold_all_of_it(
+    tmp_path: Path, lost: str | None, expected: bool
+) -> None:
+    contents = {"student.json": b"{}", "transformer/weights": b"w"}
+    cache = tmp_path / "cache"
+
+    def store(content: bytes, ending: str = "") -> str:
+        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest() + ending
+        (cache / md5[:2]).mkdir(parents=True, exist_ok=True)
+        (cache / md5[:2] / md5[2:]).write_bytes(content)
+        return md5
+
+    for name, content in contents.items():
+        (tmp_path / "models/student" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "models/student" / name).write_bytes(content)
+    md5s = {name: store(content) for name, content in contents.items()}
+    listing = store(json.dumps([{"md5": md5, "relpath": name} for name, md5 in md5s.items()]).encode(), ".dir")
+    outs = [{"path": "logs/distill.csv", "md5": "0" * 32}, {"path": "models/student", "md5": listing}]
+    dump(tmp_path / "dvc.lock", {"stages": {"teacher": {"cmd": "none"}, "distill": {"outs": outs}}})
+    if lost == "lock":
+        dump(tmp_path / "dvc.lock", {"stages": {"distill": {"outs": outs[:1]}}})
+    elif lost == "listing":
+        (cache / listing[:2] / listing[2:]).unlink()
+    elif lost == "weights":
+        (cache / md5s["transformer/weights"][:2] / md5s["transformer/weights"][2:]).unlink()
+    elif lost == "edited":
+        (tmp_path / "models/student/student.json").write_text("{} ")
+    assert is_cached(Path("models/student/student.json"), cache, tmp_path) is expected
+    assert not is_cached(Path("models/student/none.json"), cache, tmp_path)
 
 
 @pytest.fixture

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import multiprocessing
 import os
+import re
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 
 from cdm.errors import CdmError
+from cdm.system import files
 from cdm.training import checkpoint
 from cdm.training.checkpoint import Checkpoint
 
@@ -66,13 +70,16 @@ def test_a_damaged_one_is_passed_over_with_a_word(tmp_path: Path, caplog, damage
 
 def test_an_unfinished_one_is_not_seen_and_is_cleared(tmp_path: Path):
     checkpoint.save(tmp_path, make(1))
-    partial = tmp_path / "step-00000002.partial"
-    partial.mkdir()
-    (partial / "weights.safetensors").write_bytes(b"half")
+    torn = [
+        tmp_path / f"step-0000000{step}.partial" for step in (2, 3)
+    ]  # the second of a signal, and then a kill
+    for partial in torn:
+        partial.mkdir()
+        (partial / "weights.safetensors").write_bytes(b"half")
     assert checkpoint.load_newest(tmp_path).step == 1
     checkpoint.save(tmp_path, make(2))
     assert checkpoint.load_newest(tmp_path).step == 2
-    assert not partial.exists()
+    assert not any(partial.exists() for partial in torn)
 
 
 def hold(folder: Path) -> None:
@@ -87,12 +94,39 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path):
     while not (tmp_path / "held").exists():
         time.sleep(0.05)
         assert first.is_alive()
-    with pytest.raises(CdmError, match="already running"), checkpoint.locked(tmp_path):
-        pass
+    named = f"already running as process {first.pid} on {re.escape(socket.gethostname())}, since 2"
+    for _ in range(2):  # a refusal leaves the name there
+        with pytest.raises(CdmError, match=named), checkpoint.locked(tmp_path):
+            pass
     os.kill(first.pid, signal.SIGKILL)
     first.join()
     with checkpoint.locked(tmp_path):
         pass
+
+
+def test_a_lock_that_names_nobody_refuses_too(tmp_path: Path):
+    with checkpoint.locked(tmp_path):
+        (tmp_path / "lock").write_text("{")
+        with pytest.raises(CdmError, match=r"already running \(it holds"), checkpoint.locked(tmp_path):
+            pass
+
+
+def test_a_folder_that_is_given_back_meanwhile_is_made_again(tmp_path: Path, monkeypatch):
+    """Between the opening of its lock and the locking, so that the lock is one of a folder that is gone."""
+    folder, real, times = tmp_path / "distill-0", fcntl.flock, []
+
+    def locked_after_removal(handle, operation: int) -> None:
+        if not times:
+            files.remove_folder(folder)
+        times.append(operation)
+        real(handle, operation)
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", locked_after_removal)
+    with checkpoint.locked(folder):
+        assert len(times) == 2
+        monkeypatch.undo()
+        with pytest.raises(CdmError, match="already running"), checkpoint.locked(folder):
+            pass
 
 
 def test_what_is_not_done_or_still_runs_is_not_given_back(tmp_path: Path, caplog):
@@ -114,8 +148,8 @@ def test_what_a_kill_has_left_of_a_removal_is_cleared_by_the_next_training(tmp_p
     folder = tmp_path / "distill-0"
     checkpoint.save(folder, make(4))
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.shutil, "rmtree", lambda *args, **options: None)
-        checkpoint.remove(folder)
+        patch.setattr(files.shutil, "rmtree", lambda *args, **options: None)
+        files.remove_folder(folder)
     assert not folder.exists()
     assert len(list(tmp_path.iterdir())) == 1
     with checkpoint.locked(tmp_path / "distill-1"):

@@ -36,3 +36,15 @@ def test_changed_files_are_those_that_differ_from_the_commit(tree: Path) -> None
 def test_outside_a_repository_nothing_is_known(tmp_path: Path) -> None:
     assert git.commit(tmp_path) is None
     assert git.differing(tmp_path) == []
+
+
+def test_files_that_are_gone_come_back_and_no_others_change(tree: Path) -> None:
+    for name in ("a.py", "in/b c.py"):
+        (tree / name).unlink()
+    (tree / "in").rmdir()
+    (tree / "params.yaml").write_text("2\n")
+    git.restore_deleted(tree, ["in", "params.yaml", "never"])
+    assert git.differing(tree) == ["a.py", "params.yaml"]
+    assert (tree / "in/b c.py").read_text() == "1\n"
+    git.restore_deleted(tree / "in", ["b c.py", "a.py"])
+    assert git.differing(tree) == ["a.py", "params.yaml"]

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from cdm.errors import CdmError
 from cdm.models.manifest import TeacherManifest, describe
-from cdm.models.student import Origin
 from cdm.params import Params, load
 from cdm.training.distiller import Distiller
 from cdm.training.identity import fingerprint
@@ -118,23 +117,34 @@ def test_a_finished_student_that_was_lost_is_written_again_without_training(
     assert_same(tmp_path, uninterrupted)
 
 
-@pytest.mark.parametrize("started_by_dvc", [True, False])
+@pytest.mark.parametrize(
+    ("stage", "cached", "goes"), [("sample", True, True), ("sample", False, False), (None, True, False)]
+)
 def test_checkpoints_go_when_dvc_has_the_student(
-    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started_by_dvc: bool
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str | None,
+    cached: bool,
+    goes: bool,
 ):
+    """Not before, as after a kill and `dvc repro -s sample`, and not by a stage without DVC."""
     shutil.copytree(uninterrupted / "ck", tmp_path / "ck")
+    shutil.copytree(uninterrupted / "student", tmp_path / "student")
     (folder,) = (tmp_path / "ck").iterdir()
-    origin = Origin.read((uninterrupted / "student/student.json").read_text(), uninterrupted)
-    assert origin.training == folder.name
+    torn = tmp_path / "ck/.distill-0.removed"
+    torn.mkdir()
     monkeypatch.setattr(common, "CHECKPOINTS", tmp_path / "ck")
+    monkeypatch.setattr(common, "is_committed", lambda record: cached and record.name == "student.json")
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    if started_by_dvc:
-        monkeypatch.setenv("DVC_STAGE", "sample")
-    common.give_back_checkpoints(None)
-    common.give_back_checkpoints(origin)
-    assert folder.exists() != started_by_dvc
-    assert [path.name for path in (tmp_path / "ck").iterdir()] == ([] if started_by_dvc else [folder.name])
-    common.give_back_checkpoints(origin)  # nothing is there any more, or it is left again
+    if stage is not None:
+        monkeypatch.setenv("DVC_STAGE", stage)
+    common.give_back_checkpoints(tmp_path / "none")
+    assert folder.exists()
+    common.give_back_checkpoints(tmp_path / "student")
+    assert folder.exists() != goes
+    assert torn.exists() == (stage is None)
+    common.give_back_checkpoints(tmp_path / "student")  # nothing is there any more, or it is left again
 
 
 def test_log_has_a_row_a_round_with_blanks_where_the_student_rests(uninterrupted: Path):

@@ -1,5 +1,5 @@
-"""Hashes of files, remembered from one run to the next, and JSON files, written atomically and always as the same
-bytes."""
+"""Hashes of files, remembered from one run to the next; JSON files, written atomically and always as the same bytes;
+folders that are removed whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+REMOVED = ".removed"
+"""Ending of the names of folders that are being deleted."""
 SETTLED = 2.0
 """Seconds after which a file's time of change tells it from a later state: clocks of file systems are coarse."""
 
@@ -42,6 +45,20 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder with all that is in it; it is renamed first, so that a kill leaves all of it or none."""
+    gone = folder.with_name(f".{folder.name}{REMOVED}")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def clear_removed(parent: Path) -> None:
+    """Delete what kills have left of folders in `parent` that were being removed."""
+    for left in parent.glob(f".*{REMOVED}"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def read_json(path: Path) -> Any:

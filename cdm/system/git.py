@@ -60,6 +60,13 @@ def commit_files(folder: Path, message: str, paths: Sequence[str]) -> str:
     return ""
 
 
+def restore_deleted(folder: Path, paths: Sequence[str]) -> None:
+    """Bring back those files at or below `paths`, in `folder`, that Git knows and that are gone; no others change."""
+    deleted = _git(folder, "ls-files", "--deleted", "-z", "--", *paths)
+    if deleted:
+        _git(folder, "checkout", "--quiet", "--", *deleted.removesuffix("\0").split("\0"))
+
+
 def is_clean(folder: Path) -> bool:
     """Whether the working tree around `folder` is that of its commit; files that Git does not know do not count."""
     return _status(folder, "--untracked-files=no") == []

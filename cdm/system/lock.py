@@ -7,6 +7,7 @@ within a stage.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import reduce
@@ -44,6 +45,27 @@ def is_unchanged(folder: Path = Path(), asked: str = "teacher") -> bool:
         return all(_is_recorded(stage, lock[name], params, written, folder) for name, stage in pipeline.items())
     except (OSError, YAMLError, KeyError, TypeError):
         return False
+
+
+def is_cached(path: Path, cache: Path, folder: Path = Path()) -> bool:
+    """Whether dvc.lock has recorded a file, in a folder that a stage wrote, as it is now, and `cache`, DVC's folder of
+    files by their hashes, holds all of that folder.
+
+    `path` is relative to `folder`, the repository. Where it cannot be told, the answer is no.
+    """
+    try:
+        stages = _load(folder / "dvc.lock")["stages"].values()
+        written = {Path(out["path"]): out["md5"] for stage in stages for out in stage.get("outs", [])}
+        listing = json.loads(_cached(cache, written[path.parent]).read_text(encoding="utf-8"))
+        files = {entry["relpath"]: entry["md5"] for entry in listing}
+        recorded = files[path.name] == _md5(folder / path)
+        return recorded and all(_cached(cache, md5).is_file() for md5 in files.values())
+    except (OSError, YAMLError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _cached(cache: Path, md5: str) -> Path:
+    return cache / md5[:2] / md5[2:]
 
 
 def _is_recorded(

@@ -126,11 +126,13 @@ SHAPES_NOTHING = (
     "cdm/system/circumstances.py",
     "cdm/system/commands.py",
     "cdm/system/device.py",
+    "cdm/system/environment.py",
     "cdm/system/files.py",
     "cdm/system/git.py",
     "cdm/system/host.py",
     "cdm/system/launcher.py",
     "cdm/system/lock.py",
+    "cdm/system/parent.py",
     "cdm/system/processes.py",
     "cdm/system/programs.py",
     "cdm/system/progress.py",
@@ -141,6 +143,7 @@ SHAPES_NOTHING = (
     "cdm/training/identity.py",
     "cdm/training/pictures.py",
     "cdm/training/watch.py",
+    "stages/__init__.py",
     "stages/common.py",
 )
 """Modules that stages import and that make none of them stale, but for those that list them above."""

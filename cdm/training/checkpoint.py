@@ -13,23 +13,25 @@ import json
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cdm.errors import CdmError
+from cdm.system.files import clear_removed, remove_folder
 from cdm.system.writing import open_up
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
-HASHES, STATE = "hashes.json", "state.json"
-REMOVED = ".removed"
+HASHES, STATE, LOCK = "hashes.json", "state.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -43,31 +45,70 @@ class Checkpoint:
 
 @contextmanager
 def locked(folder: Path, holds: bool = True) -> Iterator[None]:
-    """Holds the folder for this process; CdmError if another process that lives holds it.
+    """Holds the folder for this process; CdmError, which names the process, if another that lives holds it.
 
     Of several processes of one run only one `holds`.
     """
     if not holds:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".*{REMOVED}"):
-        shutil.rmtree(left, ignore_errors=True)
-    with (folder / "lock").open("w") as handle:
+    clear_removed(folder.parent)
+    with _lock(folder) as handle:
+        handle.truncate(0)
+        print(json.dumps(asdict(Holder.this())), file=handle, flush=True)
+        yield
+
+
+def _lock(folder: Path) -> TextIO:
+    """The file `lock` of the folder, locked until it is closed."""
+    path = folder / LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a+")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino == os.fstat(handle.fileno()).st_ino:
+                return handle
         except BlockingIOError:
+            handle.seek(0)
+            by = Holder.read(handle.read())
+            handle.close()
             raise CdmError(
-                f"this very experiment is already running (it holds {folder / 'lock'}): wait for it or stop it"
+                f"this very experiment is already running{by} (it holds {path}): wait for it or stop it"
             ) from None
-        yield
+        except FileNotFoundError:
+            pass
+        handle.close()  # the folder was given back meanwhile: the lock is of none that is there
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a folder, as its lock file names it."""
+
+    pid: int
+    host: str
+    since: str
+
+    @classmethod
+    def this(cls) -> Holder:
+        return cls(os.getpid(), socket.gethostname(), datetime.now().astimezone().isoformat(" ", "seconds"))
+
+    @staticmethod
+    def read(text: str) -> str:
+        """The words on it, for a message; none where the text is no such record."""
+        try:
+            holder = Holder(**json.loads(text))
+        except (ValueError, TypeError):
+            return ""
+        return f" as process {holder.pid} on {holder.host}, since {holder.since}"
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Writes the checkpoint, then deletes all but the newest `KEPT`."""
     final = _path(folder, checkpoint.step)
     partial = final.with_name(f"{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for torn in folder.glob("step-*.partial"):
+        shutil.rmtree(torn)
     partial.mkdir(parents=True)
     for name, tensors in checkpoint.tensors.items():
         save_file({key: value.contiguous() for key, value in tensors.items()}, partial / f"{name}.safetensors")
@@ -97,14 +138,6 @@ def load_newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def remove(folder: Path) -> None:
-    """Deletes the folder of an experiment that is done; renames it first, so that a kill leaves all of it or none."""
-    gone = folder.with_name(f".{folder.name}{REMOVED}")
-    shutil.rmtree(gone, ignore_errors=True)
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
 def give_back(folder: Path, iterations: int) -> None:
     """Deletes the checkpoints of a training that has done all its `iterations`, and no others.
 
@@ -114,7 +147,7 @@ def give_back(folder: Path, iterations: int) -> None:
         return
     try:
         with locked(folder):
-            remove(folder)
+            remove_folder(folder)
     except (CdmError, OSError) as error:
         log.warning("%s is left there: %s", folder, error)
 
