@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from cdm.errors import CdmError
+from cdm.system.files import arguments_at_home
 
 MOST_STEPS = 1000
 MOST_ZOOM = 64
@@ -360,7 +361,7 @@ def use(
 def main() -> None:
     """Run the command; a problem that the user can mend is a line, not a traceback."""
     try:
-        app()
+        app(args=arguments_at_home(sys.argv[1:]))
     except CdmError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

@@ -17,6 +17,7 @@ from cdm.errors import CdmError
 from cdm.params import Params, load
 from cdm.preflight import check_paths
 from cdm.system import host
+from cdm.system.files import arguments_at_home
 
 if TYPE_CHECKING:
     from cdm.models.student import Origin
@@ -82,6 +83,7 @@ def run(main: Callable[..., None]) -> None:
 
     Of several processes on a machine the first says it for all.
     """
+    sys.argv[1:] = arguments_at_home(sys.argv[1:])
     try:
         typer.run(main)
     except CdmError as error:
