@@ -14,6 +14,7 @@ import typer
 
 from cdm.errors import CdmError
 from cdm.system.environment import prepare_environment
+from cdm.system.files import arguments_at_home
 
 MOST_STEPS = 1000
 MOST_ZOOM = 64
@@ -362,7 +363,7 @@ def main() -> None:
     """Run the command; a problem that the user can mend is a line, not a traceback."""
     prepare_environment()
     try:
-        app()
+        app(args=arguments_at_home(sys.argv[1:]))
     except CdmError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

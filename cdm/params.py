@@ -12,13 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from cdm import measures
 from cdm.errors import CdmError
 from cdm.families import check_name
+from cdm.system.files import at_home
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -28,6 +37,10 @@ Rate = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Guidance = Annotated[float, Field(ge=1)]
+
+
+Location = Annotated[str, AfterValidator(lambda path: str(at_home(path)) if path.startswith("~") else path)]
+"""A path, in which `~` is the home folder."""
 
 
 class ParamsError(CdmError):
@@ -43,7 +56,7 @@ class Teacher(Section):
 
     family: str
     """Architecture: which module of cdm.families knows the model."""
-    source: str
+    source: Location
     """A diffusers folder, or the id `org/name` of a model on a hub."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; null means its main branch. Resolved to a commit and recorded."""
@@ -64,9 +77,9 @@ class Teacher(Section):
 class Prompts(Section):
     """The prompts that the student is trained on, and those that it is evaluated on."""
 
-    train: Annotated[list[str], Field(min_length=1)]
+    train: Annotated[list[Location], Field(min_length=1)]
     """Files of training prompts: .txt (one a line), .json, .jsonl, .csv or .parquet (see `column`), or folders."""
-    eval: list[str] = []
+    eval: list[Location] = []
     """Files of evaluation prompts; where empty, `eval_count` prompts are held back from the training ones."""
     eval_count: Positive
     """Number of evaluation prompts: the first of `eval`, or a random choice of the training prompts."""
@@ -451,19 +464,19 @@ class MetricModels(Section):
     of each.
     """
 
-    clip: str = "openai/clip-vit-large-patch14"
+    clip: Location = "openai/clip-vit-large-patch14"
     """CLIP of clip_score, aesthetic (which is for ViT-L/14) and cmmd (whose authors take its 336-pixel variant)."""
-    dinov2: str = "facebook/dinov2-large"
+    dinov2: Location = "facebook/dinov2-large"
     """DINOv2 of the measures that end in _dinov2."""
-    pick_score: str = "yuvalkirstain/PickScore_v1"
+    pick_score: Location = "yuvalkirstain/PickScore_v1"
     """The fine-tuned CLIP of pick_score."""
-    hps: str | None = None
+    hps: Location | None = None
     """HPS v2 or v2.1 as a transformers CLIPModel."""
-    inception: str | None = None
+    inception: Location | None = None
     """File of InceptionV3's weights for FID, of the measures that end in _inception."""
-    aesthetic: str | None = None
+    aesthetic: Location | None = None
     """File of the LAION aesthetic head."""
-    lpips: str | None = None
+    lpips: Location | None = None
     """Folder with the two files of LPIPS, of AlexNet and of its channels' weights."""
 
 
@@ -480,9 +493,9 @@ class ScorerProcess(Section):
 class Evaluate(Section):
     """How samples are evaluated."""
 
-    judge: str | None = None
+    judge: Location | None = None
     """Folder of a judge (a classifier of the prompts' attributes); its features give the distances."""
-    real: str | None = None
+    real: Location | None = None
     """A safetensors file of real pictures of the evaluation prompts; null compares with the teacher alone."""
     neighbours: Positive = 3
     """k of the nearest-neighbour radii in precision and recall."""
@@ -522,7 +535,7 @@ class Runtime(Section):
     """CPU threads of torch; 0 leaves its default."""
     batch_size: Positive = 64
     """Prompts encoded, or samples drawn, at once."""
-    accelerate_config: str | None = None
+    accelerate_config: Location | None = None
     """A file of configs/: `distill` starts itself through `accelerate launch` with it."""
     micro_batch: Positive | None = None
     """Samples of a process in one forward and backward (gradients accumulate); null means all of them."""
@@ -593,7 +606,7 @@ def parse(values: Any) -> Params:
 
 def load(path: str | Path, changes: Mapping[str, Any] | None = None) -> Params:
     """`Params` of a YAML file, with the `changes` by dotted key (`{"schedule.max_len": 6}`); raises ParamsError."""
-    path = Path(path)
+    path = at_home(path)
     try:
         values = YAML(typ="safe").load(path.read_text())
     except OSError as error:

@@ -24,7 +24,7 @@ def check_paths(settings: Params) -> None:
 
 def _problems(settings: Params) -> Iterator[str]:
     teacher, evaluate, configs = settings.teacher, settings.evaluate, settings.runtime.accelerate_config
-    if not Path(teacher.source).expanduser().is_dir() and not is_hub_id(teacher.source):
+    if not Path(teacher.source).is_dir() and not is_hub_id(teacher.source):
         yield f"teacher.source: {teacher.source}: no such folder, and not a hub id (org/name)"
     for key in ("train", "eval"):
         for name in getattr(settings.prompts, key):

@@ -18,9 +18,12 @@ from cdm.errors import CdmError
 from cdm.params import Params, load
 from cdm.preflight import check_paths
 from cdm.system import host, lock
-from cdm.system.files import clear_removed, read_json
+from cdm.system.files import arguments_at_home, clear_removed, read_json
 from cdm.system.launcher import lost_others, rank, speaks_for_all
 from stages import STARTED_BY_DVC, restore_results
+
+if TYPE_CHECKING:
+    from cdm.models.student import Origin
 
 PARAMS = Path("params.yaml")
 REPOSITORY = Path(os.environ.get("DVC_ROOT", "."))
@@ -102,6 +105,7 @@ def run(main: Callable[..., None]) -> None:
     Of several processes that were launched together the first to fail says it for all, with its rank. A stage of DVC's
     that comes to nothing leaves the results that Git has.
     """
+    sys.argv[1:] = arguments_at_home(sys.argv[1:])
     try:
         typer.run(main)
     except SystemExit as end:

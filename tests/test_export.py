@@ -23,8 +23,8 @@ from cdm.families import get_family
 from cdm.handover import card, drawing, export
 from cdm.handover.export import quality_of
 from cdm.handover.snippet import Layout
-from cdm.models.manifest import TeacherManifest, describe, file_hashes
-from cdm.models.student import FULL, LORA, Origin, find_student
+from cdm.models.manifest import TeacherManifest, describe
+from cdm.models.student import FULL, LORA, Origin, find_student, student_hashes
 from cdm.params import Lora, Params
 from cdm.system import git
 from cdm.system.files import digest_of
@@ -206,7 +206,7 @@ def test_the_same_export_is_the_same_bytes(lora_student: Path, tmp_path: Path) -
         first, second = (export.export(lora_student, tmp_path / f"{layout}{i}" / name, layout) for i in "01")  # type: ignore[arg-type]
         for one, other in ((first.path, second.path), (first.card, second.card)):
             if one.is_dir():
-                assert file_hashes(one) == file_hashes(other)
+                assert student_hashes(one) == student_hashes(other)
             else:
                 assert one.read_bytes() == other.read_bytes()
 
@@ -376,10 +376,10 @@ def test_the_card_quotes_figures_of_this_student_only(
     silent = "quality.json: does not say which student its figures are of"
     for quality in (rows, {}, [], {**rows, "basis": {}}, {"basis": {"student": "x"}}):
         assert silent in remark(quality)
-    of_this = {**rows, "basis": {"student": digest_of(file_hashes(full_student)), "samples": "ab"}}
+    of_this = {**rows, "basis": {"student": digest_of(student_hashes(full_student)), "samples": "ab"}}
     other = "quality.json: its figures are of another student, and are left out of the card"
     assert other in remark(of_this, student=lora_student)
-    assert other in remark({**rows, "basis": {"student": digest_of(file_hashes(lora_student))}})
+    assert other in remark({**rows, "basis": {"student": digest_of(student_hashes(lora_student))}})
     result = command("export", full_student, "--out", tmp_path / "a", "--metrics", metrics)
     assert result.err.splitlines() == [
         f"{metrics}: its figures are of another student, and are left out of the card"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,27 +12,14 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
-from huggingface_hub.utils import filter_repo_objects
 
 from cdm.errors import CdmError
 from cdm.models import hub
 from cdm.models.manifest import TeacherManifest, describe
-
-HUB_FILES = {
-    "model_index.json": True,
-    "transformer/config.json": True,
-    "transformer/diffusion_pytorch_model-00001-of-00002.safetensors": True,
-    "tokenizer_3/spiece.model": True,
-    "tokenizer/merges.txt": True,
-    "text_encoder/model.fp16.safetensors": False,
-    "text_encoder_3/model.safetensors.index.fp16.json": False,
-    "text_encoder/pytorch_model.bin": False,
-    "pipeline.py": False,
-    "transformer/modeling.py": False,
-    "sd3_medium.safetensors": False,
-    "README.md": False,
-}
-
+from tests.stand_in_hub import READER, Hub, Repository
+from tests.teachers import clutter, rename, shard, weights
+from tests.teachers import copy as copied
+from tests.tiny_pipelines import RESOLUTION
 
 RESPONSE: Any = SimpleNamespace(headers={}, request=None)
 
@@ -82,29 +70,6 @@ def test_every_failure_of_the_hub_is_a_line(monkeypatch: pytest.MonkeyPatch, err
     found = one_line("org/name", "v1")
     assert found.startswith("org/name@v1: ")
     assert message in found
-
-
-def test_a_hub_model_is_downloaded_at_its_revision_without_pickles_and_code(
-    monkeypatch: pytest.MonkeyPatch, tiny_sd3: Path, tmp_path: Path
-) -> None:
-    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123abcd"
-    shutil.copytree(tiny_sd3, snapshot)
-    asked: dict[str, Any] = {}
-
-    def download(repo: str, **options: Any) -> str:
-        asked.update(options, repo=repo)
-        return str(snapshot)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    manifest = describe("sd3", "org/name", "main")
-    assert manifest.revision == "0123abcd", "the commit is recorded, not the branch"
-    assert asked["revision"] == "main"
-    kept = filter_repo_objects(
-        HUB_FILES, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
-    )
-    assert set(kept) == {name for name, wanted in HUB_FILES.items() if wanted}
-    assert manifest.folder() == snapshot
-    assert asked["revision"] == "0123abcd", "later stages ask for that commit"
 
 
 def test_the_manifest_says_what_the_model_is(tiny_sd3: Path, tmp_path: Path) -> None:
@@ -181,7 +146,7 @@ def test_a_part_or_a_shard_that_is_missing_is_named(copy: Path) -> None:
     index = copy / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": weights.name, "b": "second.safetensors"}}))
     assert refused(copy) == (
-        f"{copy}/transformer/second.safetensors: missing, though {index.name} names it: get the model again"
+        f"{copy}/transformer/second.safetensors: missing, though the index of shards names it: get the model again"
     )
     index.write_text("{")
     assert refused(copy) == f"{index}: damaged: get the model again"
@@ -223,3 +188,89 @@ def test_a_model_that_was_downloaded_is_found_offline(cache: Path, tmp_path: Pat
 def test_a_model_that_was_not_is_a_line(cache: Path) -> None:
     assert "not downloaded before, and the hub cannot be reached" in one_line("org/other")
     assert "the hub cannot be reached" in one_line("org/name", "another-branch")
+
+
+# Downloading, from a hub on this machine
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on this machine, and an empty cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", READER)
+    with Hub().running() as running:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", running.address)
+        yield running
+
+
+def upload(served: Hub, folder: Path) -> None:
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+    served.repositories.setdefault("org/name", Repository()).commits.append(files)
+
+
+def fetched(served: Hub) -> set[str]:
+    """The files whose content was asked for since the last time."""
+    asked = {
+        line.split("/resolve/")[1].split("/", 1)[1] for line in served.requests if line.startswith("GET /org")
+    }
+    served.requests.clear()
+    return asked
+
+
+def test_what_belongs_to_the_pipeline_is_downloaded_once_and_nothing_else(
+    tiny_pipeline: Callable[[str], Path], tmp_path: Path, served: Hub
+) -> None:
+    folder = copied(tiny_pipeline("z_image"), tmp_path / "model")
+    here = describe("z_image", str(folder), None, RESOLUTION)
+    clutter(folder)
+    upload(served, folder)
+    manifest = describe("z_image", "org/name", None, RESOLUTION)
+    assert fetched(served) == set(here.files)
+    assert "tokenizer/chat_template.jinja" in here.files
+    assert (manifest.files, manifest.digest) == (here.files, here.digest)
+    assert manifest.revision == served.repositories["org/name"].sha
+    assert {
+        path.relative_to(manifest.folder()).as_posix()
+        for path in manifest.folder().rglob("*")
+        if path.is_file()
+    } == set(here.files)
+    assert not served.requests, "later stages ask for nothing"
+    (folder / "vae/config.json").write_text("{}")
+    upload(served, folder)
+    assert describe("z_image", "org/name", None, RESOLUTION, manifest) == manifest
+    assert not served.requests, "nor does this one, whatever is on the hub by now"
+
+
+@pytest.mark.parametrize("variant", ["", "fp16", "bf16"])
+def test_shards_and_variants_are_downloaded_where_nothing_plain_is(
+    tiny_pipeline: Callable[[str], Path], tmp_path: Path, served: Hub, variant: str
+) -> None:
+    folder = copied(tiny_pipeline("sd3_t5"), tmp_path / "model")
+    shard(folder, "transformer")
+    shard(folder, "text_encoder_3", variant)
+    if variant:
+        rename(weights(folder, "vae"), variant)
+    here = describe("sd3", str(folder), None, RESOLUTION)
+    twins = ["transformer/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.bf16.safetensors"]
+    for twin in twins:
+        (folder / twin).write_text("not loaded")
+    upload(served, folder)
+    manifest = describe("sd3", "org/name", None, RESOLUTION)
+    assert fetched(served) == set(here.files)
+    assert (manifest.files, manifest.digest) == (here.files, here.digest)
+
+
+def test_a_hub_repository_that_is_no_pipeline_is_a_line(tmp_path: Path, served: Hub) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/flux1-dev.safetensors").write_text("of another tool")
+    upload(served, tmp_path / "model")
+    assert "not a diffusers folder: it has no model_index.json" in one_line("org/name")
+    assert fetched(served) == set()
+    (tmp_path / "model/model_index.json").write_text("[]")
+    upload(served, tmp_path / "model")
+    assert "model_index.json: not a readable config of a diffusers folder (it is no JSON object)" in one_line(
+        "org/name"
+    )

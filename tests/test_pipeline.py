@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from cdm.models.manifest import file_hashes
+from cdm.models.student import student_hashes
 from cdm.system import provenance
 from cdm.system.files import digest_of
 from tests.repository import Repository, make_repository
@@ -40,7 +40,7 @@ def test_the_pipeline_leaves_its_results(repository: Repository) -> None:
         assert row["frechet_distance"] > 0
         assert row["style_distance"] > 0
         assert 0 <= row["attribute_accuracy"] <= 1
-    assert quality["basis"]["student"] == digest_of(file_hashes(folder / "models/student"))
+    assert quality["basis"]["student"] == digest_of(student_hashes(folder / "models/student"))
     with (folder / "logs/distill.csv").open() as file:
         assert [row["iteration"] for row in csv.DictReader(file)] == ["2", "4", "6"]
     headline = json.loads((folder / "metrics/headline.json").read_text())

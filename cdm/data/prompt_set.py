@@ -11,6 +11,7 @@ import torch
 
 from cdm.data.store import MANIFEST, Store
 from cdm.errors import CdmError
+from cdm.families.common import check_finite
 from cdm.params import Prompts
 from cdm.system.device import DTYPES
 from cdm.system.files import digest_of
@@ -84,7 +85,7 @@ class OnlinePrompts:
     def __init__(
         self, texts: PromptSet, family: Family, source: Path, settings: Prompts, *, offload: bool
     ) -> None:
-        self.texts, self.family = texts, family
+        self.texts, self.family, self.source = texts, family, source
         self.length = settings.max_sequence_length
         self.offload = offload
         self.pipeline = family.load_pipeline(
@@ -106,6 +107,7 @@ class OnlinePrompts:
         """
         encoders = self.pipeline if device is None else self.pipeline.to(device)
         encoded = self.family.encode(encoders, [self.texts.texts[i] for i in indices], self.length)
+        check_finite(encoded, encoders, self.source, "prompts.precision")
         if self.offload:
             self.pipeline.to("cpu")
         return as_float32(encoded, device)

@@ -18,6 +18,7 @@ from cdm.data.prompt_set import TEXTS
 from cdm.data.store import ShardWriter, is_complete, open_staging, publish, shard_rows
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, get_family
+from cdm.families.common import check_finite
 from cdm.models.manifest import TeacherManifest
 from cdm.params import Prompts, Runtime
 from cdm.randomness import philox
@@ -330,17 +331,27 @@ class _Encoder:
     def __init__(
         self, settings: Prompts, teacher: TeacherManifest, family: Family, source: Path, runtime: Runtime
     ) -> None:
-        self.family = family
+        self.family, self.source = family, source
         self.length = settings.max_sequence_length
         self.batch_size = runtime.batch_size
         precision = settings.precision
         self.metadata = encoding_metadata(settings, teacher)
         pipeline = family.load_pipeline(source, image=False, transformer=False, dtype=DTYPES[precision])
         self.pipeline = pipeline.to(choose_device(runtime.device))
-        self.row_bytes = sum(tensor.nbytes for tensor in self.encode([""]).values())
+        row = self.encode([""])
+        self.row_bytes = sum(tensor.nbytes for tensor in row.values())
+        made = {name: tuple(tensor.shape[1:]) for name, tensor in row.items()}
+        taken = family.conditioning_shapes(source, self.length)
+        if made != taken:
+            raise CdmError(
+                f"{source}: its text encoders make {made}, but its transformer takes {taken}: they are of different"
+                " models: get the model again"
+            )
 
     def encode(self, texts: list[str]) -> Conditioning:
-        return self.family.encode(self.pipeline, texts, self.length)
+        encoded = self.family.encode(self.pipeline, texts, self.length)
+        check_finite(encoded, self.pipeline, self.source, "prompts.precision")
+        return encoded
 
     def write(self, texts: list[str], folder: Path, title: str) -> None:
         """A `PromptSet` of `texts`, unless an interrupted run has finished it."""

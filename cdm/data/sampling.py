@@ -18,9 +18,10 @@ from cdm.data.reference import Reference
 from cdm.data.spread import spread
 from cdm.data.store import ShardWriter, Store, is_complete, make_empty, open_staging, publish, shard_rows
 from cdm.families import Conditioning, Family, get_family
+from cdm.families.common import check_finite
 from cdm.flow import inference_sigmas
-from cdm.models.manifest import TeacherManifest, file_hashes
-from cdm.models.student import Model, find_student
+from cdm.models.manifest import TeacherManifest
+from cdm.models.student import Model, find_student, student_hashes
 from cdm.params import Latents, Runtime, Sample
 from cdm.randomness import Draws, prompt_indices, sample_noise
 from cdm.system.device import DTYPES
@@ -74,6 +75,8 @@ class Sampler:
 
     family: Family
     pipeline: Any
+    source: Path
+    """Where the model lies."""
     prompts: PromptSet
     empty: Conditioning
     guidance_scale: float
@@ -92,11 +95,15 @@ class Sampler:
             unshifted_sigmas(steps),
             self.guidance_scale,
         )
-        return drawn.float().cpu()
+        latents = drawn.float().cpu()
+        check_finite({"latents": latents}, self.pipeline, self.source, "latents.precision")
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of `latents` as uint8, on the CPU."""
-        return to_bytes(self.family.decode(self.pipeline, latents.to(self.device))).cpu()
+        pictures = self.family.decode(self.pipeline, latents.to(self.device))
+        check_finite({"pictures": pictures}, self.pipeline, self.source, "latents.precision")
+        return to_bytes(pictures).cpu()
 
 
 def _in_dtype(dtype: torch.dtype, conditioning: Conditioning) -> Conditioning:
@@ -119,6 +126,7 @@ def _sampler(
     return Sampler(
         model.family,
         model.load(text=False, image=image, dtype=DTYPES[precision]).to(device),
+        model.place,
         PromptSet(prompts / subset),
         PromptSet(prompts / "empty").conditioning([0], device),
         guidance_scale,
@@ -310,7 +318,7 @@ def draw_samples(
     reference, family = Reference.open(prompts, latents, teacher), get_family(teacher.family)
     learnt = find_student(student, teacher)
     contestants = (
-        Contestant("student", learnt, digest_of(file_hashes(student)), 1.0, {*settings.steps}),
+        Contestant("student", learnt, digest_of(student_hashes(student)), 1.0, {*settings.steps}),
         Contestant(
             "teacher",
             Model(family, teacher.folder()),

@@ -18,11 +18,11 @@ from cdm.evaluation.theme import DARK, LIGHT, Theme
 from cdm.families import get_family
 from cdm.handover.snippet import diffusers_code
 from cdm.measures import HEADLINES, JUDGED
-from cdm.models.manifest import TeacherManifest, file_hashes
+from cdm.models.manifest import TeacherManifest
 from cdm.models.student import Model, Origin
 from cdm.params import Evaluate, Params
 from cdm.system.circumstances import Circumstances
-from cdm.system.files import digest_of, sha256, write_json
+from cdm.system.files import Memory, digest_of, sha256, write_json
 
 MOST_PROMPTS = 12
 """Prompts of which a report has the pictures, where sample.pictures are more."""
@@ -127,7 +127,7 @@ def basis(section: Evaluate, samples: Samples, chosen: Chosen | None) -> dict[st
         "prompts": samples.prompts_sha256,
         "per_prompt": samples.per_prompt,
         "seed": teacher.fact("seed", int),
-        "judge": None if section.judge is None else digest_of(file_hashes(Path(section.judge))),
+        "judge": None if section.judge is None else digest_of(Memory().folder(Path(section.judge))),
         "real": None if section.real is None else sha256(Path(section.real)),
         "models": dict(chosen.sources) if chosen is not None else {},
     }
@@ -135,7 +135,7 @@ def basis(section: Evaluate, samples: Samples, chosen: Chosen | None) -> dict[st
 
 def student_code(params: Params, teacher: TeacherManifest, prompt: str) -> str | None:
     """Python that draws `prompt` with the student; None where the teacher's configs are not on this machine."""
-    local = Path(teacher.source).expanduser()
+    local = Path(teacher.source)
     folder = teacher.downloaded() or (local if local.is_dir() else None)
     if folder is None:
         return None

@@ -57,7 +57,7 @@ class Samples:
     per_prompt: int
     prompts_sha256: str
     student_sha256: str
-    """Of the files of the student (`file_hashes`)."""
+    """Of the files of the student (`student_hashes`)."""
 
     @property
     def guided(self) -> bool:

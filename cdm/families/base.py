@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from cdm.families.common import (
     token_limit,
 )
 from cdm.families.configs import AUTOENCODER, SCHEDULER, TRANSFORMER, Configs, read_config
+from cdm.families.folder import copy_parts
 from cdm.system.progress import quieten_libraries
 
 
@@ -80,6 +80,10 @@ class Family(PromptEmbedding, ABC):
     """The diffusers model that predicts the velocity."""
     text_components: ClassVar[list[str]]
     """Parts of the pipeline that only encode prompts."""
+    optional_components: ClassVar[list[str]] = []
+    """Those of them that a pipeline need not have: text encoders with their tokenizers."""
+    chat_template: ClassVar[bool] = False
+    """Whether the pipeline writes prompts in the tokenizer's chat template."""
     lora_targets: ClassVar[list[str]]
     """Names of the linear layers that LoRA adapts."""
     resolution: ClassVar[int] = 1024
@@ -185,8 +189,7 @@ class Family(PromptEmbedding, ABC):
 
     def save_student(self, transformer: nn.Module, source: Path, folder: Path) -> None:
         """A complete diffusers folder: the student's transformer beside copies of the teacher's other parts."""
-        shutil.rmtree(folder / "transformer", ignore_errors=True)
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("transformer", ".*"))
+        copy_parts(source, folder, without="transformer")
         save: Any = transformer.save_pretrained  # of every diffusers model
         save(folder / "transformer")
         scheduler = read_config(folder, SCHEDULER)

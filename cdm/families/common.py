@@ -1,9 +1,9 @@
-"""Functions and constants that families share: configs of a diffusers folder, loading, packing and positions, and
-schedulers."""
+"""Functions and constants that families share: configs of a diffusers folder, loading, packing and positions,
+schedulers, and numbers that are not finite."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cdm.errors import CdmError
+from cdm.families.folder import plain_view
 from cdm.system.progress import quieten_libraries
 
 Conditioning = dict[str, Tensor]
@@ -47,12 +48,19 @@ def load(class_name: str, source: Path, dtype: torch.dtype | None, **options: An
     import diffusers
 
     quieten_libraries()
-    try:
-        return getattr(diffusers, class_name).from_pretrained(
-            source, dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CdmError(f"{source}: cannot be loaded as {class_name}: {' '.join(str(error).split())}") from None
+    with plain_view(source) as view:
+        try:
+            loaded = getattr(diffusers, class_name).from_pretrained(
+                view, dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True, **options
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            problem = " ".join(str(error).replace(str(view), str(source)).split())
+            raise CdmError(f"{source}: cannot be loaded as {class_name}: {problem}") from None
+    if view != source:  # which is gone, and no two are called alike: a student is saved with this name
+        for each in getattr(loaded, "components", {"": loaded}).values():
+            if hasattr(each, "register_to_config"):
+                each.register_to_config(_name_or_path=str(source))
+    return loaded
 
 
 def token_limit(asked: int | None, default: int, most: int) -> int:
@@ -112,3 +120,36 @@ def grid_positions(height: int, width: int, device: torch.device) -> Tensor:
 def to_unit_range(images: Tensor) -> Tensor:
     """Pictures in [-1, 1] as float32 in [0, 1]."""
     return (images.float() / 2 + 0.5).clamp(0, 1)
+
+
+def check_finite(values: Mapping[str, Tensor], pipeline: Any, where: object, precision: str) -> None:
+    """Raises CdmError if a number in `values`, which `pipeline` has made, is NaN or infinite.
+
+    The message names a broken weight of the pipeline, if there is one. `where` is what the pipeline was loaded from,
+    `precision` the parameter that sets its arithmetic.
+    """
+    bad = sorted(name for name, value in values.items() if not is_finite(value))
+    if not bad:
+        return
+    weight = broken_weight(pipeline)
+    if weight is not None:
+        raise CdmError(f"{where}: {weight} holds numbers that are not finite: get the model again")
+    raise CdmError(
+        f"{where}: its {', '.join(bad)} are not finite, though all its weights are: numbers grow too large in"
+        f" this precision (set {precision} to fp32), or the weights are of another model"
+    )
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether no number is NaN or infinite."""
+    return not value.is_floating_point() or bool(value.isfinite().all())
+
+
+def broken_weight(pipeline: Any) -> str | None:
+    """The first weight of a pipeline's parts that is not finite, as `part: name`; None if there is none."""
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    for part, model in parts.items():
+        for name, value in model.state_dict().items():
+            if not is_finite(value):
+                return f"{part}: {name}"
+    return None

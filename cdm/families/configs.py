@@ -23,7 +23,9 @@ def read_config(source: Configs, name: str) -> dict[str, Any]:
     if isinstance(source, Mapping):
         return dict(source[name])
     try:
-        config: dict[str, Any] = json.loads((source / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config: Any = json.loads((source / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CdmError(f"{source / name}: not a readable config of a diffusers folder ({error})") from None
+    if not isinstance(config, dict):
+        raise CdmError(f"{source / name}: not a readable config of a diffusers folder (it is no JSON object)")
     return config

@@ -53,6 +53,7 @@ class StableDiffusion3(Family):
     text_components: ClassVar = [
         f"{kind}{suffix}" for suffix in ("", "_2", "_3") for kind in ("text_encoder", "tokenizer")
     ]
+    optional_components: ClassVar = ["text_encoder_3", "tokenizer_3"]
     lora_targets: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
     published: ClassVar = {
         "stabilityai/stable-diffusion-3-medium-diffusers": _published(24, pos_embed_max_size=192),

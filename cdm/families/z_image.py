@@ -44,6 +44,7 @@ class ZImage(Family):
     transformer_class_name = "ZImageTransformer2DModel"
     text_components: ClassVar = ["text_encoder", "tokenizer"]
     lora_targets: ClassVar = ATTENTION
+    chat_template = True
     published: ClassVar = {
         "Tongyi-MAI/Z-Image": _published(shift=6.0),
         "Tongyi-MAI/Z-Image-Turbo": _published(shift=3.0),

@@ -24,7 +24,7 @@ from cdm.models.manifest import TeacherManifest, pipeline_class
 from cdm.models.student import Model, Origin, find_student
 from cdm.params import Params, load
 from cdm.system.device import choose_device
-from cdm.system.files import read_json
+from cdm.system.files import at_home, read_json
 
 LEAST_WIDTH = 384
 """Pixels on the page: smaller pictures are enlarged by a whole factor."""
@@ -141,7 +141,7 @@ def find_teacher(model: Model, manifest: Path) -> Model:
     origin = model.origin
     if origin is None:
         raise CdmError("the student does not say which teacher it is of")
-    local = Path(origin.source).expanduser()
+    local = at_home(origin.source)
     folder = local if local.is_dir() else downloaded(origin.source, origin.revision)
     if folder is None or not (folder / INDEX).is_file():
         raise CdmError(f"{origin.source} is not on this machine")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cdm.data.sampling import to_bytes, unshifted_sigmas
 from cdm.families import Conditioning
+from cdm.families.common import check_finite
 from cdm.models.student import Model, find_student
 from cdm.randomness import picture_noise
 from cdm.system.device import DTYPES, choose_device
@@ -70,7 +71,9 @@ class Drawer:
             unshifted_sigmas(steps),
             guidance_scale,
         )
-        return to_bytes(self.model.family.decode(self.pipeline, latents)).cpu()[0]
+        picture = self.model.family.decode(self.pipeline, latents)
+        check_finite({"latents": latents, "pictures": picture}, self.pipeline, self.model.place, "--dtype")
+        return to_bytes(picture).cpu()[0]
 
 
 def draw_pictures(
@@ -106,7 +109,9 @@ def enlarge(image: Tensor, factor: int) -> Tensor:
 
 def _encode(model: Model, pipeline: Any, prompt: str) -> Conditioning:
     length = model.origin.max_sequence_length if model.origin else None
-    return model.family.encode(pipeline, [prompt], length)
+    conditioning = model.family.encode(pipeline, [prompt], length)
+    check_finite(conditioning, pipeline, model.base, "--dtype")
+    return conditioning
 
 
 def _encode_all(

@@ -19,11 +19,10 @@ from cdm.families.configs import INDEX, read_config
 from cdm.handover.card import Export, model_card
 from cdm.handover.drawing import Precision
 from cdm.handover.snippet import Layout
-from cdm.models.manifest import file_hashes
-from cdm.models.student import FULL, LORA, METADATA, Model, Origin, find_student
+from cdm.models.student import FULL, LORA, METADATA, Model, Origin, find_student, student_hashes
 from cdm.system import git
 from cdm.system.device import DTYPES
-from cdm.system.files import digest_of, read_json
+from cdm.system.files import at_home, digest_of, read_json
 from cdm.system.writing import placed
 
 CARD = "README.md"
@@ -54,12 +53,12 @@ def export(
     Raises CdmError, before anything is written, if `out` is taken or the student has no such layout; `out` appears
     when it is whole, or not at all.
     """
-    student, out = Path(student), Path(out)
+    student, out = at_home(student), at_home(out)
     card = out.with_suffix(".md") if layout == "single-file" else out / CARD
     _check_free(out, card, layout)
     model, dtype = find_student(student), DTYPES[precision]
     _check_layout(student, model, layout)
-    quality, remark = quality_of(student, None if metrics is None else Path(metrics))
+    quality, remark = quality_of(student, None if metrics is None else at_home(metrics))
     here = Path()
     about = Export(out.name, layout, model, precision, quality, git.commit(here), git.differing(here))
     with _whole(out) as staged:
@@ -124,7 +123,7 @@ def quality_of(student: Path, metrics: Path | None) -> tuple[Mapping[str, Any] |
             f"{metrics}: does not say which student its figures are of, so they are left out of the card: run the stage"
             " `evaluate` again"
         )
-    if not student.is_dir() or measured != digest_of(file_hashes(student)):
+    if measured != digest_of(student_hashes(student)):
         return None, f"{metrics}: its figures are of another student, and are left out of the card"
     return quality, None
 

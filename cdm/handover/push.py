@@ -11,6 +11,7 @@ from cdm.errors import CdmError
 from cdm.families.configs import INDEX
 from cdm.handover.export import CARD
 from cdm.models.student import LORA
+from cdm.system.files import at_home
 
 
 def check_push(repository: str) -> None:
@@ -40,7 +41,7 @@ def push(export: str | Path, repository: str, *, private: bool = False) -> str:
     `hf auth login` or HF_TOKEN. A repository that is there keeps its visibility. Raises CdmError, in one line, which
     says how to push again.
     """
-    path = Path(export)
+    path = at_home(export)
     card = _card_of(path)
     check_push(repository)
     from huggingface_hub import CommitOperationAdd, HfApi

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from cdm.errors import CdmError
 from cdm.families.configs import INDEX
-
-SUFFIXES = (".json", ".txt", ".model", ".safetensors")
-"""Files that a pipeline is loaded from: configs, vocabularies and weights, but no pickles and no code."""
+from cdm.families.folder import SMALL, TEMPLATES, is_model, parts, plain_weights, variant_pattern
+from cdm.system.files import at_home
 
 
 def is_hub_id(source: str) -> bool:
@@ -23,7 +22,7 @@ def resolve(source: str, revision: str | None = None) -> Path:
     `revision` is a branch, tag or commit of a hub id. Raises CdmError in one line where there is no such folder
     or model, it is not a diffusers pipeline, or the hub cannot be reached or refuses access.
     """
-    path = Path(source).expanduser()
+    path = at_home(source)
     if path.is_dir():
         if revision is not None:
             raise CdmError(
@@ -52,7 +51,10 @@ def downloaded(source: str, revision: str | None) -> Path | None:
 
     try:
         return Path(snapshot_download(source, revision=revision, local_files_only=True))
-    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+    except errors.LocalEntryNotFoundError as error:  # or one that is not whole, as far as the cache knows
+        folder: str | None = getattr(error, "snapshot_path", None)
+        return None if folder is None else Path(folder)
+    except errors.HFValidationError:
         return None
 
 
@@ -63,18 +65,11 @@ def _checked(folder: Path) -> Path:
 
 
 def _download(source: str, revision: str | None) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors
 
     name = f"{source}@{revision}" if revision else source
     try:
-        return Path(
-            snapshot_download(
-                source,
-                revision=revision,
-                allow_patterns=[INDEX, *(f"*/*{suffix}" for suffix in SUFFIXES)],
-                ignore_patterns=["*fp16*"],
-            )
-        )
+        return _fetch(source, revision)
     except errors.GatedRepoError:
         problem = f"gated: ask for access on https://huggingface.co/{source}, then log in with `hf auth login`"
     except errors.RepositoryNotFoundError:
@@ -90,3 +85,34 @@ def _download(source: str, revision: str | None) -> Path:
     except OSError as error:  # HTTP errors of every kind, and a full disk
         problem = f"could not be downloaded: {error}"
     raise CdmError(f"{name}: {' '.join(problem.split())}")
+
+
+def _fetch(source: str, revision: str | None) -> Path:
+    """Downloads the files of a pipeline, and no others, as `cdm.families.folder` has them: what says which they are
+    comes first. Errors are huggingface_hub's, and CdmError for an index that is damaged.
+    """
+    from huggingface_hub import snapshot_download
+
+    def get(patterns: list[str], ignored: list[str] | None = None) -> Path:
+        wanted = revision if folder is None else folder.name  # the commit of the first call
+        return Path(
+            snapshot_download(source, revision=wanted, allow_patterns=patterns, ignore_patterns=ignored)
+        )
+
+    folder: Path | None = None
+    folder = get([INDEX])
+    if not (folder / INDEX).is_file():
+        return folder
+    named = parts(folder)
+    small = [f"{part}/*{suffix}" for part in named for suffix in SMALL]
+    inside = [f"*/*/*{suffix}" for suffix in SMALL if suffix != ".jinja"]
+    get([INDEX, *small, *(f"{part}/{TEMPLATES}/*.jinja" for part in named)], inside)
+    models = {part: library for part, (library, _) in named.items() if is_model(folder, part, library)}
+    plain = {part: plain_weights(folder, part, library) for part, library in models.items()}
+    get([f"{part}/{name}" for part, names in plain.items() for name in names])
+    absent = [
+        part for part, names in plain.items() if not any((folder / part / name).is_file() for name in names)
+    ]
+    if absent:
+        get([f"{part}/{variant_pattern(models[part])}" for part in absent])
+    return folder

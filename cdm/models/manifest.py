@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from cdm.errors import CdmError
 from cdm.families import get_family
 from cdm.families.configs import INDEX, read_config
-from cdm.models.hub import SUFFIXES, downloaded, resolve, resolved_revision
-from cdm.system.files import Memory, digest_of, read_json, sha256, write_json
+from cdm.families.folder import WEIGHTS, pipeline_files
+from cdm.models.hub import downloaded, resolve, resolved_revision
+from cdm.models.parts import check_parts, read_headers
+from cdm.system.files import Memory, at_home, digest_of, read_json, sha256, write_json
 from cdm.system.progress import track
 from cdm.system.provenance import code_digest
-
-LFS_POINTER = b"version https://git-lfs"
-"""What a file starts with that Git LFS has not fetched."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,8 @@ def describe(
     recorded: TeacherManifest | None = None,
     memory: Memory | None = None,
 ) -> TeacherManifest:
-    """Find the model, check that it is of the family and draws at `resolution` (pixels; None is its own), and hash
-    its files. Raises CdmError.
+    """Find the model, check that it is of the family, whole, and draws at `resolution` (pixels; None is its own), and
+    hash its files. Raises CdmError.
 
     A hub model without a `revision` stays at the commit of `recorded`, an earlier manifest of the same source, as
     long as the hub's cache has it. With the `memory` of an earlier run only what has changed is read.
@@ -83,7 +80,6 @@ def describe(
     memory = memory or Memory()
     folder = _pinned(source, revision, recorded) or resolve(source, revision)
     facts = _facts(family, source, folder, resolution, memory)
-    check_files(folder)
     return TeacherManifest(
         family=family,
         source=source,
@@ -97,21 +93,23 @@ def describe(
 
 def _pinned(source: str, revision: str | None, recorded: TeacherManifest | None) -> Path | None:
     """The folder of the commit at which `recorded` found a hub model, if it is what `source` and `revision` mean."""
-    if recorded is None or source != recorded.source or Path(source).expanduser().exists():
+    if recorded is None or source != recorded.source or at_home(source).exists():
         return None
     return recorded.downloaded() if revision in (None, recorded.revision) else None
 
 
 def _facts(family: str, source: str, folder: Path, resolution: int | None, memory: Memory) -> dict[str, Any]:
-    """Latent shape, shift and number of parameters of a model.
+    """Latent shape, shift and number of parameters of a model whose parts have been checked.
 
-    They follow from its configs and the family's code: while these stay as they were, `memory` has the answer, and
-    neither torch nor diffusers is imported.
+    All this follows from its small files and its autoencoder, from the headers of its weights, from the code and from
+    the libraries: while these stay as they were, `memory` has the answer, and neither torch nor diffusers is imported.
     """
-    configs = {
-        path.relative_to(folder).as_posix(): memory.sha256(path) for path in sorted(folder.rglob("*.json"))
-    }
-    key = digest_of([family, resolution, configs, code_digest("teacher", family)])
+    headers = read_headers(folder)
+    names = pipeline_files(folder).values()
+    read = [name for name in names if not name.endswith(WEIGHTS) or name.startswith("vae/")]
+    configs = {name: memory.sha256(folder / name) for name in read}
+    code = [code_digest("teacher", family), version("transformers")]
+    key = digest_of([family, resolution, configs, headers, code])
     known: dict[str, Any] = memory.values.get("teacher", {})
     if known.get("key") != key:
         model, found = get_family(family), pipeline_class(folder)
@@ -120,6 +118,7 @@ def _facts(family: str, source: str, folder: Path, resolution: int | None, memor
                 f"{source}: a {found}, but the family {family} needs a {model.pipeline_class_name}: check"
                 " teacher.family"
             )
+        check_parts(folder, model, headers)
         known = memory.values["teacher"] = {
             "key": key,
             "latent_shape": list(model.latent_shape(folder, resolution)),
@@ -138,55 +137,9 @@ def pipeline_class(folder: Path) -> str:
 
 
 def file_hashes(folder: Path, sha256: Callable[[Path], str] = sha256) -> dict[str, str]:
-    """SHA-256 of the files in `folder` that a pipeline is loaded from, by path in it, sorted."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and "fp16" not in path.name)
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in track(paths, "hash", unit="file")}
+    """SHA-256 of the files that the pipeline in `folder` is loaded from, by path in it, sorted.
 
-
-def check_files(folder: Path) -> None:
-    """CdmError that names the part of a pipeline, or the file of its weights, that is missing or damaged."""
-    index = read_config(folder, INDEX)
-    parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
-    for part in parts:
-        if not (folder / part).is_dir():
-            raise CdmError(f"{folder / part}: missing, though {INDEX} names it: get the model again")
-        if part.startswith(("transformer", "text_encoder", "vae")) and not _weights(folder / part):
-            raise CdmError(f"{folder / part}: holds no weights in safetensors files, and no others are loaded")
-        for path in sorted((folder / part).glob("*.safetensors.index.json")):
-            if "fp16" not in path.name:
-                _check_shards(path)
-        for path in _weights(folder / part):
-            _shapes(path)
-
-
-def _check_shards(index: Path) -> None:
-    """CdmError if a file that an index of shards names is not beside it."""
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CdmError(f"{index}: damaged: get the model again") from None
-    for name in sorted(names):
-        if not (index.parent / name).is_file():
-            raise CdmError(f"{index.parent / name}: missing, though {index.name} names it: get the model again")
-
-
-def _weights(folder: Path) -> list[Path]:
-    """The safetensors files of a part that are loaded."""
-    return [path for path in sorted(folder.glob("*.safetensors")) if "fp16" not in path.name]
-
-
-def _shapes(path: Path) -> list[list[int]]:
-    """Shapes of the tensors in a safetensors file, from its header; CdmError if it is cut off or none."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        problem = " ".join(str(error).split())
-    if path.exists() and _start(path, len(LFS_POINTER)) == LFS_POINTER:
-        problem = "a pointer of Git LFS: run `git lfs pull` where it comes from"
-    raise CdmError(f"{path}: not a readable safetensors file ({problem})")
-
-
-def _start(path: Path, count: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(count)
+    Raises CdmError if they are not known, because an index of the folder is missing or damaged.
+    """
+    names = sorted(pipeline_files(folder).values())
+    return {name: sha256(folder / name) for name in track(names, "hash", unit="file")}

@@ -23,7 +23,7 @@ def local_model(source: str) -> Path | None:
 
     None where it is not here; nothing is downloaded.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     name, _, revision = source.partition("@")
     if path.exists() or not is_hub_id(name):
         return path if path.exists() else None

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 from cdm.errors import CdmError
 from cdm.families import Family, family_of_pipeline, get_family
+from cdm.families.configs import INDEX
+from cdm.families.folder import WEIGHTS
 from cdm.models.hub import resolve
-from cdm.models.manifest import TeacherManifest, pipeline_class
+from cdm.models.manifest import TeacherManifest, file_hashes, pipeline_class
 from cdm.params import Params
-from cdm.system.files import write_json
+from cdm.system.files import at_home, sha256, write_json
 
 LORA = "lora.json"
 """The record in the folder of a LoRA; that it is there says that the folder is one."""
@@ -103,6 +105,11 @@ class Model:
             _load_weights(pipeline.transformer, self.weights)
         return pipeline
 
+    @property
+    def place(self) -> Path:
+        """Where what it draws with lies."""
+        return self.lora or self.weights or self.base
+
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of a sample: as it was trained, or where that is not known as the folder's configs have it."""
         if self.origin is not None and self.origin.latent_shape:
@@ -115,6 +122,7 @@ def find_student(path: Path, teacher: TeacherManifest | None = None) -> Model:
 
     Raises CdmError if it is missing, of another family, or one that needs a teacher which is another or not there.
     """
+    path = at_home(path)
     if path.suffix == ".safetensors" and path.is_file():
         model = _with_teacher(path, _header(path), teacher, weights=path)
     elif not path.is_dir():
@@ -131,6 +139,20 @@ def find_student(path: Path, teacher: TeacherManifest | None = None) -> Model:
             f"{path}: a student of the family {model.family.name}, but the teacher is {teacher.family}"
         )
     return model
+
+
+def student_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of the files that a student is loaded from, and of its record, by path in its folder.
+
+    `path` is a folder or a single file, as `find_student` takes it.
+    """
+    if path.is_file():
+        return {path.name: sha256(path)}
+    if (path / INDEX).is_file():
+        record = {FULL: sha256(path / FULL)} if (path / FULL).is_file() else {}
+        return dict(sorted((file_hashes(path) | record).items()))
+    of_lora = sorted(each for each in path.iterdir() if each.suffix in (".json", WEIGHTS))
+    return {each.name: sha256(each) for each in of_lora}
 
 
 def _with_teacher(path: Path, origin: Origin, teacher: TeacherManifest | None, **parts: Path) -> Model:

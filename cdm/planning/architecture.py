@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from cdm.errors import CdmError
 from cdm.families import Family, get_family
 from cdm.families.common import MASK
-from cdm.families.configs import INDEX, TRANSFORMER, Configs, read_config
+from cdm.families.configs import TRANSFORMER, Configs
+from cdm.families.folder import parts
 from cdm.models.hub import is_hub_id
 from cdm.params import Lora, Teacher
 
@@ -97,7 +98,7 @@ def find(teacher: Teacher, max_sequence_length: int | None) -> Architecture:
 
     Nothing is fetched. Raises CdmError where it is none of these.
     """
-    family, folder = get_family(teacher.family), Path(teacher.source).expanduser()
+    family, folder = get_family(teacher.family), Path(teacher.source)
     if not folder.is_dir():
         cached = _in_cache(teacher) if is_hub_id(teacher.source) else None
         if cached is None:
@@ -157,9 +158,9 @@ def count_encoder_parameters(folder: Path) -> int:
     import transformers
 
     total = 0
-    for name, kind in read_config(folder, INDEX).items():
-        if name.startswith("text_encoder") and kind[0] == "transformers":
-            model = getattr(transformers, kind[1])
+    for name, (library, kind) in parts(folder).items():
+        if name.startswith("text_encoder") and library == "transformers":
+            model = getattr(transformers, kind)
             with torch.device("meta"):
                 encoder = model(model.config_class.from_pretrained(folder / name))
             total += sum(parameter.numel() for parameter in encoder.parameters())

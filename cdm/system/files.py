@@ -106,11 +106,34 @@ class Memory:
         return found
 
     def folder(self, folder: Path) -> dict[str, str]:
-        """SHA-256 of every file below `folder`, by path in it, sorted; hidden files are left out."""
-        inside = sorted(path for path in folder.rglob("*") if path.is_file())
-        names = {path: path.relative_to(folder) for path in inside}
-        return {
-            name.as_posix(): self.sha256(path)
-            for path, name in names.items()
-            if not any(part.startswith(".") for part in name.parts)
-        }
+        """SHA-256 of every file below `folder`, by path in it, sorted; links are followed, hidden files left out."""
+        return {path.relative_to(folder).as_posix(): self.sha256(path) for path in sorted(_shown_files(folder))}
+
+
+def _shown_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files below a folder, also behind links, but for hidden ones; a link to a folder `above` ends there."""
+    here = folder.resolve()
+    if here in above:
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _shown_files(path, (*above, here))
+        elif path.is_file():
+            yield path
+
+
+def at_home(path: str | Path) -> Path:
+    """`path`, in which `~` at the beginning is the home folder."""
+    text = str(path)
+    return Path(text).expanduser() if text == "~" or text.startswith("~/") else Path(path)
+
+
+def arguments_at_home(arguments: list[str]) -> list[str]:
+    """Arguments of a command, with `at_home` for each, and for what stands behind `--option=`."""
+    found = [re.fullmatch(r"(--[\w-]+=)?(~|~/.*)", each, re.DOTALL) for each in arguments]
+    return [
+        each if match is None else f"{match[1] or ''}{at_home(match[2])}"
+        for each, match in zip(arguments, found, strict=True)
+    ]

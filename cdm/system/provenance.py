@@ -20,6 +20,7 @@ FAMILY = (
     "cdm/families/base.py",
     "cdm/families/common.py",
     "cdm/families/configs.py",
+    "cdm/families/folder.py",
     THE_FAMILY,
 )
 DRAWING = (
@@ -33,7 +34,13 @@ DRAWING = (
     "cdm/randomness.py",
 )
 STAGES: dict[str, tuple[str, ...]] = {
-    "teacher": (*FAMILY, "cdm/external.py", "cdm/models/manifest.py", "stages/teacher.py"),
+    "teacher": (
+        *FAMILY,
+        "cdm/external.py",
+        "cdm/models/manifest.py",
+        "cdm/models/parts.py",
+        "stages/teacher.py",
+    ),
     "prompts": (
         *FAMILY,
         "cdm/data/prompt_formats.py",
@@ -121,6 +128,7 @@ SHAPES_NOTHING = (
     "cdm/models/metric_models.py",  # where models are; which ones, is in data/inputs/evaluation.json
     "cdm/models/hub.py",  # where a model is; which one it is, is in data/teacher.json
     "cdm/models/manifest.py",  # its answer is data/teacher.json
+    "cdm/models/parts.py",  # its answer is that the stage teacher ends well
     "cdm/params.py",  # every value stands in the params file
     "cdm/preflight.py",
     "cdm/system/circumstances.py",

@@ -20,6 +20,7 @@ from cdm.preflight import check_paths
 from cdm.randomness import picture_noise
 from cdm.system import host
 from cdm.system.device import DTYPES, choose_device
+from cdm.system.files import at_home
 from cdm.training import checkpoint
 from cdm.training.distiller import Metrics
 from cdm.training.identity import fingerprint
@@ -50,7 +51,7 @@ class Distillation:
             )
         check_paths(params)
         host.prepare(params.runtime.threads)
-        self.params, self.folder = params, Path(folder)
+        self.params, self.folder = params, at_home(folder)
         named = params.teacher
         teacher = describe(named.family, named.source, named.revision, named.resolution)
         encoded, seed, runtime = self.folder / "prompts", params.seed, params.runtime
@@ -126,7 +127,7 @@ class Distillation:
 
     def save(self, student: str | Path) -> Path:
         """Writes the moving average of the student as a folder that diffusers loads, with its log beside it."""
-        folder = Path(student)
+        folder = at_home(student)
         save_student(self.state.networks, dict(self.state.average), self.inputs, self.params, folder)
         write_log(self.state.rows, folder.with_name(f"{folder.name}.csv"))
         return folder
