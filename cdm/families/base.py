@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -80,8 +80,13 @@ class Family(PromptEmbedding, ABC):
     """The diffusers model that predicts the velocity."""
     text_components: ClassVar[list[str]]
     """Parts of the pipeline that only encode prompts."""
-    lora_targets: ClassVar[list[str]]
-    """Names of the linear layers that LoRA adapts."""
+    attention_layers: ClassVar[list[str]]
+    """Ends of the names of the linear layers of attention, which LoRA can adapt; * stands for anything."""
+    feed_forward_layers: ClassVar[list[str]]
+    """The same, of the feed-forward layers."""
+    original_layers: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Those linear layers by their names in the files of the model's authors, which ComfyUI goes by: for each the
+    layers of diffusers of which it is made, one below the other. {} is the number of a block."""
     resolution: ClassVar[int] = 1024
     """Default height and width of a picture, in pixels."""
     default_tokens: ClassVar[int] = 512

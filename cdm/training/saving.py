@@ -11,7 +11,7 @@ from torch import Tensor
 from cdm.models.student import FULL, LORA, Origin
 from cdm.params import Params
 from cdm.training.inputs import Inputs
-from cdm.training.networks import LoraNetworks, Networks
+from cdm.training.networks import Networks
 
 
 def write_log(rows: list[dict[str, Any]], path: Path) -> None:
@@ -36,5 +36,5 @@ def save_student(
     kind, or a LoRA for the teacher. `training` is the name of the folder of its checkpoints."""
     (folder / LORA).unlink(missing_ok=True)
     networks.save_student(average, inputs.source, folder)
-    record = LORA if isinstance(networks, LoraNetworks) else FULL
+    record = FULL if params.distill.lora is None else LORA
     Origin.from_training(inputs.teacher, params, training).write(folder / record)
