@@ -337,7 +337,7 @@ def test_lora_targets_are_layers_of_the_blocks(case: Case) -> None:
     model = case.family.load_transformer(case.folder)
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for end in [*case.family.attention_layers, *case.family.feed_forward_layers]:
-        assert any(fnmatchcase(name, f"*.{end}") for name in names), end
+        assert any(fnmatchcase(f".{name}", f"*.{end}") for name in names), end
     ends = adapted_layers(case.family, model, "attention+feed-forward")
     adapted = [name for name in names if any(f".{name}".endswith(f".{end}") for end in ends)]
     assert all(name.split(".")[1].isdigit() for name in adapted), "in a block of a list of blocks"

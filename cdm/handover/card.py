@@ -117,8 +117,8 @@ teacher. Keep to these settings:
 
 - strength of the LoRA: 1. The file holds the whole strength, and no alpha.
 - `cfg`: 1. The student has learnt the guidance.
-- sampler `euler`, scheduler `simple`, denoise 1, {STEPS[0]} to {STEPS[-1]} steps. These are the levels that it was trained
-  for: with {SHOWN_STEPS} steps {levels}, before the model's own shift.
+- sampler `euler`, scheduler `simple`, denoise 1, {STEPS[0]} to {STEPS[-1]} steps. These are the levels that it was
+  trained for: with {SHOWN_STEPS} steps {levels}, before the model's own shift.
 - size and shift: those of the teacher."""
 
 

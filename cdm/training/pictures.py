@@ -130,7 +130,8 @@ class Gallery:
         columns = self.latents(student, average)
         if self.accelerator.is_main_process:
             self._write(f"iteration-{iteration:06d}.png", self.sheet(columns))
-            self._write("curves.png", losses(curves(rows)))
+            if points := curves(rows):
+                self._write("curves.png", losses(points))
 
     @torch.no_grad()
     def latents(self, student: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cdm.training.sharding import blocks_of
 
-GROUP = 64
-"""Numbers that share a scale in 4 bits."""
+EIGHT, FOUR = 256, 64
+"""Numbers that share a scale, in 8 and in 4 bits."""
 SCALES = 256
-"""Such scales that share one of their own: each of them is a byte."""
+"""Scales of 4 bits that share one of their own: each of them is a byte."""
+BYTES, NIBBLES = 4 * 256, 4 * 16
+"""Size of the tables of the values that 8 and 4 bits stand for, which every layer keeps."""
 
 
 def quantised_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
@@ -28,54 +32,75 @@ def quantised_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Line
 def quantised_bytes(shape: tuple[int, int], base: str, number: int) -> int:
     """Bytes of a layer's weight (rows, columns) on a `distill.lora.base`; `number` is those of a number in the type of
     the arithmetic."""
-    rows, columns = shape
+    count = shape[0] * shape[1]
     if base == "8bit":
-        return rows * columns + 4 * rows  # a float32 scale for each row
+        return count + 4 * -(-count // EIGHT) + BYTES
     if base == "4bit":
-        groups = -(-rows * columns // GROUP)
-        return -(-rows * columns // 2) + groups + 4 * -(-groups // SCALES)
-    return number * rows * columns
+        scales = -(-count // FOUR)
+        return -(-count // 2) + scales + 4 * -(-scales // SCALES) + BYTES + NIBBLES
+    return number * count
 
 
 def quantise(model: nn.Module, base: str, place: Callable[[nn.Module], nn.Module]) -> None:
-    """Keeps the linear layers of the blocks of a frozen model on a `distill.lora.base`, each put in its `place` first.
-
-    8bit is LLM.int8 (arXiv 2208.07339), 4bit the NF4 of QLoRA (arXiv 2305.14314) with its scales in a byte each.
-    Products are in the type that the weights had; gradients pass through.
-    """
+    """Keeps the linear layers of the blocks of a frozen model on a `distill.lora.base`, each rounded in its `place`, so
+    that the model is never whole there."""
     if base == "precision":
         return
     for parent, name, layer in list(quantised_layers(model)):
-        small = place(_eight_bit(layer) if base == "8bit" else _four_bit(layer))
-        setattr(parent, name, small.to(small.weight.device))  # which rounds them, where the place has not
+        setattr(parent, name, RoundedLinear(place(layer), base))
 
 
-def _eight_bit(layer: nn.Linear) -> nn.Module:
-    from bitsandbytes.nn import Int8Params, Linear8bitLt
+class RoundedLinear(nn.Linear):
+    """A frozen linear layer whose weight is kept in 8 bits (arXiv 2110.02861) or 4 (NF4, arXiv 2305.14314).
 
-    with torch.device("meta"):
-        small = Linear8bitLt(
-            layer.in_features, layer.out_features, layer.bias is not None, has_fp16_weights=False, threshold=6.0
+    Its products are those of the rounded weight in the type of the arithmetic. The weight is made whole for each product and
+    let go: the graph holds neither it nor the input. Of bitsandbytes only the rounding is taken: its own layers round
+    activations too and keep them past gradient checkpointing (8 bits), or repack weights for inference (4 bits, on CPUs).
+    """
+
+    def __init__(self, layer: nn.Module, base: str) -> None:
+        from bitsandbytes import functional
+
+        assert isinstance(layer, nn.Linear)
+        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
+        whole = layer.weight.data.contiguous()
+        codes, self.rounding = (
+            functional.quantize_blockwise(whole, blocksize=EIGHT)
+            if base == "8bit"
+            else functional.quantize_4bit(whole, blocksize=FOUR, compress_statistics=True, quant_type="nf4")
         )
-    small.weight = Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
-    small.bias = layer.bias
-    return small
+        self.restore: Any = functional.dequantize_blockwise if base == "8bit" else functional.dequantize_4bit
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.bias = layer.bias
+
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        """The rounded weight, (rows, columns)."""
+        weight: Tensor = self.restore(self.weight, self.rounding)
+        return weight.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        product: Tensor = _Product.apply(x.to(dtype), self)  # type: ignore[no-untyped-call]
+        return product if self.bias is None else product + self.bias.to(dtype)
 
 
-def _four_bit(layer: nn.Linear) -> nn.Module:
-    from bitsandbytes.nn import Linear4bit, Params4bit
+class _Product(torch.autograd.Function):
+    """`x @ weight.T` of a `RoundedLinear`, with derivatives in `x` alone."""
 
-    with torch.device("meta"):
-        small = Linear4bit(
-            layer.in_features,
-            layer.out_features,
-            layer.bias is not None,
-            compute_dtype=layer.weight.dtype,
-            compress_statistics=True,
-            quant_type="nf4",
-        )
-    small.weight = Params4bit(
-        layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4", module=small
-    )
-    small.bias = layer.bias
-    return small
+    @staticmethod
+    def forward(x: Tensor, layer: RoundedLinear) -> Tensor:
+        return F.linear(x, layer.whole(x.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, RoundedLinear], output: Tensor) -> None:
+        del output
+        ctx.layer = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.layer.whole(gradient.dtype), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return F.linear(tangent, ctx.layer.whole(tangent.dtype))
