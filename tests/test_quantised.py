@@ -118,6 +118,7 @@ class TestBases:
 
         assert (ends[0] - ends[1]) / 2e-2 == pytest.approx(float(length), rel=0.02)
 
+    @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch itself
     def test_derivatives_are_those_of_the_whole_rounded_weight(self, base: str) -> None:
         layer = RoundedLinear(nn.Linear(64, 8).requires_grad_(False), base)
         x, tangent = torch.randn(2, 3, 64, requires_grad=True), torch.randn(2, 3, 64)

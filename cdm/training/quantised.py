@@ -53,9 +53,10 @@ def quantise(model: nn.Module, base: str, place: Callable[[nn.Module], nn.Module
 class RoundedLinear(nn.Linear):
     """A frozen linear layer whose weight is kept in 8 bits (arXiv 2110.02861) or 4 (NF4, arXiv 2305.14314).
 
-    Its products are those of the rounded weight in the type of the arithmetic. The weight is made whole for each product and
-    let go: the graph holds neither it nor the input. Of bitsandbytes only the rounding is taken: its own layers round
-    activations too and keep them past gradient checkpointing (8 bits), or repack weights for inference (4 bits, on CPUs).
+    Its products are those of the rounded weight in the type of the arithmetic. The weight is made whole for each
+    product and let go: the graph holds neither it nor the input. Of bitsandbytes only the rounding is taken: its own
+    layers round activations too and keep them past gradient checkpointing (8 bits), or repack weights for inference
+    (4 bits, on CPUs).
     """
 
     def __init__(self, layer: nn.Module, base: str) -> None:
