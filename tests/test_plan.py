@@ -452,14 +452,13 @@ def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) ->
 
     consistency = {name: {"weight": 0.0} for name in ("dm", "cdm")} | {"ca": {"weight": 0.0, "scale": 0.0}}
     consistency |= {"consistency": {"weight": 1.0, "step": 0.1}}
-    without = planner(distill={"losses": consistency}).plan(False)
+    without = planner(distill={"losses": consistency})._kept()
     assert {name for name in base.kept if "fake" in name} == {"fake score", "AdamW of student and fake score"}
-    assert not any("fake" in name for name in without.kept)
-    assert without.kept["AdamW of student"] == memory.optimiser_bytes(size, FLOAT32_STATES)
-    assert "fake score's update" not in without.moments
+    assert not any("fake" in name for name in without)
+    assert without["AdamW of student"] == memory.optimiser_bytes(size, FLOAT32_STATES)
 
 
-@pytest.mark.parametrize(("base", "bits"), [("8bit", 8.1), ("4bit", 4.2)])
+@pytest.mark.parametrize(("base", "bits"), [("8bit", 8.13), ("4bit", 4.13)])
 def test_a_base_in_fewer_bits_is_counted(base: str, bits: float) -> None:
     """At LongCat-Image's size: nearly all weights are linear layers of blocks."""
     teacher = Teacher(family="longcat", source="meituan-longcat/LongCat-Image", guidance_scale=1)
