@@ -165,6 +165,7 @@ class Format(StrEnum):
     diffusers = "diffusers"
     lora = "lora"
     single_file = "single-file"
+    comfyui = "comfyui"
 
 
 PushTo = Annotated[
@@ -176,12 +177,15 @@ Private = Annotated[bool, typer.Option("--private", help="Make the repository on
 @app.command()
 def export(
     student: Annotated[Path, typer.Argument(help="The student, such as models/student.")],
-    out: Annotated[Path, typer.Option(help="What to write: a folder, or NAME.safetensors for single-file.")],
+    out: Annotated[
+        Path, typer.Option(help="What to write: a folder, or NAME.safetensors for single-file and comfyui.")
+    ],
     form: Annotated[
         Format,
         typer.Option(
             "--format",
-            help="diffusers: a complete folder; lora: the adapter alone; single-file: the transformer.",
+            help="diffusers: a complete folder; lora: the adapter alone; single-file: the transformer;"
+            " comfyui: the adapter with ComfyUI's names of layers.",
         ),
     ] = Format.diffusers,
     dtype: Annotated[DType, typer.Option(help="Precision of the student's own weights.")] = DType.fp32,
@@ -200,7 +204,7 @@ def export(
     done = write(student, out, form.value, precision=dtype.value, metrics=metrics)
     if done.remark is not None:
         print(done.remark, file=sys.stderr)
-    print(f"{done.path}\n{done.card}: what it is, and how plain diffusers draws with it")
+    print(f"{done.path}\n{done.card}: what it is, and how to draw with it")
     if push_to is not None:
         print(push(done.path, push_to, private=private))
 

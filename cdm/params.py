@@ -119,8 +119,9 @@ class Schedule(Section):
     """Lowest inner level before the teacher's shift (dynamic), and of the off-trajectory points (not shifted)."""
     sigma_max: Level
     """Highest inner level before the teacher's shift (dynamic), and of the off-trajectory points (not shifted)."""
-    off_range: tuple[Level, Level] | None = None
-    """Levels of the off-trajectory points (CDM); null is from `sigma_min` to `sigma_max`."""
+    off_range: tuple[Share, Share] | None = None
+    """Levels of the off-trajectory points (CDM), drawn from this range and then kept within `renoise_min` and
+    `renoise_max`; null is from `sigma_min` to `sigma_max`."""
     spacing: Literal["stratified", "independent"] = "stratified"
     """Inner levels: one in each of equal bins, or drawn independently (dynamic)."""
     sigmas: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.75, 0.5, 0.25]
@@ -314,7 +315,7 @@ class Losses(Section):
 
     @property
     def ask_fake(self) -> bool:
-        """Whether any term asks the fake score; without one the fake score need not learn."""
+        """Whether any term asks the fake score; without one there is none."""
         return any(needs.fake or needs.fake_graph for needs in self.needs.values())
 
     @model_validator(mode="after")
@@ -345,13 +346,33 @@ class Optimiser(Section):
     """Precision of the moments: 8bit takes a quarter of the memory, coarsely rounded; needs bitsandbytes."""
 
 
+LORA_TARGETS = ("attention", "attention+feed-forward")
+"""Layers of every family that a LoRA can adapt, by a name."""
+
+
 class Lora(Section):
-    """Low-rank adapters of the attention layers, for the student and the fake score, on one frozen teacher."""
+    """Low-rank adapters of some linear layers, for the student and the fake score, on one frozen teacher."""
 
     rank: Positive
     """Rank of an adapter's update (authors: 64)."""
     alpha: Rate
-    """An adapter's update is scaled by alpha / rank (authors: 128)."""
+    """An adapter's update is scaled by alpha / rank while it learns (authors: 128); a saved one has no factor left."""
+    targets: str | list[str] = "attention"
+    """Layers that are adapted: attention, attention+feed-forward (the authors'), or a list of ends of layers' names,
+    such as `to_q`, in which * stands for anything."""
+    base: Literal["precision", "8bit", "4bit"] = "precision"
+    """What the frozen weights of the blocks are kept in: the type of `precision`, or fewer bits, which need
+    bitsandbytes. The teacher is rounded with them."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _known_targets(cls, value: Any) -> Any:
+        listed = isinstance(value, list) and value and all(isinstance(each, str) and each for each in value)
+        if value not in LORA_TARGETS and not listed:
+            raise ValueError(
+                f"{value!r} is neither {' nor '.join(LORA_TARGETS)} nor a list of ends of layers' names"
+            )
+        return value
 
 
 class Probe(Section):
@@ -407,7 +428,8 @@ class Distill(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the networks (weights and losses stay float32)."""
     lora: Lora | None = None
-    """Trained parameters: null is all weights, in three copies of the teacher; else adapters on a single copy."""
+    """Trained parameters: null is all weights, in a copy of the teacher for each role; else adapters on a single
+    copy."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     probe: Probe = Probe()
@@ -416,10 +438,6 @@ class Distill(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Distill:
-        if self.fake_knows_level and self.lora is not None:
-            raise ValueError(
-                "fake_knows_level needs a fake score of its own weights: set lora to null, or it to false"
-            )
         if self.keep == "best" and self.probe.reference == "none":
             raise ValueError("keep is best, but nothing tells which is: set probe.reference to latents")
         if self.renoise_max <= self.renoise_min:

@@ -45,6 +45,9 @@ def _missing_packages(distill: Distill, runtime: Runtime) -> Iterator[str]:
     for role in ("student", "fake"):
         if getattr(distill, role).states == "8bit" and find_spec("bitsandbytes") is None:
             yield f"distill.{role}.states: 8bit needs bitsandbytes: pip install bitsandbytes, or set it to fp32"
+    base = distill.lora.base if distill.lora is not None else "precision"
+    if base != "precision" and find_spec("bitsandbytes") is None:
+        yield f"distill.lora.base: {base} needs bitsandbytes: pip install bitsandbytes, or set it to precision"
     tracker = runtime.tracker
     if tracker is not None and find_spec(tracker) is None:
         yield f"runtime.tracker: {tracker} is not installed: pip install {tracker}, or set it to null"

@@ -86,7 +86,11 @@ def draw_rollouts(schedule: Schedule, shift: float, draws: Draws) -> Rollouts:
     return Rollouts(shift_sigmas(padded, shift).to(draws.device), depth)
 
 
-def off_trajectory_levels(schedule: Schedule, uniform: Tensor) -> Tensor:
-    """Levels of the off-trajectory points, U[sigma_min, sigma_max] unless set, not shifted (paper, section 3.3)."""
+def off_trajectory_levels(schedule: Schedule, uniform: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Levels of the off-trajectory points, not shifted (paper, section 3.3), from `uniform` numbers in [0, 1).
+
+    U[sigma_min, sigma_max], or U over `off_range`, of which what lies outside the `limits` becomes these.
+    """
     low, high = schedule.off_range or (schedule.sigma_min, schedule.sigma_max)
-    return low + (high - low) * uniform
+    levels = low + (high - low) * uniform
+    return levels if schedule.off_range is None else levels.clamp(*limits)

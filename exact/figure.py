@@ -79,7 +79,8 @@ def rollouts(distiller: Distiller, mixture: Mixture, count: int, iteration: int)
     draws = distiller.draws(iteration, range(count))
     plan = draw_rollouts(distiller.schedule, distiller.shift, draws)
     noise = draws.normal("noise", (1,))
-    off_sigmas = off_trajectory_levels(distiller.schedule, draws.uniform("off"))
+    limits = distiller.distill.renoise_min, distiller.distill.renoise_max
+    off_sigmas = off_trajectory_levels(distiller.schedule, draws.uniform("off"), limits)
     student, teacher = distiller.velocity("student"), mixture.guided_velocity(1)
     found = []
     for row in range(count):

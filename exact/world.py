@@ -221,7 +221,7 @@ class World:
             return networks
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return LevelAwareFake(networks, PlaneFamily(self.width), {}, torch.device("cpu"))
+            return LevelAwareFake(networks, PlaneFamily(self.width), {})
 
     def prepare(self, schedule: Schedule, distill: Distill, seed: int) -> tuple[BatchDistiller, TrainingState]:
         """The training step at its start, and what it moves."""

@@ -24,6 +24,7 @@ def rounds(params: Params, architecture: Architecture, count: int = 2) -> None:
     options: dict[str, Any] = {
         "autocast": torch.bfloat16 if params.distill.precision == "bf16" else None,
         "gradient_checkpointing": params.distill.gradient_checkpointing,
+        "fake": params.distill.losses.ask_fake,
     }
     networks: Networks = (
         FullNetworks(family, teacher, **options)

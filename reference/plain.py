@@ -128,7 +128,8 @@ class PlainDistiller:
     def cdm(self, anchor: State, draws: Draws) -> Tensor:
         """Section 3.3: distribution matching where the student's own velocity, followed too far, leads."""
         x, sigma, velocity, prompts = anchor
-        sigma_off = off_trajectory_levels(self.schedule, draws.uniform("off"))
+        limits = self.distill.renoise_min, self.distill.renoise_max
+        sigma_off = off_trajectory_levels(self.schedule, draws.uniform("off"), limits)
         x_off = euler_step(x, velocity, sigma, sigma_off)
         return self.matching(self.distill.losses.cdm, x_off, sigma_off, prompts, draws, "cdm")
 

@@ -75,7 +75,7 @@ def build(
     roles: Networks = networks
     empty = {"mean": torch.zeros(1, DIMENSIONS)}
     if distill.fake_knows_level:
-        roles = LevelAwareFake(networks, family, empty, torch.device("cpu"))
+        roles = LevelAwareFake(networks, family, empty)
     updates = distill.iterations // distill.student_every
     options = {"samples": range(distill.batch_size), "prompts": class_means, "pairs": flow_pairs} | options
     distiller = kind(

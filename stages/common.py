@@ -22,9 +22,6 @@ from cdm.system.files import arguments_at_home, clear_removed, read_json
 from cdm.system.launcher import lost_others, rank, speaks_for_all
 from stages import STARTED_BY_DVC, restore_results
 
-if TYPE_CHECKING:
-    from cdm.models.student import Origin
-
 PARAMS = Path("params.yaml")
 REPOSITORY = Path(os.environ.get("DVC_ROOT", "."))
 """The repository that DVC was started in, also where it runs an experiment in a copy of it."""

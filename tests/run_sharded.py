@@ -29,7 +29,7 @@ class Watched(Distiller):
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.gathered: set[torch.dtype] = set()
-        networks: Any = arguments[0]
+        networks: Any = getattr(arguments[0], "networks", arguments[0])  # of a level-aware fake score
         models = networks.models.values() if hasattr(networks, "models") else [networks.model]
         for layer in (
             module for model in models for module in model.modules() if isinstance(module, nn.Linear)

@@ -218,6 +218,35 @@ def test_exports_can_be_exported_again(lora_student: Path, tmp_path: Path) -> No
     assert again.read_bytes() == single.read_bytes()
 
 
+def test_a_lora_for_comfyui_is_the_students_own(
+    command: Command,  # noqa: F811
+    lora_student: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "few.safetensors"
+    result = command("export", lora_student, "--format", "comfyui", "--out", out)
+    assert result.code == 0
+    (weights,) = lora_student.glob("*.safetensors")
+    mine, theirs = load_file(weights), load_file(out)
+
+    def learnt(factors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+        return factors[f"{name}.lora_B.weight"] @ factors[f"{name}.lora_A.weight"]
+
+    queries, keys, values = learnt(theirs, "diffusion_model.joint_blocks.1.context_block.attn.qkv").chunk(3)
+    for name, value in (("q", queries), ("k", keys), ("v", values)):
+        expected = learnt(mine, f"transformer.transformer_blocks.1.attn.add_{name}_proj")
+        torch.testing.assert_close(value, expected)
+    again = export.export(lora_student, tmp_path / "again" / "few.safetensors", "comfyui")
+    assert again.path.read_bytes() == out.read_bytes()
+    text = again.card.read_text()
+    assert "`few.safetensors` into `models/loras`" in text
+    assert "4 steps 1, 0.75, 0.5, 0.25, before" in text
+    data = front_matter(again.card)
+    assert {"lora", "comfyui"} <= set(data["tags"])
+    half = export.export(lora_student, tmp_path / "half.safetensors", "comfyui", precision="bf16").path
+    assert {value.dtype for value in load_file(half).values()} == {torch.bfloat16}
+
+
 def test_paths_may_be_text(lora_student: Path, tmp_path: Path) -> None:
     done = export.export(
         str(lora_student), str(tmp_path / "few"), "lora", metrics=str(tmp_path / "absent.json")
@@ -285,6 +314,8 @@ def test_what_a_student_has_not_got_is_a_line_that_says_what_to_do(
 ) -> None:
     with pytest.raises(CdmError, match="there is no LoRA in it: use the format diffusers or single-file, or"):
         export.export(full_student, tmp_path / "a", "lora")
+    with pytest.raises(CdmError, match="there is no LoRA in it: use the format diffusers or single-file, or"):
+        export.export(full_student, tmp_path / "a.safetensors", "comfyui")
     monkeypatch.setattr(export, "_has_single_file_loader", lambda _: False)
     with pytest.raises(
         CdmError, match="loads no single file as a SD3Transformer2DModel: use the format diffusers or"

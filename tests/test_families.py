@@ -8,21 +8,23 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, family_names, family_of_pipeline, get_family
 from cdm.families.base import expand_to_batch
 from cdm.flow import inference_sigmas
+from cdm.handover.adapters import for_comfyui
 from cdm.params import Lora
 from cdm.rollout import integrate
-from cdm.training.networks import FullNetworks, LoraNetworks
+from cdm.training.networks import FullNetworks, LoraNetworks, adapted_layers
 from tests import tiny_pipelines
 from tests.tiny_pipelines import BUILDERS, PROMPTS, RESOLUTION, TEXT_TOKENS
 
@@ -331,10 +333,23 @@ def test_a_student_is_a_complete_folder(case: Case, tmp_path: Path) -> None:
     assert {path.relative_to(tmp_path / "student") for path in (tmp_path / "student").rglob("*")} == others
 
 
-def test_lora_targets_are_layers_of_the_transformer(case: Case) -> None:
-    names = [name for name, _ in case.family.load_transformer(case.folder).named_modules()]
-    for target in case.family.lora_targets:
-        assert any(name.endswith("." + target) for name in names), target
+def test_lora_targets_are_layers_of_the_blocks(case: Case) -> None:
+    model = case.family.load_transformer(case.folder)
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for end in [*case.family.attention_layers, *case.family.feed_forward_layers]:
+        assert any(fnmatchcase(f".{name}", f"*.{end}") for name in names), end
+    ends = adapted_layers(case.family, model, "attention+feed-forward")
+    adapted = [name for name in names if any(f".{name}".endswith(f".{end}") for end in ends)]
+    assert all(name.split(".")[1].isdigit() for name in adapted), "in a block of a list of blocks"
+    factors = {}
+    for name in adapted:
+        layer = model.get_submodule(name)
+        factors |= {f"{name}.lora_A.weight": torch.ones(2, layer.in_features)}
+        factors |= {f"{name}.lora_B.weight": torch.ones(layer.out_features, 2)}
+    named = for_comfyui(case.family, model, factors)
+    assert sum(value.count_nonzero() for value in named.values()) == sum(
+        value.numel() for value in factors.values()
+    )
 
 
 def test_a_lora_loads_here_and_in_diffusers(case: Case, tmp_path: Path) -> None:

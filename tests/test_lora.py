@@ -25,8 +25,10 @@ from cdm.models.student import Origin, find_student
 from cdm.params import Lora, Params
 from cdm.randomness import picture_noise
 from cdm.training import checkpoint
+from cdm.training.inputs import Inputs
 from cdm.training.networks import FullNetworks, LoraNetworks
-from tests.inputs import build_prompts, cache_latents, draw_samples
+from cdm.training.setup import build_networks
+from tests.inputs import build_prompts, cache_latents, draw_samples, train
 from tests.test_training import run
 from tests.write_params import write_params
 
@@ -139,7 +141,7 @@ def test_memory_is_that_of_one_model(tiny_sd3: Path) -> None:
     assert count([networks.model]) == full / 3 + adapters
 
 
-def plain_pipeline(teacher: Path, lora: Path) -> Any:
+def plain_pipeline(teacher: Path, lora: Path | dict[str, Tensor]) -> Any:
     """Teacher and LoRA as a user of diffusers loads them."""
     from diffusers import StableDiffusion3Pipeline
 
@@ -185,6 +187,20 @@ def distilled(world: tuple[Path, Params], tmp_path_factory: pytest.TempPathFacto
     out = tmp_path_factory.mktemp("distilled")
     distil(world, out)
     return out
+
+
+def test_a_loader_that_reads_no_header_draws_the_same(tiny_sd3: Path, points: Any, tmp_path: Path) -> None:
+    """ComfyUI, sglang and programs that stack LoRAs take the factors alone; here alpha / rank is 4."""
+    networks = trained(build(tiny_sd3))
+    networks.save_student(networks.parameters("student"), tiny_sd3, tmp_path)
+    with torch.no_grad():
+        expected = networks.velocity("student", *points)
+        by_folder, by_factors = (
+            FAMILY.velocity(plain_pipeline(tiny_sd3, what).transformer, *points)
+            for what in (tmp_path, load_file(tmp_path / WEIGHTS))
+        )
+    assert torch.equal(by_factors, by_folder)
+    torch.testing.assert_close(by_factors, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_distillation_writes_a_lora_that_has_learnt(distilled: Path) -> None:
@@ -333,3 +349,69 @@ def test_a_full_student_replaces_a_lora(
     run(folder, tmp_path, params)
     assert not list((tmp_path / "student").glob("*lora*")), "nothing of the LoRA is left"
     assert find_student(tmp_path / "student").base == tmp_path / "student"
+
+
+# What is adapted
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted"),
+    [
+        ("attention", {"attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"}),
+        (
+            "attention+feed-forward",
+            {"attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj", "ff.net.2"},
+        ),
+        (["ff.net.2"], {"ff.net.2"}),
+        (["transformer_blocks.1.*.to_q"], {"attn.to_q"}),
+    ],
+)
+def test_targets_say_which_layers_are_adapted(
+    tiny_sd3: Path, tmp_path: Path, targets: Any, adapted: set[str]
+) -> None:
+    lora = Lora(rank=2, alpha=4, targets=targets)
+    networks = LoraNetworks(FAMILY, FAMILY.load_transformer(tiny_sd3), lora, seed=1)
+    names = {name.split(".lora_")[0] for name in networks.parameters("student")}
+    text = {"attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"}
+    text |= {"ff_context.net.0.proj", "ff_context.net.2"}
+    assert {name.removeprefix("transformer_blocks.1.") for name in names if ".1." in name} - text == adapted
+    assert any(".0." in name.split("transformer_blocks")[1][:3] for name in names) != (
+        targets == ["transformer_blocks.1.*.to_q"]
+    )
+    networks.save_student(networks.parameters("student"), tiny_sd3, tmp_path)
+    plain_pipeline(tiny_sd3, tmp_path)
+
+
+def test_a_target_that_is_no_layer_is_named(tiny_sd3: Path) -> None:
+    lora = Lora(rank=2, alpha=4, targets=["to_q", "to_w"])
+    with pytest.raises(
+        CdmError, match=r"distill\.lora\.targets: no linear layer of SD3Transformer2DModel .* in to_w"
+    ):
+        LoraNetworks(FAMILY, FAMILY.load_transformer(tiny_sd3), lora, seed=1)
+
+
+# Without a fake score
+
+
+@pytest.mark.parametrize("lora", [None, LORA.model_dump()])
+def test_a_method_that_asks_no_fake_score_holds_none(tiny_sd3: Path, tmp_path: Path, lora: Any) -> None:
+    """Consistency: no weights, no optimiser, nothing in a checkpoint, and no column on a sheet of pictures."""
+    consistency = {"ca": {"weight": 0.0, "scale": 0.0}, "dm": {"weight": 0.0}, "cdm": {"weight": 0.0}}
+    consistency |= {"consistency": {"weight": 1.0, "step": 0.1}}
+    params = write_params(
+        tmp_path, tiny_sd3, iterations=8, lora=lora, losses=consistency, fake_knows_level=True
+    )
+    manifest = describe("sd3", str(tiny_sd3), None)
+    build_prompts(params, manifest, tmp_path / "prompts")
+    inputs = Inputs.gather(params, manifest, tmp_path / "prompts")
+    networks = build_networks(params.distill, 0, inputs, torch.device("cpu"))
+    assert networks.parameters("fake") == {}
+    held = networks.models if isinstance(networks, FullNetworks) else networks.adapters  # type: ignore[attr-defined]
+    assert "fake" not in held
+    watched = params.model_copy(update={"runtime": params.runtime.model_copy(update={"pictures_every": 4})})
+    train(watched, inputs, tmp_path, watched=True)
+    (folder,) = (tmp_path / "ck").iterdir()
+    saved = checkpoint.load_newest(folder)
+    assert saved is not None
+    assert set(saved.tensors) == {"student", "student_optimiser", "average"}
+    assert (tmp_path / "pictures" / "iteration-000008.png").exists()

@@ -23,7 +23,7 @@ from cdm import cli
 from cdm.errors import CdmError
 from cdm.families import family_names, get_family
 from cdm.models.manifest import describe
-from cdm.params import Lora, Optimiser, Params, Schedule, parse
+from cdm.params import Lora, Optimiser, Params, Schedule, Teacher, parse
 from cdm.planning import architecture, forwards, memory, plan, tables
 from cdm.planning.architecture import Architecture
 from cdm.planning.footprint import Footprint, Network
@@ -32,6 +32,7 @@ from cdm.schedule import draw_rollouts
 from cdm.training import checkpoint
 from cdm.training.distiller import Distiller
 from cdm.training.networks import FullNetworks, LoraNetworks
+from cdm.training.quantised import quantised_bytes, quantised_layers
 from cdm.training.state import TrainingState
 from reference import costs
 from reference.memory import measure
@@ -448,6 +449,27 @@ def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) ->
     assert lora.kept["adapters of student and fake score"] == 2 * adapter
     assert lora.moments["optimiser step"] == lora.activations + adapter
     assert lora.activations < base.activations
+
+    consistency = {name: {"weight": 0.0} for name in ("dm", "cdm")} | {"ca": {"weight": 0.0, "scale": 0.0}}
+    consistency |= {"consistency": {"weight": 1.0, "step": 0.1}}
+    without = planner(distill={"losses": consistency})._kept()
+    assert {name for name in base.kept if "fake" in name} == {"fake score", "AdamW of student and fake score"}
+    assert not any("fake" in name for name in without)
+    assert without["AdamW of student"] == memory.optimiser_bytes(size, FLOAT32_STATES)
+
+
+@pytest.mark.parametrize(("base", "bits"), [("8bit", 8.13), ("4bit", 4.13)])
+def test_a_base_in_fewer_bits_is_counted(base: str, bits: float) -> None:
+    """At LongCat-Image's size: nearly all weights are linear layers of blocks."""
+    teacher = Teacher(family="longcat", source="meituan-longcat/LongCat-Image", guidance_scale=1)
+    found = architecture.find(teacher, 512)
+    with torch.device("meta"):
+        model = found.build()
+    shapes = [(layer.out_features, layer.in_features) for _, _, layer in quantised_layers(model)]
+    rounded = sum(math.prod(shape) for shape in shapes)
+    assert rounded > 0.98 * found.family.count_parameters(found.configs)
+    held = sum(quantised_bytes(shape, base, 2) for shape in shapes)
+    assert held == pytest.approx(rounded * bits / 8, rel=0.01)
 
 
 # The whole plan

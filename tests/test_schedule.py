@@ -85,12 +85,17 @@ def test_fixed_schedule():
 
 
 def test_off_trajectory_levels_span_the_range():
-    levels = off_trajectory_levels(DYNAMIC, torch.tensor([0.0, 0.5, 1.0]))
-    torch.testing.assert_close(levels, torch.tensor([0.1, 0.5, 0.9]))
-    narrow = DYNAMIC.model_copy(update={"off_range": (0.2, 0.4)})
-    torch.testing.assert_close(
-        off_trajectory_levels(narrow, torch.tensor([0.0, 1.0])), torch.tensor([0.2, 0.4])
-    )
+    uniform, limits = torch.tensor([0.0, 0.5, 1.0]), (0.3, 0.6)
+    torch.testing.assert_close(off_trajectory_levels(DYNAMIC, uniform, limits), torch.tensor([0.1, 0.5, 0.9]))
+    narrow = DYNAMIC.model_copy(update={"off_range": (0.35, 0.45)})
+    torch.testing.assert_close(off_trajectory_levels(narrow, uniform, limits), torch.tensor([0.35, 0.4, 0.45]))
+
+
+def test_off_trajectory_levels_of_a_range_of_their_own_end_at_the_limits():
+    """As released: U(0, 1), clamped. What lies outside is at a limit, and not drawn again."""
+    released = DYNAMIC.model_copy(update={"off_range": (0.0, 1.0)})
+    levels = off_trajectory_levels(released, torch.tensor([0.0, 0.01, 0.5, 0.99, 1.0]), (0.02, 0.98))
+    torch.testing.assert_close(levels, torch.tensor([0.02, 0.02, 0.5, 0.98, 0.98]))
 
 
 def test_the_next_level_is_where_a_sample_steps_to():

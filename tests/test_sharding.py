@@ -58,6 +58,10 @@ class World:
         student, log = out / "student", out / "log.csv"
         distill(self.params, inputs, checkpoints=out / "ck", student=student, log=log, places=places)
 
+    def shared(self, out: Path) -> None:
+        """Each of the two holds everything."""
+        succeed_in_two_processes("tests.run_distill", self.folder, out, out / "ck")
+
     def sharded(self, out: Path, crash_at: int = 0) -> None:
         arguments = (self.folder, out, out / "ck", str(crash_at))
         for code, errors in in_two_processes("tests.run_sharded", *arguments, ACCELERATE_USE_FSDP="true"):
@@ -130,6 +134,7 @@ def test_two_sharded_processes_go_on_where_one_stopped(
 def test_lora_is_sharded_too(tiny_sd3: Path, tmp_path: Path, gradient_checkpointing: bool) -> None:
     """One frozen model with two adapters; a student's graph waits while the fake score learns in the same model."""
     changes = {"iterations": 8, "lora": ADAPTER, "gradient_checkpointing": gradient_checkpointing}
+    changes |= {"fake_knows_level": gradient_checkpointing}  # in one of the two
     world = World(tmp_path / "world", tiny_sd3, **changes)
     world.alone(tmp_path / "one")
     world.sharded(tmp_path / "two")
@@ -171,3 +176,36 @@ def test_sharded_ones_are_probed_and_shown_as_one_process_is(
     pictures = [sorted(path.name for path in (tmp_path / out / "pictures").iterdir()) for out in ("one", "two")]
     assert pictures[0] == pictures[1]
     assert "iteration-000008.png" in pictures[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "changes"),
+    [
+        ("sharded", {}),
+        ("sharded", {"lora": ADAPTER}),
+        ("sharded", {"lora": ADAPTER, "precision": "bf16"}),
+        ("sharded", {"precision": "bf16", "gradient_checkpointing": True}),
+        ("shared", {"lora": ADAPTER}),
+        ("shared", {}),
+    ],
+)
+def test_a_fake_score_that_knows_the_level_learns_in_two_processes_as_in_one(
+    tiny_sd3: Path, tmp_path: Path, how: str, changes: dict[str, Any]
+) -> None:
+    """The map from the level lies beside weights that are sharded, or whole in both; it is in the checkpoint."""
+    world = World(tmp_path / "world", tiny_sd3, iterations=8, fake_knows_level=True, **changes)
+    world.alone(tmp_path / "one")
+    getattr(world, how)(tmp_path / "two")
+    rounded = {"rel": 0.2, "atol": 6e-3} if "precision" in changes else {}
+    assert_alike(tmp_path / "two", tmp_path / "one", LORA if "lora" in changes else FULL, **rounded)
+    maps = []
+    for out in ("one", "two"):
+        (folder,) = (tmp_path / out / "ck").iterdir()
+        saved = checkpoint.load_newest(folder)
+        assert saved is not None
+        maps.append({name: value for name, value in saved.tensors["fake"].items() if name.startswith("level.")})
+    assert maps[0].keys() == {"level.weight", "level.bias"}
+    for name, value in maps[0].items():
+        assert value.any(), "it has learnt"
+        torch.testing.assert_close(maps[1][name], value, atol=rounded.get("atol", 2e-3), rtol=1e-2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -84,8 +84,13 @@ class Family(PromptEmbedding, ABC):
     """Those of them that a pipeline need not have: text encoders with their tokenizers."""
     chat_template: ClassVar[bool] = False
     """Whether the pipeline writes prompts in the tokenizer's chat template."""
-    lora_targets: ClassVar[list[str]]
-    """Names of the linear layers that LoRA adapts."""
+    attention_layers: ClassVar[list[str]]
+    """Ends of the names of the linear layers of attention, which LoRA can adapt; * stands for anything."""
+    feed_forward_layers: ClassVar[list[str]]
+    """The same, of the feed-forward layers."""
+    original_layers: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Those linear layers by their names in the files of the model's authors, which ComfyUI goes by: for each the
+    layers of diffusers of which it is made, one below the other. {} is the number of a block."""
     resolution: ClassVar[int] = 1024
     """Default height and width of a picture, in pixels."""
     default_tokens: ClassVar[int] = 512

@@ -27,6 +27,12 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 """The attention layers in most of diffusers' transformers."""
 TEXT_ATTENTION = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 """The same, for the text in a stream of its own."""
+FEED_FORWARD = ["ff.net.0.proj", "ff.net.2"]
+"""The feed-forward layers in most of them."""
+TEXT_FEED_FORWARD = ["ff_context.net.0.proj", "ff_context.net.2"]
+"""The same, for the text in a stream of its own."""
+SINGLE_STREAM = ["proj_mlp", "single_transformer_blocks.*.proj_out"]
+"""The feed-forward layers of FLUX.1's blocks with a single stream; the second has the attention's output in it too."""
 
 T5_XXL, CLIP_L = 4_762_310_656, 123_060_480
 QWEN2_5_VL_7B = 8_292_166_656
@@ -41,6 +47,28 @@ DYNAMIC_SHIFT: dict[str, Any] = {
 """The scheduler of FLUX.1-dev and of the models after it, whose shift grows with the picture."""
 KL_AUTOENCODER = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
 """The autoencoder of Stable Diffusion 3 and of FLUX.1, with a latent for 8 x 8 pixels."""
+
+
+def in_block(*layers: str, of: str = "transformer_blocks") -> list[str]:
+    """Names of `layers` in a block of the list `of`, with {} for its number."""
+    return [f"{of}.{{}}.{layer}" for layer in layers]
+
+
+FLUX_LAYERS = {
+    "double_blocks.{}.img_attn.qkv": in_block("attn.to_q", "attn.to_k", "attn.to_v"),
+    "double_blocks.{}.img_attn.proj": in_block("attn.to_out.0"),
+    "double_blocks.{}.img_mlp.0": in_block("ff.net.0.proj"),
+    "double_blocks.{}.img_mlp.2": in_block("ff.net.2"),
+    "double_blocks.{}.txt_attn.qkv": in_block("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "double_blocks.{}.txt_attn.proj": in_block("attn.to_add_out"),
+    "double_blocks.{}.txt_mlp.0": in_block("ff_context.net.0.proj"),
+    "double_blocks.{}.txt_mlp.2": in_block("ff_context.net.2"),
+    "single_blocks.{}.linear1": in_block(
+        "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", of="single_transformer_blocks"
+    ),
+    "single_blocks.{}.linear2": in_block("proj_out", of="single_transformer_blocks"),
+}
+"""`Family.original_layers` of FLUX.1, and of LongCat-Image, which has its blocks."""
 
 
 def load(class_name: str, source: Path, dtype: torch.dtype | None, **options: Any) -> Any:

@@ -20,10 +20,14 @@ from cdm.families.common import (
     ATTENTION,
     CLIP_L,
     DYNAMIC_SHIFT,
+    FEED_FORWARD,
+    FLUX_LAYERS,
     KL_AUTOENCODER,
     POOLED,
+    SINGLE_STREAM,
     T5_XXL,
     TEXT_ATTENTION,
+    TEXT_FEED_FORWARD,
     TOKENS,
     Conditioning,
     grid_positions,
@@ -58,7 +62,9 @@ class Flux(Family):
     pipeline_class_name = "FluxPipeline"
     transformer_class_name = "FluxTransformer2DModel"
     text_components: ClassVar = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]
-    lora_targets: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
+    attention_layers: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
+    feed_forward_layers: ClassVar = [*FEED_FORWARD, *TEXT_FEED_FORWARD, *SINGLE_STREAM]
+    original_layers: ClassVar = FLUX_LAYERS
     published: ClassVar = {
         "black-forest-labs/FLUX.1-dev": _published(guidance_embeds=True, scheduler=DYNAMIC_SHIFT),
         "black-forest-labs/FLUX.1-schnell": _published(guidance_embeds=False, scheduler={"shift": 1.0}),

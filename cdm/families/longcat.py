@@ -17,9 +17,13 @@ from cdm.families.base import Family, Published
 from cdm.families.common import (
     ATTENTION,
     DYNAMIC_SHIFT,
+    FEED_FORWARD,
+    FLUX_LAYERS,
     KL_AUTOENCODER,
     QWEN2_5_VL_7B,
+    SINGLE_STREAM,
     TEXT_ATTENTION,
+    TEXT_FEED_FORWARD,
     TOKENS,
     Conditioning,
     grid_positions,
@@ -34,7 +38,9 @@ class LongCatImage(Family):
     pipeline_class_name = "LongCatImagePipeline"
     transformer_class_name = "LongCatImageTransformer2DModel"
     text_components: ClassVar = ["text_encoder", "tokenizer"]
-    lora_targets: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
+    attention_layers: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
+    feed_forward_layers: ClassVar = [*FEED_FORWARD, *TEXT_FEED_FORWARD, *SINGLE_STREAM]
+    original_layers: ClassVar = FLUX_LAYERS
     published: ClassVar = {
         "meituan-longcat/LongCat-Image": Published(
             {

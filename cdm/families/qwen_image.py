@@ -21,6 +21,7 @@ from cdm.families.common import (
     TEXT_ATTENTION,
     TOKENS,
     Conditioning,
+    in_block,
     pack,
     pad_tokens,
     to_unit_range,
@@ -28,13 +29,19 @@ from cdm.families.common import (
 )
 from cdm.families.configs import AUTOENCODER, SCHEDULER, TRANSFORMER, Configs, read_config
 
+MLP = ["img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"]
+
 
 class QwenImage(Family):
     name = "qwen_image"
     pipeline_class_name = "QwenImagePipeline"
     transformer_class_name = "QwenImageTransformer2DModel"
     text_components: ClassVar = ["text_encoder", "tokenizer"]
-    lora_targets: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
+    attention_layers: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
+    feed_forward_layers: ClassVar = MLP
+    original_layers: ClassVar = {
+        name: [name] for name in in_block(*(f"attn.{end}" for end in attention_layers), *MLP)
+    }
     most_tokens = 1024
     published: ClassVar = {
         "Qwen/Qwen-Image": Published(

@@ -10,7 +10,18 @@ from torch import Tensor, nn
 
 from cdm.errors import CdmError
 from cdm.families.base import Family, Published, expand_to_batch
-from cdm.families.common import ATTENTION, KL_AUTOENCODER, POOLED, T5_XXL, TEXT_ATTENTION, TOKENS, Conditioning
+from cdm.families.common import (
+    ATTENTION,
+    FEED_FORWARD,
+    KL_AUTOENCODER,
+    POOLED,
+    T5_XXL,
+    TEXT_ATTENTION,
+    TEXT_FEED_FORWARD,
+    TOKENS,
+    Conditioning,
+    in_block,
+)
 from cdm.families.configs import AUTOENCODER, INDEX, SCHEDULER, TRANSFORMER, Configs, read_config
 
 TOKENIZER = "tokenizer/tokenizer_config.json"
@@ -54,7 +65,22 @@ class StableDiffusion3(Family):
         f"{kind}{suffix}" for suffix in ("", "_2", "_3") for kind in ("text_encoder", "tokenizer")
     ]
     optional_components: ClassVar = ["text_encoder_3", "tokenizer_3"]
-    lora_targets: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
+    attention_layers: ClassVar = [*ATTENTION, *TEXT_ATTENTION]
+    feed_forward_layers: ClassVar = [*FEED_FORWARD, *TEXT_FEED_FORWARD]
+    original_layers: ClassVar = {
+        "joint_blocks.{}.x_block.attn.qkv": in_block("attn.to_q", "attn.to_k", "attn.to_v"),
+        "joint_blocks.{}.x_block.attn.proj": in_block("attn.to_out.0"),
+        "joint_blocks.{}.x_block.attn2.qkv": in_block("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+        "joint_blocks.{}.x_block.attn2.proj": in_block("attn2.to_out.0"),
+        "joint_blocks.{}.x_block.mlp.fc1": in_block("ff.net.0.proj"),
+        "joint_blocks.{}.x_block.mlp.fc2": in_block("ff.net.2"),
+        "joint_blocks.{}.context_block.attn.qkv": in_block(
+            "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"
+        ),
+        "joint_blocks.{}.context_block.attn.proj": in_block("attn.to_add_out"),
+        "joint_blocks.{}.context_block.mlp.fc1": in_block("ff_context.net.0.proj"),
+        "joint_blocks.{}.context_block.mlp.fc2": in_block("ff_context.net.2"),
+    }
     published: ClassVar = {
         "stabilityai/stable-diffusion-3-medium-diffusers": _published(24, pos_embed_max_size=192),
         "stabilityai/stable-diffusion-3.5-medium": _published(

@@ -38,13 +38,26 @@ def _published(shift: float) -> Published:
     )
 
 
+def _original_layers() -> dict[str, list[str]]:
+    """See `Family.original_layers`: the attention's layers have other names, the others the same."""
+    layers = {}
+    for blocks in ("layers.{}", "noise_refiner.{}", "context_refiner.{}"):
+        layers[f"{blocks}.attention.qkv"] = [f"{blocks}.attention.to_{each}" for each in "qkv"]
+        layers[f"{blocks}.attention.out"] = [f"{blocks}.attention.to_out.0"]
+        for name in ("w1", "w2", "w3"):
+            layers[f"{blocks}.feed_forward.{name}"] = [f"{blocks}.feed_forward.{name}"]
+    return layers
+
+
 class ZImage(Family):
     name = "z_image"
     pipeline_class_name = "ZImagePipeline"
     transformer_class_name = "ZImageTransformer2DModel"
     text_components: ClassVar = ["text_encoder", "tokenizer"]
-    lora_targets: ClassVar = ATTENTION
     chat_template = True
+    attention_layers: ClassVar = ATTENTION
+    feed_forward_layers: ClassVar = ["feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
+    original_layers: ClassVar = _original_layers()
     published: ClassVar = {
         "Tongyi-MAI/Z-Image": _published(shift=6.0),
         "Tongyi-MAI/Z-Image-Turbo": _published(shift=3.0),

@@ -1,4 +1,4 @@
-"""The model card of a student: what it is, how it was made, how good it is, and how plain diffusers draws with it."""
+"""The model card of a student: what it is, how it was made, how good it is, and how to draw with it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from cdm.flow import inference_sigmas
 from cdm.handover.snippet import STEPS, Layout, diffusers_code
 from cdm.measures import HEADLINES, JUDGED
 from cdm.models.hub import is_hub_id
@@ -24,6 +25,10 @@ SHOWN = 12
 """Characters of a hash that are shown."""
 NAMED = 5
 """Changed files that are named; of the rest the number is told."""
+SHOWN_STEPS = 4
+"""Steps whose levels are spelt out for ComfyUI."""
+ADAPTERS = ("lora", "comfyui")
+"""Layouts that need the teacher's transformer."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,8 @@ def front_matter(export: Export) -> str:
     known = origin is not None and is_hub_id(origin.source)
     data = ModelCardData(
         base_model=origin.source if origin is not None and known else None,
-        base_model_relation=("adapter" if export.layout == "lora" else "finetune") if known else None,
-        library_name="diffusers",
+        base_model_relation=("adapter" if export.layout in ADAPTERS else "finetune") if known else None,
+        library_name="diffusion-single-file" if export.layout == "comfyui" else "diffusers",
         pipeline_tag="text-to-image",
         tags=[
             "text-to-image",
@@ -75,7 +80,8 @@ def front_matter(export: Export) -> str:
             "few-step",
             "cdm",
             export.model.family.name,
-            *(["lora"] if export.layout == "lora" else []),
+            *(["comfyui"] if export.layout == "comfyui" else []),
+            *(["lora"] if export.layout in ADAPTERS else []),
         ],
     )
     return f"---\n{data.to_yaml().strip()}\n---"
@@ -90,6 +96,7 @@ def _summary(export: Export) -> str:
         "diffusers": "a complete diffusers folder",
         "lora": "a LoRA for its teacher",
         "single-file": "the transformer as one file; the other parts are the teacher's",
+        "comfyui": "a LoRA for its teacher in ComfyUI",
     }[export.layout]
     return (
         f"A few-step student of {teacher}: it draws in one to eight steps without guidance, one evaluation of the"
@@ -99,6 +106,23 @@ def _summary(export: Export) -> str:
 
 
 def _usage(export: Export) -> str:
+    return _usage_in_comfyui(export) if export.layout == "comfyui" else _usage_in_diffusers(export)
+
+
+def _usage_in_comfyui(export: Export) -> str:
+    levels = ", ".join(f"{sigma:g}" for sigma in inference_sigmas(SHOWN_STEPS, shift=1.0).tolist())
+    return f"""\
+Put `{export.name}` into `models/loras` of ComfyUI, and a node `LoraLoaderModelOnly` with it behind the loader of the
+teacher. Keep to these settings:
+
+- strength of the LoRA: 1. The file holds the whole strength, and no alpha.
+- `cfg`: 1. The student has learnt the guidance.
+- sampler `euler`, scheduler `simple`, denoise 1, {STEPS[0]} to {STEPS[-1]} steps. These are the levels that it was
+  trained for: with {SHOWN_STEPS} steps {levels}, before the model's own shift.
+- size and shift: those of the teacher."""
+
+
+def _usage_in_diffusers(export: Export) -> str:
     code = diffusers_code(export.model, export.name, export.layout, PROMPT)
     command = f'cdm sample "{PROMPT}" --student {export.name} --steps 4 --seed 0 --out picture.png'
     return f"""\

@@ -1,4 +1,4 @@
-"""Export of a student: as a diffusers folder, a LoRA or a single file, in another precision, with a model card."""
+"""Export of a student: in one of several layouts and precisions, with a model card."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cdm.errors import CdmError
 from cdm.families.configs import INDEX, read_config
+from cdm.handover.adapters import for_comfyui, read_lora
 from cdm.handover.card import Export, model_card
 from cdm.handover.drawing import Precision
 from cdm.handover.snippet import Layout
@@ -26,6 +26,8 @@ from cdm.system.files import at_home, digest_of, read_json
 from cdm.system.writing import placed
 
 CARD = "README.md"
+FILES: tuple[Layout, ...] = ("single-file", "comfyui")
+"""Layouts that are one file."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def export(
     precision: Precision = "fp32",
     metrics: str | Path | None = None,
 ) -> Exported:
-    """Write the student at `student` to `out`: a folder, or for a single file a file with its card beside it.
+    """Write the student at `student` to `out`: a folder, or for the layouts in `FILES` a file with its card beside it.
 
     `precision` is that of the student's own weights; the other parts of a diffusers folder stay as the teacher has
     them. The card quotes `metrics` (metrics/quality.json) if its figures are of this very student.
@@ -54,7 +56,7 @@ def export(
     when it is whole, or not at all.
     """
     student, out = at_home(student), at_home(out)
-    card = out.with_suffix(".md") if layout == "single-file" else out / CARD
+    card = out.with_suffix(".md") if layout in FILES else out / CARD
     _check_free(out, card, layout)
     model, dtype = find_student(student), DTYPES[precision]
     _check_layout(student, model, layout)
@@ -71,8 +73,8 @@ def export(
 
 
 def _check_free(out: Path, card: Path, layout: Layout) -> None:
-    if (layout == "single-file") != (out.suffix == ".safetensors"):
-        wanted = "a name that ends in .safetensors" if layout == "single-file" else "the name of a folder"
+    if (layout in FILES) != (out.suffix == ".safetensors"):
+        wanted = "a name that ends in .safetensors" if layout in FILES else "the name of a folder"
         raise CdmError(f"--out is {out}: give {wanted} for the format {layout}")
     for path in (out, card):
         if path.exists():
@@ -80,7 +82,7 @@ def _check_free(out: Path, card: Path, layout: Layout) -> None:
 
 
 def _check_layout(student: Path, model: Model, layout: Layout) -> None:
-    if layout == "lora" and model.lora is None:
+    if layout in ("lora", "comfyui") and model.lora is None:
         raise CdmError(
             f"{student}: all its weights have learnt, so there is no LoRA in it: use the format diffusers or"
             " single-file, or distil with distill.lora"
@@ -146,11 +148,16 @@ def _write(model: Model, staged: Path, layout: Layout, dtype: torch.dtype) -> No
             if model.origin is not None:
                 model.origin.write(staged / FULL)
         case "lora":
+            factors, config = _adapter(model, dtype)
+            model.family.save_lora(factors, config, staged)
             assert model.lora is not None
-            staged.mkdir()
-            for path in sorted(model.lora.glob("*.safetensors")):
-                _convert(path, staged / path.name, dtype)
             shutil.copyfile(model.lora / LORA, staged / LORA)
+        case "comfyui":
+            factors, _ = _adapter(model, dtype)
+            with torch.device("meta"):
+                empty = model.family.build_transformer(model.base)
+            named = for_comfyui(model.family, empty, factors)
+            save_file({name: value.contiguous() for name, value in named.items()}, staged)
         case "single-file":
             state = _transformer(model).to(dtype).state_dict()
             save_file(
@@ -176,15 +183,8 @@ def _metadata(model: Model) -> dict[str, str]:
     return {METADATA: origin.as_text()}
 
 
-def _convert(source: Path, target: Path, dtype: torch.dtype) -> None:
-    """A copy of a safetensors file with its floating tensors in `dtype`."""
-    try:
-        with safe_open(source, framework="pt") as file:
-            metadata = file.metadata()
-        tensors: dict[str, Tensor] = load_file(source)
-    except (SafetensorError, OSError) as error:
-        raise CdmError(f"{source}: not a readable safetensors file ({' '.join(str(error).split())})") from None
-    converted = {
-        name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()
-    }
-    save_file(converted, target, metadata=metadata)
+def _adapter(model: Model, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The factors of the student's LoRA in `dtype`, and peft's config."""
+    assert model.lora is not None
+    factors, config = read_lora(model.lora)
+    return {name: value.to(dtype) for name, value in factors.items()}, config

@@ -9,7 +9,7 @@ from cdm.families.configs import INDEX, SCHEDULER, read_config
 from cdm.flow import inference_sigmas
 from cdm.models.student import Model
 
-Layout = Literal["diffusers", "lora", "single-file"]
+Layout = Literal["diffusers", "lora", "single-file", "comfyui"]
 STEPS = (1, 2, 4, 8)
 """Numbers of steps whose levels are spelt out."""
 WIDTH = 80

@@ -179,8 +179,11 @@ def _header(path: Path) -> Origin:
     try:
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
+            names = list(file.keys())
     except (SafetensorError, OSError) as error:
         raise CdmError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())})") from None
+    if METADATA not in metadata and any(name.startswith("diffusion_model.") for name in names):
+        raise CdmError(f"{path}: a LoRA for ComfyUI: give its student, or an export of the format lora")
     if METADATA not in metadata:
         raise CdmError(f"{path}: does not say which teacher it needs: only files of `cdm export` do")
     return Origin.read(metadata[METADATA], path)

@@ -19,6 +19,7 @@ from cdm.families.configs import TRANSFORMER, Configs
 from cdm.families.folder import parts
 from cdm.models.hub import is_hub_id
 from cdm.params import Lora, Teacher
+from cdm.training.networks import adapter_config
 
 FLOAT32 = 4
 ENCODED = {"fp32": 4, "bf16": 2}
@@ -59,15 +60,7 @@ class Architecture:
         if self.learning != "all":
             model.requires_grad_(False)
         if isinstance(self.learning, Lora):
-            from peft import LoraConfig
-
-            model.add_adapter(  # type: ignore[operator]
-                LoraConfig(
-                    r=self.learning.rank,
-                    lora_alpha=self.learning.alpha,
-                    target_modules=self.family.lora_targets,
-                )
-            )
+            model.add_adapter(adapter_config(self.family, model, self.learning))  # type: ignore[operator]
         return model
 
     def inputs(self, batch: int) -> dict[str, Tensor]:

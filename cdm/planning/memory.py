@@ -14,6 +14,7 @@ from cdm.planning.architecture import ENCODED, FLOAT32, Architecture
 from cdm.planning.footprint import Footprint, Network
 from cdm.planning.forwards import keeps_graph, unshared_samples
 from cdm.training.optim import BLOCK, MESSAGE, fits_8bit
+from cdm.training.quantised import quantised_bytes, quantised_layers
 from cdm.training.sharding import blocks_of
 
 Sharding = Literal["none", "fsdp"]
@@ -76,9 +77,10 @@ def optimiser_bytes(size: Sizes, settings: Optimiser) -> int:
     return FLOAT32 * (2 * (size.learning - small) + size.tensors) + 2 * (small + FLOAT32 * small // BLOCK)
 
 
-def both_optimisers_bytes(size: Sizes, distill: Distill) -> int:
-    """AdamW's states of student and fake score."""
-    return optimiser_bytes(size, distill.student) + optimiser_bytes(size, distill.fake)
+def all_optimisers_bytes(size: Sizes, distill: Distill) -> int:
+    """AdamW's states of the student, and of the fake score if there is one."""
+    fake = optimiser_bytes(size, distill.fake) if distill.losses.ask_fake else 0
+    return optimiser_bytes(size, distill.student) + fake
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,10 @@ class MemoryPlanner:
         options = {"autocast": autocast, "cuda": params.runtime.device != "cpu"}
         self.learner = Network.from_architecture(learner, sharded=self.sharded, **options)
         self.teacher = Network.from_architecture(architecture.frozen(), **options)
+        self.base = params.distill.lora.base if params.distill.lora else "precision"
+        self.rounded = [
+            (layer.out_features, layer.in_features) for _, _, layer in quantised_layers(self.teacher.model)
+        ]
         self.row_bytes = architecture.sample_bytes()
 
     def plan(self, checkpointing: bool) -> Memory:
@@ -122,20 +128,39 @@ class MemoryPlanner:
     def _kept(self) -> dict[str, int]:
         size, spread = self.size, self.processes if self.sharded else 1
         learning = FLOAT32 * size.learning // spread
-        teacher = self.running_bytes * (self.teacher_size.frozen // spread + size.buffers)
-        if self.params.distill.lora is None:
+        lora, fake = self.params.distill.lora, self.params.distill.losses.ask_fake
+        teacher = self.running_bytes * (self.teacher_size.frozen // spread + size.buffers) - self._spared()
+        if lora is None:
             network = learning + FLOAT32 * size.buffers
-            kept = {"teacher": teacher, "student": network, "fake score": network}
+            kept = {"teacher": teacher, "student": network} | ({"fake score": network} if fake else {})
         else:
-            kept = {"teacher, the base of all": teacher, "adapters of student and fake score": 2 * learning}
+            kept = {"teacher, the base of all": teacher, f"adapters of {trained(fake)}": (1 + fake) * learning}
         kept["moving average"] = learning
         if self.params.distill.keep == "best":
             kept["moving average of the best probe"] = learning
-        kept["AdamW of student and fake score"] = both_optimisers_bytes(size, self.params.distill) // spread
+        kept[f"AdamW of {trained(fake)}"] = all_optimisers_bytes(size, self.params.distill) // spread
         kept["the batch's conditioning and latents"] = self.share * self.row_bytes
         if self.params.prompts.embed == "online" and not self.params.runtime.offload_encoders:
             kept["text encoders"] = self._encoders()
         return kept
+
+    def _spared(self) -> int:
+        """What a frozen base in fewer bits saves."""
+        if self.base == "precision":
+            return 0
+        number = self.running_bytes
+        return sum(
+            quantised_bytes(shape, "precision", number) - quantised_bytes(shape, self.base, number)
+            for shape in self.rounded
+        )
+
+    def _restored(self) -> int:
+        """The weights of a layer that is kept in fewer bits, made whole for its product: of the largest."""
+        if self.base == "precision":
+            return 0
+        return max(
+            (quantised_bytes(shape, "precision", self.running_bytes) for shape in self.rounded), default=0
+        )
 
     def _encoders(self) -> int:
         return ENCODED[self.params.prompts.precision] * self.architecture.encoder_parameters
@@ -154,14 +179,16 @@ class MemoryPlanner:
         graphs = losses.at_anchor + sum(needs.student_graph for needs in losses.needs.values())
         kept = one.held if losses.at_anchor and keeps_graph(checkpointing, self.parts) else 0
         backward = one if graphs == 1 else self._update(graphs, checkpointing)
-        gradients, gathered = self._gradients(), self._gathered()
+        gradients, gathered = self._gradients(), self._gathered() + self._restored()
         accumulated = gradients if self.parts > 1 else 0
         reduced = min(gradients, FLOAT32 * MESSAGE) if self.processes > 1 and not self.sharded else 0
         visiting = self.params.prompts.embed == "online" and self.params.runtime.offload_encoders
         encoding = {"encoding a batch's prompts": self._encoders()} if visiting else {}
-        return encoding | {
+        matched = {"fake score's update": kept + one.peak + gathered} if losses.ask_fake else {}
+        return {
+            **encoding,
             "rollout": self.learner.forward(self.batch).peak + gathered,
-            "fake score's update": kept + one.peak + gathered,
+            **matched,
             "questions to teacher and fake score": backward.held
             + accumulated
             + self._questions(one)
@@ -198,6 +225,11 @@ class MemoryPlanner:
         (frozen, learning), (outside_frozen, outside_learning) = self.size.largest_block, self.size.outside
         parameters = outside_frozen + outside_learning + 2 * (frozen + learning)
         return self.running_bytes * (parameters + learning) + FLOAT32 * learning
+
+
+def trained(fake: bool) -> str:
+    """The networks that learn, in a table."""
+    return "student and fake score" if fake else "student"
 
 
 def as_learner(distill: Distill, architecture: Architecture) -> Architecture:

@@ -17,7 +17,7 @@ from cdm.errors import CdmError
 from cdm.params import Distill, Params, Prompts, Schedule
 from cdm.planning.architecture import ENCODED, FLOAT32, Architecture
 from cdm.planning.forwards import forwards_of_round, forwards_of_training
-from cdm.planning.memory import Memory, MemoryPlanner, Sharding, Sizes, as_learner, both_optimisers_bytes
+from cdm.planning.memory import Memory, MemoryPlanner, Sharding, Sizes, all_optimisers_bytes, as_learner
 from cdm.training.checkpoint import KEPT
 
 PEAK_FLOPS = 400e12
@@ -192,10 +192,11 @@ def plan_disk(
     size: Sizes,
     prompts: int | None,
 ) -> Disk:
-    """Embeddings of so many `prompts` in their `precision`, checkpoints (student, fake score, moving averages and
-    optimisers) and the student, as files."""
+    """Embeddings of so many `prompts` in their `precision`, checkpoints (student, fake score if there is one, moving
+    averages and optimisers) and the student, as files."""
     learning = FLOAT32 * size.learning
-    checkpoint = (4 if distill.keep == "best" else 3) * learning + both_optimisers_bytes(size, distill)
+    copies = 2 + distill.losses.ask_fake + (distill.keep == "best")
+    checkpoint = copies * learning + all_optimisers_bytes(size, distill)
     return Disk(
         prompt=architecture.conditioning_bytes(ENCODED[precision]),
         prompts=prompts,

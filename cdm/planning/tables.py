@@ -19,9 +19,11 @@ def table(plan: Plan, distill: Distill, peak_flops: float, utilisation: float) -
     sharding = "sharded (FSDP2)" if plan.sharding == "fsdp" else "each with all networks"
     processes = f"{plan.processes} processes, {sharding}" if plan.processes > 1 else "one process"
     learning = "all learn" if distill.lora is None else f"{plan.learning:,} of an adapter learn"
+    base = distill.lora.base if distill.lora else "precision"
+    rounded = "" if base == "precision" else f", the others in {base}"
     both = sorted((plan.memory, plan.memory_otherwise), key=lambda memory: memory.checkpointing)
     return [
-        f"{plan.architecture}: {plan.parameters:,} parameters, {learning}, {distill.precision}",
+        f"{plan.architecture}: {plan.parameters:,} parameters, {learning}, {distill.precision}{rounded}",
         f"{distill.iterations:,} iterations of {distill.batch_size} samples; {processes},"
         f" {plan.batch} samples each, {plan.micro_batch} at once",
         "",

@@ -70,6 +70,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "cdm/training/optim.py",
         "cdm/training/points.py",
         "cdm/training/probe.py",
+        "cdm/training/quantised.py",
         "cdm/training/saving.py",
         "cdm/training/setup.py",
         "cdm/training/sharding.py",

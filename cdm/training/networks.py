@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from cdm.errors import CdmError
 from cdm.families.base import Family, PromptEmbedding
 from cdm.families.common import Conditioning
 from cdm.params import Lora
 from cdm.randomness import philox
+from cdm.training.quantised import quantise
 
 Role = Literal["teacher", "student", "fake"]
 Trained = Literal["student", "fake"]
@@ -32,7 +35,8 @@ class Networks(Protocol):
         ...
 
     def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
-        """The role's trained parameters by name; the student's and the fake score's have the same names."""
+        """The role's trained parameters by name: none for a fake score that is not there. Those of the student have the
+        same names in the fake score."""
         ...
 
     def backward(self, role: Trained, loss: Tensor) -> None:
@@ -42,6 +46,11 @@ class Networks(Protocol):
     def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
         """A student of these `weights`, named as the student's parameters, on the teacher at `source`."""
         ...
+
+
+def trained_roles(fake: bool) -> tuple[Trained, ...]:
+    """The networks that learn, with a `fake` score or without."""
+    return ("student", "fake") if fake else ("student",)
 
 
 Place = Callable[[nn.Module], nn.Module]
@@ -54,7 +63,10 @@ def stay(model: nn.Module) -> nn.Module:
 
 
 class FullNetworks:
-    """Three models: `teacher` as loaded, and two trainable copies of it in float32, each put in its `place`."""
+    """Three models: `teacher` as loaded, and two trainable copies of it in float32, each put in its `place`.
+
+    Without `fake` there is no fake score.
+    """
 
     def __init__(
         self,
@@ -64,6 +76,7 @@ class FullNetworks:
         autocast: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
         place: Place = stay,
+        fake: bool = True,
     ) -> None:
         self.family = family
         self.autocast = autocast
@@ -74,9 +87,9 @@ class FullNetworks:
                 model.enable_gradient_checkpointing()  # type: ignore[operator]
             return place(model)
 
-        student, fake = learning(), learning()
+        trained = {role: learning() for role in trained_roles(fake)}
         frozen = place(teacher.to(autocast or torch.float32).requires_grad_(False))
-        self.models: dict[str, nn.Module] = {"teacher": frozen, "student": student, "fake": fake}
+        self.models: dict[str, nn.Module] = {"teacher": frozen, **trained}
         for model in self.models.values():
             model.eval()  # no dropout: the rollout and the update must see the same student
 
@@ -85,7 +98,7 @@ class FullNetworks:
             return self.family.velocity(self.models[role], x, sigma, conditioning).float()
 
     def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
-        return dict(self.models[role].named_parameters())
+        return dict(self.models[role].named_parameters()) if role in self.models else {}
 
     def backward(self, role: Trained, loss: Tensor) -> None:
         loss.backward()
@@ -108,12 +121,13 @@ class LevelAwareFake:
     frequencies = 2  # few, smooth in the level: with many, what is learnt at one level helps no other
 
     def __init__(
-        self, networks: Networks, family: PromptEmbedding, like: Conditioning, device: torch.device
+        self, networks: Networks, family: PromptEmbedding, like: Conditioning, place: Place = stay
     ) -> None:
         self.networks, self.family = networks, family
-        self.map = nn.Linear(2 * self.frequencies, family.embedding_width(like), device=device)
+        self.map = nn.Linear(2 * self.frequencies, family.embedding_width(like))
         nn.init.zeros_(self.map.weight)
         nn.init.zeros_(self.map.bias)
+        self.map = place(self.map)  # as the fake score is, so that both are optimised in one way
 
     def velocity(self, role: Role, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         known = {name: value for name, value in conditioning.items() if name != "level"}
@@ -140,7 +154,8 @@ class LoraNetworks:
     """One frozen model with two adapters, `student` and `fake`, in float32; the teacher is the model with none.
 
     Both adapters start from the same numbers, of `seed`, so that moving one towards the other makes sense from
-    the first update on, and start as the teacher: their second factors are zero.
+    the first update on, and start as the teacher: their second factors are zero. Without `fake` there is no fake score,
+    and its adapter is not there.
     """
 
     def __init__(
@@ -153,8 +168,8 @@ class LoraNetworks:
         autocast: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
         place: Place = stay,
+        fake: bool = True,
     ) -> None:
-        from peft import LoraConfig
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         self.family = family
@@ -162,9 +177,10 @@ class LoraNetworks:
         self.model = teacher.to(autocast or torch.float32).requires_grad_(False).eval()
         if gradient_checkpointing:
             self.model.enable_gradient_checkpointing()  # type: ignore[operator]
-        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=family.lora_targets)
-        self.config = _plain(config.to_dict())
-        roles: tuple[Trained, Trained] = ("student", "fake")
+        quantise(self.model, lora.base, place)
+        config = adapter_config(family, self.model, lora)
+        self.config, self.scale = _plain(config.to_dict()), lora.alpha / lora.rank
+        roles = trained_roles(fake)
         with warnings.catch_warnings():
             # That there is an adapter already is the point of the second.
             warnings.filterwarnings("ignore", "Already found a `peft_config`")
@@ -204,14 +220,44 @@ class LoraNetworks:
             return self.family.velocity(self.model, x, sigma, conditioning).float()
 
     def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
-        return self.adapters[role]
+        return self.adapters.get(role, {})
 
     def backward(self, role: Trained, loss: Tensor) -> None:
         self._activate(role)  # gradient checkpointing runs forwards again
         loss.backward()
 
     def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
-        self.family.save_lora(weights, self.config, folder)
+        # Some programs never read alpha and take the factors as they are: so these carry the whole strength.
+        whole = {name: value * self.scale if ".lora_B." in name else value for name, value in weights.items()}
+        self.family.save_lora(whole, self.config | {"lora_alpha": self.config["r"]}, folder)
+
+
+def adapter_config(family: Family, model: nn.Module, lora: Lora) -> Any:
+    """Peft's config of the adapters of `model`; raises CdmError if a target is no linear layer of it."""
+    from peft import LoraConfig
+
+    targets = adapted_layers(family, model, lora.targets)
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)
+
+
+def adapted_layers(family: Family, model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """The linear layers of `model` that `distill.lora.targets` means: ends of names, as peft takes them, or where *
+    stands in one the whole names. Raises CdmError for an end that no layer has."""
+    named = {
+        "attention": family.attention_layers,
+        "attention+feed-forward": [*family.attention_layers, *family.feed_forward_layers],
+    }
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    found: list[str] = []
+    for end in named[targets] if isinstance(targets, str) else targets:
+        those = [name for name in names if fnmatchcase(f".{name}", f"*.{end}")]
+        if not those and not isinstance(targets, str):
+            raise CdmError(
+                f"distill.lora.targets: no linear layer of {type(model).__name__} has a name that ends in {end}: take"
+                f" such as {names[len(names) // 2]}"
+            )
+        found += those if "*" in end else [end]
+    return found
 
 
 def _start(adapter: dict[str, nn.Parameter], seed: int) -> None:

@@ -95,6 +95,7 @@ class Gallery:
         self.family, self.source, self.subject, self.networks = family, source, subject, networks
         self.seed, self.shift, self.accelerator = seed, shift, accelerator
         self.kept, self.out = kept, out
+        self.roles = [role for role in ROLES if role == "teacher" or networks.parameters(role)]
         rows = [slice(start, start + batch) for start in range(0, len(subject.prompts), batch)]
         self.parts = [subject.part(each, accelerator.device) for each in rows]
         self.teacher = torch.empty(0)
@@ -129,7 +130,8 @@ class Gallery:
         columns = self.latents(student, average)
         if self.accelerator.is_main_process:
             self._write(f"iteration-{iteration:06d}.png", self.sheet(columns))
-            self._write("curves.png", losses(curves(rows)))
+            if points := curves(rows):
+                self._write("curves.png", losses(points))
 
     @torch.no_grad()
     def latents(self, student: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -174,7 +176,7 @@ class Gallery:
         x = add_noise(x0, noise, sigma)
         seen = {
             f"x0_{role}": velocity_to_x0(x, self.networks.velocity(role, x, sigma, part.conditioning), sigma)
-            for role in ROLES
+            for role in self.roles
         }
         return {**drawn, **seen}
 
@@ -196,7 +198,7 @@ class Gallery:
             Group(
                 "teacher",
                 f"x0 seen at noise level {LEVEL}",
-                [column(f"x0_{role}", "fake score" if role == "fake" else role) for role in ROLES],
+                [column(f"x0_{role}", "fake score" if role == "fake" else role) for role in self.roles],
             ),
         ]
         texts = [self.subject.texts[prompt] for prompt in self.subject.prompts]

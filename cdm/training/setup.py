@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -60,26 +61,24 @@ def build_networks(distill: Distill, seed: int, inputs: Inputs, device: torch.de
         _check_sharded(distill)
     teacher = inputs.family.load_transformer(inputs.source)
     autocast = torch.bfloat16 if distill.precision == "bf16" else None
-    checkpointing = distill.gradient_checkpointing
 
-    def place(model: nn.Module) -> nn.Module:
-        return sharding.shard(model, device, autocast) if sharding.is_wanted() else model.to(device)
+    def place(model: nn.Module, compute: torch.dtype | None = None) -> nn.Module:
+        return sharding.shard(model, device, compute) if sharding.is_wanted() else model.to(device)
 
-    if distill.lora is not None:
-        return LoraNetworks(
-            inputs.family,
-            teacher,
-            distill.lora,
-            seed=seed,
-            autocast=autocast,
-            gradient_checkpointing=checkpointing,
-            place=place,
-        )
-    networks = FullNetworks(
-        inputs.family, teacher, autocast=autocast, gradient_checkpointing=checkpointing, place=place
+    family, fake = inputs.family, distill.losses.ask_fake
+    options: dict[str, Any] = {
+        "autocast": autocast,
+        "gradient_checkpointing": distill.gradient_checkpointing,
+        "place": partial(place, compute=autocast),
+        "fake": fake,
+    }
+    networks: Networks = (
+        FullNetworks(family, teacher, **options)
+        if distill.lora is None
+        else LoraNetworks(family, teacher, distill.lora, seed=seed, **options)
     )
-    if distill.fake_knows_level:
-        return LevelAwareFake(networks, inputs.family, inputs.empty, device)
+    if fake and distill.fake_knows_level:
+        return LevelAwareFake(networks, family, inputs.empty, place)
     return networks
 
 
@@ -87,8 +86,10 @@ def _check_sharded(distill: Distill) -> None:
     for name, needs in sorted(distill.losses.needs.items()):
         if not needs.sharded:
             raise CdmError(f"distill.losses.{name} does not work sharded: give it weight 0, or use plain DDP")
-    if distill.fake_knows_level:
-        raise CdmError("distill.fake_knows_level does not work sharded: set it to false, or use plain DDP")
+    if distill.lora is not None and distill.lora.base != "precision":
+        raise CdmError(
+            f"distill.lora.base {distill.lora.base} does not work sharded: set it to precision, or use plain DDP"
+        )
 
 
 def open_probe(

@@ -90,7 +90,7 @@ class TrainingState:
         }
         if self.best:
             groups["best"] = self.best
-        tensors = {name: sharding.gather(group, keep) for name, group in groups.items()}
+        tensors = {name: sharding.gather(group, keep) for name, group in groups.items() if group}
         updates = {"student": self.student.updates_done, "fake": self.fake.updates_done}
         return Checkpoint(self.iteration, tensors, {"rows": self.rows, "updates": updates})
 

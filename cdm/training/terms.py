@@ -194,7 +194,8 @@ def extrapolate(context: Context) -> tuple[Tensor, Tensor]:
     """
     anchor = context.anchor
     assert anchor.velocity is not None
-    sigma = off_trajectory_levels(context.schedule, context.draws.uniform("off"))
+    limits = context.distill.renoise_min, context.distill.renoise_max
+    sigma = off_trajectory_levels(context.schedule, context.draws.uniform("off"), limits)
     x = euler_step(anchor.x, anchor.velocity.detach(), anchor.sigma, sigma)
     return velocity_to_x0(x, context.velocity("student", x, sigma, anchor.conditioning), sigma), sigma
 
