@@ -13,13 +13,21 @@ from pathlib import Path
 
 import torch
 
-from cdm.evaluation.features import PixelFeatures, load_extractor
+from cdm.evaluation.features import PixelFeatures, extract, load_extractor
 from cdm.evaluation.judge import Judge, JudgeConfig
-from cdm.evaluation.samples import read_real
-from cdm.params import Params
-from tests.sample_sets import TEXTS, evaluated, noise_pictures, open_sets, parameters, write_real, write_sets
+from cdm.evaluation.samples import RealPictures, read_real
+from tests.sample_sets import (
+    PER_PROMPT,
+    TEXTS,
+    evaluated,
+    noise_pictures,
+    open_sets,
+    parameters,
+    write_real,
+    write_sets,
+)
 
-SIDE, PER_PROMPT = 1024, 15
+SIDE = 1024
 
 
 def held() -> int:
@@ -48,7 +56,7 @@ def watched(what: str) -> Iterator[None]:
     print(f"peak {what} {(peak[0] - before) / 1e6:.0f}", file=sys.stderr)
 
 
-def write(folder: Path, params: Params) -> None:
+def write(folder: Path) -> None:
     """The sets, all of them of the same pictures, and real ones."""
     images = noise_pictures(0, len(TEXTS) * PER_PROMPT, SIDE)
     names = ("student1", "student4", "teacher4", "teacher50")
@@ -58,14 +66,13 @@ def write(folder: Path, params: Params) -> None:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    params = parameters()
-    params = params.model_copy(update={"latents": params.latents.model_copy(update={"per_prompt": PER_PROMPT})})
-    write(folder, params)
-    with torch.random.fork_rng():
-        Judge(JudgeConfig({"ink": ["red", "blue", "pink"]})).eval().save(folder / "judge")
+    folder, params = Path(sys.argv[1]), parameters()
+    write(folder)
     samples = open_sets(params, folder / "sets")
     with watched("pixels"):
         evaluated(params, samples, read_real(folder / "real.safetensors", TEXTS), PixelFeatures())
+    with torch.random.fork_rng():
+        Judge(JudgeConfig({"ink": ["red", "blue", "pink"]})).eval().save(folder / "judge")
+    judge, few = load_extractor(str(folder / "judge")), 6
     with watched("judge"):
-        evaluated(params, samples, None, load_extractor(str(folder / "judge")))
+        extract(judge, RealPictures(samples.full.pictures(range(few)), torch.zeros(few)).batches())
