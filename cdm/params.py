@@ -200,7 +200,7 @@ class MatchingLoss(TermSettings):
     bounded: bool = False
     """Re-noise below the student's own level, tau ~ U(0, sigma), instead of tau ~ U(0, 1)."""
     guidance_scale: Guidance = 1.0
-    """Classifier-free guidance of the teacher that is matched (DMD, DMD2); 1 is none, and leaves guidance to CA."""
+    """Guidance, by its family's rule, of the teacher that is matched (DMD, DMD2); 1 is none, and leaves it to CA."""
 
     @property
     def needs(self) -> Needs:

@@ -45,7 +45,8 @@ class Watched(Distiller):
             held = [*learner.parameters.values(), *learner.state().values()]
             sharded = [tensor for tensor in held if tensor.ndim]
             assert all(is_sharded(tensor) for tensor in sharded)
-            assert {tensor.dtype for tensor in sharded} == {torch.float32}
+            small = {torch.uint8} if learner.settings.states == "8bit" else set()
+            assert {tensor.dtype for tensor in sharded} == {torch.float32} | small
             here = sum(tensor.to_local().numel() for tensor in sharded)
             everywhere = sum(tensor.numel() for tensor in sharded)
             assert here < 0.7 * everywhere, f"{here} of {everywhere} numbers are here"

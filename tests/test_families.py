@@ -24,7 +24,7 @@ from cdm.flow import inference_sigmas
 from cdm.handover.adapters import for_comfyui
 from cdm.params import Lora
 from cdm.rollout import integrate
-from cdm.training.networks import FullNetworks, LoraNetworks, adapted_layers
+from cdm.training.networks import FullNetworks, LoraNetworks, Networks, adapted_layers
 from tests import tiny_pipelines
 from tests.tiny_pipelines import BUILDERS, PROMPTS, RESOLUTION, TEXT_TOKENS
 
@@ -228,6 +228,44 @@ def test_a_batch_of_velocities_is_those_of_its_samples(case: Case) -> None:
             torch.testing.assert_close(one, together[row : row + 1], **CLOSE)
         other = case.family.velocity(transformer, case.noise, 1 - sigma, conditioning)
     assert (other - together).abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype between input and weight"
+)  # autocast leaves norms in float32
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4)])
+def test_levels_are_not_rounded_where_the_network_computes_in_bfloat16(case: Case, lora: Lora | None) -> None:
+    """Both levels are 0.98046875 in bfloat16. In float32 nothing is changed by it."""
+    transformer = case.family.load_transformer(case.folder)
+    networks: Networks = (
+        FullNetworks(case.family, transformer, autocast=torch.bfloat16)
+        if lora is None
+        else LoraNetworks(case.family, transformer, lora, seed=0, autocast=torch.bfloat16)
+    )
+    conditioning = case.encode(PROMPTS)
+    with torch.no_grad():
+        one, other = (
+            networks.velocity("student", case.noise, torch.full((2,), sigma), conditioning)
+            for sigma in (0.9795, 0.982)
+        )
+    assert torch.tensor(0.9795).bfloat16() == torch.tensor(0.982).bfloat16()
+    assert not torch.equal(one, other)
+
+
+def test_a_student_whose_weights_have_other_names_is_not_saved(case: Case, tmp_path: Path) -> None:
+    """It would be the teacher where a name is missing."""
+    networks = FullNetworks(case.family, case.family.load_transformer(case.folder))
+    weights = {name: value.detach() for name, value in networks.parameters("student").items()}
+    name = min(weights)
+    for wrong in (
+        {key: value for key, value in weights.items() if key != name},
+        {f"module.{key}" if key == name else key: value for key, value in weights.items()},
+        weights | {f"module.{name}": weights[name]},
+    ):
+        with pytest.raises(CdmError, match=r"^the student cannot be saved: \d parameters are not named"):
+            networks.save_student(wrong, case.folder, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+    networks.save_student(weights, case.folder, tmp_path / "student")
 
 
 def test_gradients_reach_the_latents_and_the_weights(case: Case) -> None:

@@ -7,18 +7,22 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from ruamel.yaml import YAML
 
+from cdm.data.sampling import to_bytes
+from cdm.data.store import ShardWriter, Store
+from cdm.families import get_family
 from cdm.models.manifest import TeacherManifest
 from cdm.models.student import find_student
 from cdm.randomness import sample_noise
 from tests import tiny_pipelines
 from tests.repository import Repository, make_repository
-from tests.tiny_pipelines import RESOLUTION, TEXT_TOKENS
+from tests.tiny_pipelines import AUTOENCODERS, TEXT_TOKENS, family_of, resolution_of
 
 PROMPT = "a red three on black paper"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -30,8 +34,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def prepared(folder: Path, home: Path, name: str, teacher: Path, lora: bool) -> Repository:
-    """The pipeline of the tiny pipeline `name`, not yet run."""
+def prepared(
+    folder: Path, home: Path, name: str, teacher: Path, lora: bool, precision: str = "fp32"
+) -> Repository:
+    """The pipeline of the tiny pipeline `name`, not yet run; every stage computes in this precision."""
     repository = make_repository(folder, home, teacher)
     (folder / "world/few.txt").write_text("\n".join([PROMPT, "a blue 'seven'", "a cyan zero on brown paper"]))
     (folder / "world/some.txt").write_text("\n".join(["a pink nine", "a green two on gray paper"]))
@@ -39,7 +45,9 @@ def prepared(folder: Path, home: Path, name: str, teacher: Path, lora: bool) -> 
     params = yaml.load((folder / "params.yaml").read_text())
     for section, values in SETTINGS.items():
         params[section].update(values)
-    params["teacher"] |= {"family": name.removesuffix("_t5"), "resolution": RESOLUTION, "guidance_scale": 2.0}
+    for section in ("prompts", "latents", "distill"):
+        params[section]["precision"] = precision
+    params["teacher"] |= {"family": family_of(name), "resolution": resolution_of(name), "guidance_scale": 2.0}
     params["prompts"]["max_sequence_length"] = TEXT_TOKENS[name]
     params["distill"]["lora"] = {"rank": 2, "alpha": 4} if lora else None
     with (folder / "params.yaml").open("w") as file:
@@ -94,21 +102,44 @@ def plain_student(pipeline_class: str, student: Path, teacher: Path, lora: bool)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "lora"),
+    ("name", "lora", "precision"),
     [
-        ("sd3_t5", False),
-        ("longcat", False),
-        ("longcat", True),  # its pipeline has no loader of LoRAs
-        ("flux", True),
-        ("qwen_image", False),
-        ("z_image", False),
+        ("sd3_t5", False, "fp32"),
+        ("sd3_real", False, "fp32"),
+        ("sd3_real", True, "bf16"),
+        ("longcat", False, "bf16"),
+        ("longcat", True, "fp32"),  # its pipeline has no loader of LoRAs
+        ("flux", True, "bf16"),
+        ("qwen_image", False, "bf16"),
+        ("z_image", False, "bf16"),
     ],
 )
 def test_six_stages(
-    tiny_pipeline: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lora: bool
+    tiny_pipeline: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    lora: bool,
+    precision: str,
 ) -> None:
-    repository = prepared(tmp_path / "pipeline", tmp_path / "home", name, tiny_pipeline(name), lora)
+    repository = prepared(tmp_path / "pipeline", tmp_path / "home", name, tiny_pipeline(name), lora, precision)
     assert repository.stages_run("repro") == ["teacher", "prompts", "latents", "distill", "sample", "evaluate"]
     monkeypatch.chdir(repository.folder)  # where a LoRA's teacher is found
     check(repository.folder, name, tiny_pipeline(name), lora)
     assert repository.changed() == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AUTOENCODERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pictures_of_a_batch_are_written_by_autoencoders_of_published_shapes(
+    tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    """Some leave a batch of pictures channels last in memory, which small ones do not."""
+    autoencoder = AUTOENCODERS[name]().to(dtype).eval()
+    latents = torch.randn(3, 16, 4, 4)
+    pictures = to_bytes(get_family(name).decode(SimpleNamespace(vae=autoencoder), latents))
+    assert pictures.shape == (3, 3, 32, 32)
+    with ShardWriter(tmp_path / "store", 2, {}) as writer:
+        writer.append({"images": pictures})
+    assert torch.equal(Store(tmp_path / "store").all()["images"], pictures)

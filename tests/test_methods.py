@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cdm.consistency import consistency_direction, velocity_change
 from cdm.families import get_family
-from cdm.flow import add_noise, renoise, renoise_coefficients
+from cdm.flow import add_noise, renoise, renoise_coefficients, velocity_to_x0
 from cdm.losses import (
     direction_loss,
     fake_score_loss,
@@ -115,6 +115,31 @@ def test_matching_pulls_the_student_to_the_guided_teacher() -> None:
     terms_of(distiller)[1]["dm"].backward()
     assert (student.offset.grad > 0).all()
     assert student.log_deviation.grad > 0
+
+
+@pytest.mark.parametrize("term", ["dm", "cdm", "consistency"])
+def test_a_guided_teacher_is_guided_as_its_pipeline_does_it(term: str) -> None:
+    """With a rule that gives the guided velocity the length of the unguided one, as LongCat-Image and Qwen-Image do."""
+    asked: list[tuple[Tensor, Tensor, float]] = []
+
+    def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+        asked.append((cond, uncond, scale))
+        velocity = uncond + scale * (cond - uncond)
+        return velocity * cond.norm(dim=-1, keepdim=True) / velocity.norm(dim=-1, keepdim=True)
+
+    terms = losses(**{term: {"weight": 1, "guidance_scale": 3.0}})
+    plain, _ = build(distill=distill_settings(losses=terms))
+    other, networks = build(distill=distill_settings(losses=terms), guide=guide)
+    assert loss_of(plain) != pytest.approx(loss_of(other), rel=1e-3)
+    ((_, _, scale),) = asked
+    assert scale == 3.0
+    context = other.context(terms_of(other)[0], other.draws(0, range(6)))
+    x, sigma, prompts = torch.randn(6, DIMENSIONS), torch.full((6,), 0.7), context.anchor.conditioning
+    velocities = [networks.velocity("teacher", x, sigma, each) for each in (prompts, context.no_prompt(x))]
+    answers = [velocity_to_x0(x, velocity, sigma) for velocity in velocities]
+    expected = velocity_to_x0(x, guide(*velocities, 3.0), sigma)
+    torch.testing.assert_close(context.guided_answer(answers, x, sigma, 3.0), expected)
+    assert context.guided_answer(answers[:1], x, sigma, 1.0) is answers[0]
 
 
 def test_regression_is_the_squared_distance_of_one_step_to_the_teachers_sample() -> None:

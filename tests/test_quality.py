@@ -25,8 +25,9 @@ from cdm.evaluation.features import (
 )
 from cdm.evaluation.judge import Judge, JudgeConfig
 from cdm.evaluation.quality import Evaluation, expected_at
-from cdm.evaluation.samples import RealPictures, read_real
+from cdm.evaluation.samples import WORK, RealPictures, parts, read_real
 from cdm.params import Params
+from tests.launching import Started
 from tests.sample_sets import (
     PER_PROMPT,
     ROOT,
@@ -227,12 +228,58 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         measure(tmp_path, parameters(), real=RealPictures(noise_pictures(0, 12, size=16), PROMPT_OF))
 
 
+def test_pictures_are_cut_by_their_bytes() -> None:
+    def sizes(side: int, count: int) -> list[int]:
+        cut = list(parts(count, (3, side, side)))
+        assert [number for part in cut for number in part] == list(range(count))
+        assert all(len(part) * 3 * side**2 * WORK <= 2**30 or len(part) == 1 for part in cut)
+        return [len(part) for part in cut]
+
+    assert sizes(32, 600) == [256, 256, 88], "the miniature's figures hang on it, in their last digits"
+    assert sizes(1024, 5) == [2, 2, 1]
+    assert sizes(4096, 2) == [1, 1], "a picture that alone takes more is read alone"
+
+
+def test_figures_are_those_of_any_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, params = noise_pictures(0, 13), parameters()
+    prompts = [*[text for text in TEXTS for _ in range(PER_PROMPT)], "something else"]
+    real = read_real(write_real(tmp_path / "real.safetensors", images, prompts), TEXTS)
+    opened = open_sets(params, write_sets(tmp_path / "sets"), TEXTS)
+    sizes: list[int] = []
+
+    class Watched(FirstPixel):
+        def __call__(self, images: Tensor) -> Features:
+            sizes.append(len(images))
+            return super().__call__(images)
+
+    whole = evaluated(params, opened, real, Watched())
+    assert sizes == [12] * 5
+    sizes.clear()
+    monkeypatch.setattr("cdm.evaluation.samples.MEMORY", 5 * WORK * images[0].numel())
+    assert evaluated(params, opened, real, Watched()) == whole
+    assert sizes == [5, 5, 2] * 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read where Linux tells it")
+def test_evaluation_of_large_pictures_takes_bounded_memory(tmp_path: Path) -> None:
+    """12 pictures of 1024 x 1024 in a set: in float64, five times over, they would take 1.5 GB; 6 before a judge,
+    whose first layers would take 2 GB."""
+    code, said = Started("tests.run_evaluation", tmp_path).finish()
+    assert code == 0, said
+    for line in said.splitlines():
+        if line.startswith("peak"):
+            _, what, megabytes = line.split()
+            assert float(megabytes) < 900, what
+    assert said.count("peak") == 2
+
+
 def test_real_pictures_of_other_prompts_are_left_aside(tmp_path: Path) -> None:
     images = noise_pictures(0, 5)
     prompts = [TEXTS[1], "something else", TEXTS[0], TEXTS[2], TEXTS[1]]
     real = read_real(write_real(tmp_path / "real.safetensors", images, prompts), TEXTS)
     assert real.prompt.tolist() == [1, 0, 2, 1]
-    assert torch.equal(real.images, images[[0, 2, 3, 4]])
+    assert torch.equal(torch.cat([*real.batches()]), images[[0, 2, 3, 4]])
 
 
 def test_real_pictures_that_cannot_be_used(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from cdm.evaluation.making import Making, Training, read_training
 from cdm.evaluation.quality import Evaluation
 from cdm.evaluation.report import Picture, Pictures
 from cdm.evaluation.results import student_code, summary, write_results
-from cdm.evaluation.samples import RealPictures, Samples
+from cdm.evaluation.samples import RealPictures, Samples, SampleSet
 from cdm.evaluation.theme import DARK
 from cdm.measures import JUDGED
 from cdm.models.manifest import TeacherManifest
@@ -145,6 +145,21 @@ def test_strips_of_large_pictures_are_small_files(tmp_path: Path) -> None:
         assert file.startswith(b"RIFF")
         assert pixels(file).shape == (3 * 256, 256, 3)
         assert len(file) < 10_000
+
+
+def test_pictures_are_read_one_at_a_time(samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sheet of large pictures would hold those of all its columns."""
+    real, read = SampleSet.pictures, []
+
+    def pictures(self: SampleSet, indices: list[int]) -> torch.Tensor:
+        read.append(len(indices))
+        return real(self, indices)
+
+    monkeypatch.setattr(SampleSet, "pictures", pictures)
+    sheets.contact_sheet(samples, 2)
+    sheets.strips(samples, 2)
+    assert set(read) == {1}
+    assert len(read) >= 2 * 2 * 4 * len(samples.sets)
 
 
 def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,28 @@ FULL, LORA = (
 class World:
     """A distillation of the tiny teacher that can be run in one process or in two, and crash; perhaps `watched`."""
 
-    def __init__(self, folder: Path, teacher: Path, watched: bool = False, **distill_changes: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        teacher: Path,
+        watched: bool = False,
+        runtime: dict[str, Any] | None = None,
+        embed: str = "cached",
+        **distill_changes: Any,
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         settings = {"iterations": 12, "fake_only": 2, **distill_changes}
         if watched:
             settings["probe"] = {"reference": "latents", "every": 4, "samples": 6, "steps": [1, 2]}
         values = write_params(folder, teacher, **settings).model_dump(mode="json")
+        values["runtime"] |= runtime or {}
+        values["prompts"]["embed"] = embed
         if watched:
             values["prompts"]["eval_count"] = 2
             values["latents"]["per_prompt"] = 3
             values["runtime"]["pictures_every"] = 4
-            YAML().dump(values, folder / "params.yaml")
+        YAML().dump(values, folder / "params.yaml")
         self.params: Params = load(folder / "params.yaml")
         self.manifest = describe("sd3", str(teacher), None)
         self.manifest.write(folder / "teacher.json")
@@ -209,3 +220,77 @@ def test_a_fake_score_that_knows_the_level_learns_in_two_processes_as_in_one(
     for name, value in maps[0].items():
         assert value.any(), "it has learnt"
         torch.testing.assert_close(maps[1][name], value, atol=rounded.get("atol", 2e-3), rtol=1e-2)
+
+
+# What the recipes of real teachers put together
+
+COMBINED: dict[str, Any] = {
+    "precision": "bf16",
+    "gradient_checkpointing": True,
+    "merge": 0.001,
+    "iterations": 8,
+}
+STATES = {
+    "student": {"lr": 1e-3, "warmup": 4, "states": "8bit"},
+    "fake": {"lr": 1e-3, "warmup": 4, "states": "8bit"},
+}
+UNEVEN = {"batch_size": 10, "runtime": {"micro_batch": 3}}
+"""Five samples a process, in parts of three and two."""
+
+
+@pytest.fixture(scope="module")
+def wider_sd3(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide enough for states of 8 bits."""
+    from miniature.teacher import build_transformer
+
+    teacher = tmp_path_factory.mktemp("wider") / "teacher"
+    shutil.copytree(tiny_sd3, teacher)
+    build_transformer(layers=2, heads=4, head_dim=16).save_pretrained(teacher / "transformer")
+    return teacher
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, {"rank": 64, "alpha": 128}])
+@pytest.mark.parametrize(
+    "changes", [{}, UNEVEN, STATES, UNEVEN | STATES], ids=["plain", "parts", "8bit", "both"]
+)
+def test_what_recipes_put_together_is_that_of_one_process(
+    wider_sd3: Path, tmp_path: Path, lora: dict[str, int] | None, changes: dict[str, Any]
+) -> None:
+    """Sharded, in bf16, with gradient checkpointing; stopped on the way, and taken up again by two processes."""
+    if "student" in changes:
+        pytest.importorskip("bitsandbytes")
+    world = World(tmp_path / "world", wider_sd3, lora=lora, **COMBINED, **changes)
+    world.alone(tmp_path / "one")
+    world.sharded(tmp_path / "two", crash_at=6)
+    world.sharded(tmp_path / "two")
+    assert_alike(tmp_path / "two", tmp_path / "one", FULL if lora is None else LORA, rel=0.05, atol=8e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, ADAPTER])
+def test_the_best_by_the_probe_is_kept_sharded_too(
+    tiny_sd3: Path, tmp_path: Path, lora: dict[str, int] | None
+) -> None:
+    world = World(tmp_path / "world", tiny_sd3, watched=True, lora=lora, keep="best", **COMBINED, **UNEVEN)
+    world.alone(tmp_path / "one")
+    world.sharded(tmp_path / "two")
+    probes = [
+        [float(row["probe"]) for row in read_log(tmp_path / out) if row["probe"]] for out in ("one", "two")
+    ]
+    assert probes[1] == pytest.approx(probes[0], rel=0.02)
+    assert abs(probes[0][0] - probes[0][1]) > 0.04 * probes[0][0], "else it may be this or that one"
+    assert_alike(tmp_path / "two", tmp_path / "one", FULL if lora is None else LORA, rel=0.05, atol=8e-3)
+
+
+@pytest.mark.slow
+def test_prompts_are_encoded_while_two_sharded_processes_train(tiny_sd3: Path, tmp_path: Path) -> None:
+    """Each encodes those of its own samples, and its encoders come and go."""
+    online = {"micro_batch": 1, "offload_encoders": True}
+    world = World(tmp_path / "world", tiny_sd3, embed="online", runtime=online, iterations=8)
+    world.alone(tmp_path / "one")
+    world.sharded(tmp_path / "two")
+    assert_alike(tmp_path / "two", tmp_path / "one")
+    stored = World(tmp_path / "stored", tiny_sd3, iterations=8)
+    stored.alone(tmp_path / "cached")
+    assert_alike(tmp_path / "two", tmp_path / "cached")

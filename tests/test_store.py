@@ -51,6 +51,21 @@ def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
     store.verify()
 
 
+def test_rows_that_a_network_has_left_in_another_order_in_memory_are_written(tmp_path: Path) -> None:
+    """Convolutions return pictures channels last; `safetensors` takes rows one after the other alone."""
+    pictures = torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).reshape(4, 3, 2, 2)
+    last = pictures.contiguous(memory_format=torch.channels_last)
+    transposed = pictures.transpose(1, 3).contiguous().transpose(1, 3)
+    assert not last.is_contiguous()
+    with ShardWriter(tmp_path / "store", 3, {}) as writer:
+        writer.append({"a": last, "b": transposed})
+    store = Store(tmp_path / "store")
+    assert all(torch.equal(tensor, pictures) for tensor in store.all().values())
+    with ShardWriter(tmp_path / "plain", 3, {}) as writer:
+        writer.append({"a": pictures, "b": pictures})
+    assert files(tmp_path / "store") == files(tmp_path / "plain")
+
+
 def test_dtypes_survive(tmp_path: Path) -> None:
     tensors = {
         "a": torch.randn(3, 2).bfloat16(),

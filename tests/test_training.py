@@ -12,15 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
+from cdm.data.prompt_set import OnlinePrompts
 from cdm.errors import CdmError
+from cdm.families import Family, get_family
 from cdm.models.manifest import TeacherManifest, describe
 from cdm.params import Params, load
 from cdm.training.distiller import Distiller
 from cdm.training.identity import fingerprint
 from cdm.training.inputs import Inputs
+from cdm.training.setup import prepare
 from cdm.training.state import check_finite
 from stages import common
 from tests.inputs import build_prompts, cache_pairs, train
@@ -222,6 +226,60 @@ def test_two_processes_share_the_batch_of_one(world: Path, uninterrupted: Path, 
     mine, theirs = weights(tmp_path), weights(uninterrupted)
     for name in theirs:
         torch.testing.assert_close(mine[name], theirs[name], atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("rollouts", ["shared", "fresh"])
+def test_prompts_that_are_not_stored_are_encoded_once_a_round(
+    tiny_sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rollouts: str
+):
+    """In parts, as the networks take them; the encoders, which wait on the CPU, come and go once for all of them."""
+    changes = {"iterations": 8, "rollouts": rollouts}
+    students, manifest = {}, describe("sd3", str(tiny_sd3), None)
+    real, encoded = OnlinePrompts.encoded, []
+    family, texts = type(get_family("sd3")), []
+    real_encode = family.encode
+
+    def watched(
+        self: OnlinePrompts, indices: list[int], device: torch.device | None, at_once: int
+    ) -> dict[str, torch.Tensor]:
+        texts.clear()
+        found = real(self, indices, device, at_once)
+        encoded.append((len(indices), [*texts]))
+        return found
+
+    def encode(self: Family, pipeline: object, prompts: list[str], length: int | None = None) -> object:
+        texts.append(len(prompts))
+        return real_encode(self, pipeline, prompts, length)
+
+    monkeypatch.setattr(OnlinePrompts, "encoded", watched)
+    monkeypatch.setattr(family, "encode", encode)
+    for embed in ("cached", "online"):
+        folder = tmp_path / embed
+        folder.mkdir()
+        params = write_params(folder, tiny_sd3, **changes)
+        params = params.model_copy(
+            update={
+                "prompts": params.prompts.model_copy(update={"embed": embed}),
+                "runtime": params.runtime.model_copy(update={"micro_batch": 3, "offload_encoders": True}),
+            }
+        )
+        build_prompts(params, manifest, folder / "prompts")
+        train(params, Inputs.gather(params, manifest, folder / "prompts"), folder)
+        students[embed] = weights(folder)
+    rounds, samples = 4, 4
+    if rollouts == "shared":
+        assert encoded == [(samples, [3, 1])] * rounds
+    else:
+        assert encoded == [(2 * samples, [3, 3, 2])] * rounds
+    for name, value in students["cached"].items():
+        torch.testing.assert_close(students["online"][name], value, atol=2e-4, rtol=1e-3)
+
+
+def test_a_guided_teacher_is_guided_by_its_family(world: Path):
+    params = load(world / "params.yaml")
+    inputs = gather(world, params)
+    _, distiller = prepare(params, inputs, Accelerator(cpu=True))
+    assert distiller.guide == inputs.family.guide
 
 
 def test_fingerprint_follows_what_matters_and_nothing_else(world: Path):

@@ -125,6 +125,23 @@ def test_exchange_is_exact_and_undone_even_by_an_error() -> None:
     assert torch.equal(one["w"], second)
 
 
+class OnApple(torch.Tensor):
+    """A tensor on a device that has no double precision."""
+
+    def double(self) -> Tensor:  # type: ignore[override]
+        raise TypeError(
+            "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64"
+        )
+
+    def cpu(self) -> Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor)
+
+
+def test_latent_features_need_no_double_precision_on_the_device() -> None:
+    latents = torch.randn(3, 4, 8, 8)
+    assert torch.equal(latent_features(latents.as_subclass(OnApple)), latent_features(latents))
+
+
 def test_latent_features_tell_layout_from_texture() -> None:
     noise = torch.randn(6, 2, 16, 16, generator=torch.Generator().manual_seed(1))
     features = latent_features(noise)

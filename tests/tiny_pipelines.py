@@ -2,6 +2,8 @@
 
 Latents are 8 x 8, so that a picture is 16 image tokens. Everything is made here, without a network; the same numbers
 every time. The fixture `tiny_pipeline` of conftest.py saves one once a session.
+
+What is tiny hides what depends on shapes: so there are parts of published shapes too, for slow tests (`REAL_SHAPES`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ from torch import Tensor
 
 RESOLUTION = 32
 PROMPTS = ["a red three on black paper", "a blue 'seven' on paper"]
-TEXT_TOKENS = {"sd3": 0, "sd3_t5": 16, "longcat": 24, "flux": 16, "qwen_image": 32, "z_image": 32}
+TEXT_TOKENS = {
+    "sd3": 0,
+    "sd3_t5": 16,
+    "sd3_real": 16,
+    "longcat": 24,
+    "flux": 16,
+    "qwen_image": 32,
+    "z_image": 32,
+}
 """Text tokens that are enough for `PROMPTS` (`prompts.max_sequence_length`), by pipeline."""
 WIDTH = 32
 """Of every text encoder's hidden states."""
@@ -31,7 +41,7 @@ def save(name: str, folder: Path) -> Path:
     """Saves the tiny pipeline `name` in `folder`, which it returns."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        BUILDERS[name]().save_pretrained(folder)
+        (BUILDERS | REAL_SHAPES)[name]().save_pretrained(folder)
     return folder
 
 
@@ -128,6 +138,66 @@ def sd3_t5() -> Any:
         text_encoder_3=_t5(2 * WIDTH),
         tokenizer_3=_t5_tokenizer(),
     )
+
+
+def sd3_real() -> Any:
+    """Stable Diffusion 3 Medium, as wide outside of its transformer as it is, but of few layers and words: a whole
+    autoencoder, the widths of its three text encoders, heads of 64 numbers, positions of pictures up to 1536 x 1536."""
+    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    from miniature.teacher import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    tokenizer.model_max_length = 77
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=128,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=2,
+            num_attention_heads=4,
+            attention_head_dim=64,
+            joint_attention_dim=4096,
+            caption_projection_dim=256,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=192,
+        ),
+        scheduler=_scheduler(shift=3.0),
+        vae=kl_autoencoder(),
+        text_encoder=_clip(tokenizer, width=768, heads=12, activation="quick_gelu"),
+        tokenizer=tokenizer,
+        text_encoder_2=_clip(tokenizer, width=1280, heads=20, activation="gelu"),
+        tokenizer_2=tokenizer,
+        text_encoder_3=_t5(4096, head_width=64, inner=512),
+        tokenizer_3=_t5_tokenizer(),
+    )
+
+
+def kl_autoencoder() -> Any:
+    """That of Stable Diffusion 3; those of FLUX.1, LongCat-Image and Z-Image have its shapes too."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=16,
+        norm_num_groups=32,
+        sample_size=1024,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def qwen_autoencoder() -> Any:
+    """That of Qwen-Image."""
+    from diffusers import AutoencoderKLQwenImage
+
+    return AutoencoderKLQwenImage()
 
 
 def longcat() -> Any:
@@ -253,6 +323,22 @@ BUILDERS: dict[str, Callable[[], Any]] = {
 }
 
 
+REAL_SHAPES: dict[str, Callable[[], Any]] = {"sd3_real": sd3_real}
+"""Pipelines of published shapes, about half a gigabyte each."""
+AUTOENCODERS: dict[str, Callable[[], Any]] = {"sd3": kl_autoencoder, "qwen_image": qwen_autoencoder}
+"""Autoencoders of published shapes, by a family that decodes with them."""
+
+
+def family_of(name: str) -> str:
+    """The family of a pipeline here."""
+    return name.removesuffix("_t5").removesuffix("_real")
+
+
+def resolution_of(name: str) -> int:
+    """Pixels on a side of a pipeline's pictures: those of 8 x 8 latents."""
+    return 2 * RESOLUTION if name in REAL_SHAPES else RESOLUTION
+
+
 def _scheduler(**config: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -341,7 +427,27 @@ def _t5_tokenizer() -> Any:
     return T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], extra_ids=0)
 
 
-def _t5(width: int) -> Any:
+def _t5(width: int, head_width: int = 8, inner: int | None = None) -> Any:
     from transformers import T5Config, T5EncoderModel
 
-    return T5EncoderModel(T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=width, num_layers=2, num_heads=2))
+    sizes = {"d_model": width, "d_kv": head_width, "d_ff": inner or width}
+    return T5EncoderModel(T5Config(vocab_size=64, **sizes, num_layers=2, num_heads=2))
+
+
+def _clip(tokenizer: Any, width: int, heads: int, activation: str) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=width,
+            projection_dim=width,
+            num_hidden_layers=2,
+            num_attention_heads=heads,
+            hidden_act=activation,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )

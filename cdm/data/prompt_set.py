@@ -105,9 +105,18 @@ class OnlinePrompts:
 
         The encoders move to `device`, and with `offload` back again.
         """
+        return as_float32(self.encoded(indices, device, len(indices)), device)
+
+    def encoded(self, indices: Sequence[int], device: torch.device | None, at_once: int) -> Conditioning:
+        """The same as the encoders give it, on the CPU. They move once, and read `at_once` prompts at a time."""
         encoders = self.pipeline if device is None else self.pipeline.to(device)
-        encoded = self.family.encode(encoders, [self.texts.texts[i] for i in indices], self.length)
+        texts = [self.texts.texts[i] for i in indices]
+        parts = [
+            self.family.encode(encoders, texts[start : start + at_once], self.length)
+            for start in range(0, len(texts), at_once)
+        ]
+        encoded = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
         check_finite(encoded, encoders, self.source, "prompts.precision")
         if self.offload:
             self.pipeline.to("cpu")
-        return as_float32(encoded, device)
+        return encoded

@@ -198,7 +198,9 @@ class ShardWriter:
         count, start = self._buffered(), 0
         while count - start >= self.rows_per_shard or (start < count and not whole_shards_only):
             stop = min(start + self.rows_per_shard, count)
-            self._write({name: tensor[start:stop].clone() for name, tensor in rows.items()})
+            # A file has its rows one after the other, however a network has left them in memory.
+            whole = torch.contiguous_format
+            self._write({name: tensor[start:stop].clone(memory_format=whole) for name, tensor in rows.items()})
             start = stop
         self._buffer = [{name: tensor[start:] for name, tensor in rows.items()}] if start < count else []
 

@@ -7,7 +7,7 @@ figures at equal counts only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 
 BLOCK = 1024
 """Rows of a distance matrix that are held at once."""
+PAIRS = 2**25
+"""Pairs of samples whose kernel is held at once: 268 MB."""
 
 
 def deviation(reference: Tensor) -> Tensor:
@@ -71,8 +73,14 @@ def kernel_distance(
     return (_mean_of_pairs(a, groups_a) + _mean_of_pairs(b, groups_b) - 2 * _mean_kernel(a, b)).item()
 
 
+def _mean_of(kernel: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """The mean of a kernel (rows, len(y)) over all pairs, some rows of `x` at a time."""
+    parts = x.split(max(1, PAIRS // len(y)))
+    return torch.stack([kernel(rows).mean() * (len(rows) / len(x)) for rows in parts]).sum()
+
+
 def _mean_kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1).pow(3).mean()
+    return _mean_of(lambda rows: (rows @ y.T / x.shape[1] + 1).pow(3), x, y)
 
 
 def _mean_of_pairs(x: Tensor, groups: Tensor | None) -> Tensor:
@@ -95,8 +103,11 @@ def cmmd(a: Tensor, b: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> fl
     """
 
     def mean(x: Tensor, y: Tensor) -> Tensor:
-        squares = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
-        return torch.exp(-squares / (2 * sigma**2)).mean()
+        def kernel(rows: Tensor) -> Tensor:
+            squares = rows.square().sum(1)[:, None] + y.square().sum(1) - 2 * rows @ y.T
+            return torch.exp(-squares / (2 * sigma**2))
+
+        return _mean_of(kernel, x, y)
 
     return (scale * (mean(a, a) + mean(b, b) - 2 * mean(a, b))).item()
 

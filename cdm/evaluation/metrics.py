@@ -7,7 +7,7 @@ dividing by a deviation, because that is how others define these figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from cdm.params import Evaluate, Runtime
 from cdm.system.device import choose_device
 from cdm.system.progress import track
 
-PICTURES = 32
-"""Pictures that a model sees at once."""
+PICTURES, WORK = 32, 8
+"""The most pictures that a model sees at once, and the bytes that each byte of them takes: most models shrink them."""
 
 Place = tuple[str, str]
 """A sample set: model and key, such as ("student", "steps4")."""
@@ -164,7 +164,7 @@ class _Bench:
         for pictures in track(self.samples.sets, measure.name, unit="set"):
             prompts = iter(self.prompts)
             parts = [
-                scorer(images, [next(prompts) for _ in images]) for images in _in_parts(pictures.batches())
+                scorer(images, [next(prompts) for _ in images]) for images in pictures.batches(PICTURES, WORK)
             ]
             self._add(pictures, {quantity.key: self._mean(torch.cat(parts))})
 
@@ -243,22 +243,17 @@ class _Bench:
     def _features(self, model: FeatureModel) -> tuple[list[tuple[SampleSet, FeatureSet]], FeatureSet]:
         """Features of all sample sets, and those of the reference, which may be one of them."""
         sets = [
-            (pictures, FeatureSet(self._extract(model, pictures.batches()), self.prompt))
+            (pictures, FeatureSet(self._extract(model, pictures), self.prompt))
             for pictures in track(self.samples.sets, "features", unit="set")
         ]
         if self.real is not None:
-            return sets, FeatureSet(self._extract(model, self.real.batches()), self.real.prompt)
+            return sets, FeatureSet(self._extract(model, self.real), self.real.prompt)
         return sets, next(features for pictures, features in sets if pictures is self.samples.full)
 
-    def _extract(self, model: FeatureModel, batches: Iterable[Tensor]) -> Tensor:
+    def _extract(self, model: FeatureModel, pictures: SampleSet | RealPictures) -> Tensor:
         """Distances are computed where double precision is fast: on a CUDA device, or on the CPU."""
-        features = torch.cat([model(images) for images in _in_parts(batches)])
+        features = torch.cat([model(images) for images in pictures.batches(PICTURES, WORK)])
         return features.to(self.device if self.device.type == "cuda" else "cpu")
-
-
-def _in_parts(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    for batch in batches:
-        yield from batch.split(PICTURES)
 
 
 def _digits(value: float) -> float:

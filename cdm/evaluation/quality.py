@@ -170,11 +170,10 @@ def _measurer(
 ) -> Callable[[SampleSet | RealPictures], _Measured]:
     targets = attribute_targets(samples.texts, extractor.attributes)
     targets = {name: target for name, target in targets.items() if (target >= 0).any()}
-    shape = samples.full.pictures([0]).shape[1:]
-    if real is not None and real.images.shape[1:] != shape:
+    shape = samples.full.shape
+    if real is not None and real.shape != shape:
         raise CdmError(
-            f"evaluate.real: pictures of {tuple(real.images.shape[1:])}, but the samples are {tuple(shape)}:"
-            " resize the real pictures"
+            f"evaluate.real: pictures of {real.shape}, but the samples are {shape}: resize the real pictures"
         )
 
     def measure(pictures: SampleSet | RealPictures) -> _Measured:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,23 @@ from cdm.errors import CdmError
 from cdm.params import Latents, Sample
 from cdm.system.files import digest_of, sha256
 
+MEMORY = 2**30
+"""Bytes that the work on pictures may take at once, beside those of what works."""
+WORK = 128
+"""Bytes that features of a picture take, for each of its own while they are computed: the judge's first layers have
+eight times its channels, in float32, several times over."""
 BATCH = 256
-"""Pictures that are read at once."""
+"""The most pictures that are read at once."""
+
+
+def parts(count: int, shape: Sequence[int], most: int = BATCH, work: int = WORK) -> Iterator[range]:
+    """`count` pictures of a shape (3, height, width), in order: as many at once as fit into `MEMORY`, at most `most`.
+
+    `work` are the bytes that each byte of them takes meanwhile.
+    """
+    size = max(1, min(most, MEMORY // (work * math.prod(shape))))
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))
 
 
 @dataclass(frozen=True)
@@ -39,10 +55,15 @@ class SampleSet:
         """uint8 (len(indices), 3, height, width)."""
         return self.store.rows(indices)["images"]
 
-    def batches(self) -> Iterator[Tensor]:
-        """All pictures in order, a batch at a time."""
-        for start in range(0, len(self.store), BATCH):
-            yield self.pictures(range(start, min(start + BATCH, len(self.store))))
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a picture: (3, height, width)."""
+        return tuple(self.pictures([0]).shape[1:])
+
+    def batches(self, most: int = BATCH, work: int = WORK) -> Iterator[Tensor]:
+        """All pictures in order, cut by `parts`."""
+        for part in parts(len(self.store), self.shape, most, work):
+            yield self.pictures(part)
 
 
 @dataclass(frozen=True)
@@ -119,12 +140,22 @@ class RealPictures:
     """Real pictures, and the evaluation prompt (its index) that each one shows."""
 
     images: Tensor
-    """uint8 (n, 3, height, width)."""
+    """uint8 (m, 3, height, width): all pictures of a file, mapped, so that memory holds those alone that are read."""
     prompt: Tensor
     """int64 (n,)."""
+    rows: Tensor | None = None
+    """int64 (n,): which of `images` they are; None: all of them."""
 
-    def batches(self) -> Iterator[Tensor]:
-        yield from self.images.split(BATCH)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a picture: (3, height, width)."""
+        return tuple(self.images.shape[1:])
+
+    def batches(self, most: int = BATCH, work: int = WORK) -> Iterator[Tensor]:
+        """The pictures in order, cut by `parts`."""
+        for part in parts(len(self.prompt), self.shape, most, work):
+            chosen = slice(part.start, part.stop)
+            yield self.images[chosen if self.rows is None else self.rows[chosen]]
 
 
 def read_real(path: Path, texts: Sequence[str]) -> RealPictures:
@@ -155,4 +186,4 @@ def read_real(path: Path, texts: Sequence[str]) -> RealPictures:
             f" (one is {min(missing)!r}): add some, or set evaluate.real to null to compare with the teacher"
         )
     kept = torch.tensor([i for i, prompt in enumerate(prompts) if prompt in index])
-    return RealPictures(images[kept], torch.tensor([index[prompts[i]] for i in kept.tolist()]))
+    return RealPictures(images, torch.tensor([index[prompts[i]] for i in kept.tolist()]), kept)

@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -72,19 +74,20 @@ class Strips:
 def strips(samples: Samples, prompts: int) -> Strips:
     """The strips of `prompts` prompts spread over the list."""
     chosen = spread(len(samples.texts), prompts)
-    small = samples.full.pictures([0]).shape[-1] <= SMALL
+    height, width = samples.full.shape[1:]
+    small = width <= SMALL
     noises = 4 if small and samples.per_prompt >= 4 else 1
     rows = [prompt * samples.per_prompt + noise for prompt in chosen for noise in range(noises)]
     across = 2 if noises > 1 else 1
 
+    if not small:
+        width, height = min(width, LARGE), round(height * min(width, LARGE) / width)
+
     def strip(shown: SampleSet) -> bytes:
-        pictures = shown.pictures(rows)
-        height, width = pictures.shape[-2:]
-        if not small:
-            width, height = min(width, LARGE), round(height * min(width, LARGE) / width)
         image = Image.new("RGB", (across * width, len(rows) // across * height))
-        for index, picture in enumerate(pictures):
-            image.paste(_picture(picture, width, height), (index % across * width, index // across * height))
+        for index, row in enumerate(rows):
+            picture = _picture(shown.pictures([row])[0], width, height)
+            image.paste(picture, (index % across * width, index // across * height))
         return png(image) if small else _webp(image)
 
     return Strips(
@@ -112,11 +115,19 @@ def _sheet(
     theme: Theme,
 ) -> bytes:
     rows = [prompt * samples.per_prompt + noise for prompt in prompts for noise in range(noises)]
+    width, height = _tile_size(samples.full.shape, tile)
+
+    def shrunk(picture: Tensor) -> Tensor:
+        if picture.shape[-1] <= width:
+            return picture
+        return torch.from_numpy(np.array(_picture(picture, width, height))).permute(2, 0, 1)
 
     def column(shown: SampleSet) -> Column:
         steps = "1 step" if shown.steps == 1 else f"{shown.steps} steps"
         note = "1 evaluation" if shown.evaluations == 1 else f"{shown.evaluations} evaluations"
-        return Column(steps, note, shown.pictures(rows).unflatten(0, (len(prompts), noises)))
+        # One at a time: large pictures of all columns need not be there together.
+        pictures = torch.stack([shrunk(shown.pictures([row])[0]) for row in rows])
+        return Column(steps, note, pictures.unflatten(0, (len(prompts), noises)))
 
     titles = ("Teacher, guided", "Student, no guidance") if samples.guided else ("Teacher", "Student")
     groups = [
@@ -131,7 +142,7 @@ def compose(prompts: Sequence[str], groups: Sequence[Group], tile: int, theme: T
     factors without smoothing. The noises of one prompt form a square block."""
     noises = groups[0].columns[0].pictures.shape[1]
     across = 2 if noises > 1 else 1
-    width, height = _tile_size(groups[0].columns[0].pictures, tile)
+    width, height = _tile_size(groups[0].columns[0].pictures.shape[-3:], tile)
     cell_width = across * (width + TILE_GAP) - TILE_GAP
     label = _font(15 if across == 1 else 22)
     label_width = round(LABEL_WIDTH * label.size / 15)
@@ -172,9 +183,9 @@ def _draw_heading(draw: ImageDraw.ImageDraw, column: Column, centre: float, widt
     draw.text((centre, MARGIN + 72), note, font=_font(14), fill=theme.muted, anchor="ms")
 
 
-def _tile_size(pictures: Tensor, tile: int) -> tuple[int, int]:
-    """Width and height at which pictures are shown."""
-    height, width = pictures.shape[-2:]
+def _tile_size(shape: Sequence[int], tile: int) -> tuple[int, int]:
+    """Width and height at which pictures of a shape (3, height, width) are shown."""
+    _, height, width = shape
     factor = max(1, round(tile / width)) if width <= tile else tile / width
     return round(width * factor), round(height * factor)
 

@@ -3,7 +3,8 @@ schedulers, and numbers that are not finite."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,20 @@ def grid_positions(height: int, width: int, device: torch.device) -> Tensor:
         torch.arange(size // PATCH, device=device, dtype=torch.float32) for size in (height, width)
     )
     return torch.cartesian_prod(torch.zeros(1, device=device), rows, columns)
+
+
+@contextmanager
+def exact_time(embedding: nn.Module, time: Tensor) -> Iterator[None]:
+    """Meanwhile a transformer's `embedding` of time sees `time` (batch,), whatever its first argument is.
+
+    Some of diffusers' transformers take the time in the type of their tokens. In bfloat16 `1000 sigma` above 512 is
+    then a multiple of 4: the network would be asked at another level than that of the noise in its input.
+    """
+    seen = embedding.register_forward_pre_hook(lambda _, arguments: (time, *arguments[1:]))
+    try:
+        yield
+    finally:
+        seen.remove()
 
 
 def to_unit_range(images: Tensor) -> Tensor:

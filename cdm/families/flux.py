@@ -30,6 +30,7 @@ from cdm.families.common import (
     TEXT_FEED_FORWARD,
     TOKENS,
     Conditioning,
+    exact_time,
     grid_positions,
     pack,
     unpack,
@@ -94,15 +95,16 @@ class Flux(Family):
     def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         height, width = x.shape[-2:]
         config: Any = transformer.config
-        tokens = transformer(
-            pack(x),
-            timestep=sigma,
-            guidance=torch.full_like(sigma, EMBEDDED_GUIDANCE) if config.guidance_embeds else None,
-            txt_ids=torch.zeros(conditioning[TOKENS].shape[1], 3, device=x.device),
-            img_ids=grid_positions(height, width, x.device),
-            return_dict=False,
-            **conditioning,
-        )[0]
+        with exact_time(transformer.get_submodule("time_text_embed"), 1000 * sigma):
+            tokens = transformer(
+                pack(x),
+                timestep=sigma,
+                guidance=torch.full_like(sigma, EMBEDDED_GUIDANCE) if config.guidance_embeds else None,
+                txt_ids=torch.zeros(conditioning[TOKENS].shape[1], 3, device=x.device),
+                img_ids=grid_positions(height, width, x.device),
+                return_dict=False,
+                **conditioning,
+            )[0]
         return unpack(tokens, height, width)
 
 

@@ -26,6 +26,7 @@ from cdm.families.common import (
     TEXT_FEED_FORWARD,
     TOKENS,
     Conditioning,
+    exact_time,
     grid_positions,
     pack,
     unpack,
@@ -89,9 +90,10 @@ class LongCatImage(Family):
         # The first number tells text from image; the picture lies beyond the text in both others.
         text = torch.stack([torch.zeros_like(along), along, along], dim=1)
         image = grid_positions(height, width, x.device) + torch.tensor([1, length, length], device=x.device)
-        tokens = transformer(
-            pack(x), timestep=sigma, txt_ids=text, img_ids=image, return_dict=False, **conditioning
-        )[0]
+        with exact_time(transformer.get_submodule("time_embed"), 1000 * sigma):
+            tokens = transformer(
+                pack(x), timestep=sigma, txt_ids=text, img_ids=image, return_dict=False, **conditioning
+            )[0]
         return unpack(tokens, height, width)
 
     def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:

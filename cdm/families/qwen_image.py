@@ -21,6 +21,7 @@ from cdm.families.common import (
     TEXT_ATTENTION,
     TOKENS,
     Conditioning,
+    exact_time,
     in_block,
     pack,
     pad_tokens,
@@ -96,13 +97,14 @@ class QwenImage(Family):
 
     def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         height, width = x.shape[-2:]
-        tokens = transformer(
-            pack(x),
-            timestep=sigma,
-            img_shapes=[[(1, height // 2, width // 2)]] * len(x),
-            return_dict=False,
-            **conditioning,
-        )[0]
+        with exact_time(transformer.get_submodule("time_text_embed"), sigma):
+            tokens = transformer(
+                pack(x),
+                timestep=sigma,
+                img_shapes=[[(1, height // 2, width // 2)]] * len(x),
+                return_dict=False,
+                **conditioning,
+            )[0]
         return unpack(tokens, height, width)
 
     def guide(self, cond: Tensor, uncond: Tensor, scale: float) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cdm.flow import velocity_to_x0
-from cdm.losses import fake_score_loss, state_data_loss, state_score_loss
+from cdm.losses import fake_score_loss, guided, state_data_loss, state_score_loss
 from cdm.params import Distill, Schedule
 from cdm.randomness import Draws
 from cdm.rollout import Conditioning, simulate
@@ -25,7 +25,7 @@ from cdm.schedule import draw_rollouts
 from cdm.training.networks import Networks, Role
 from cdm.training.optim import Learner, blend
 from cdm.training.points import Anchor, Query, renoise_output, with_level
-from cdm.training.terms import Context, Outcome, PairSource, evaluate_terms
+from cdm.training.terms import Context, Guide, Outcome, PairSource, evaluate_terms
 
 Metrics = dict[str, float]
 """Figures of a round, for the log."""
@@ -35,9 +35,10 @@ class Distiller:
     """The training step: networks and optimisers in, one round of updates after another.
 
     `prompts(iteration, samples)` gives the conditioning of the samples with these indices in the whole batch, `empty`
-    that of the empty prompt (one row), and `pairs(draws)` those of a regression. `micro_batch` samples go through a
-    forward and backward pass at once. `most` is the largest of a number over processes that must call a network equally
-    often.
+    that of the empty prompt (one row), and `pairs(draws)` those of a regression. `guide` is the teacher's rule of
+    guidance on velocities (`Family.guide`). `micro_batch` samples go through a forward and backward pass at once; what
+    is left over makes a smaller part, and every sample counts alike. `most` is the largest of a number over processes
+    that must call a network equally often.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Distiller:
         latent_shape: Sequence[int],
         samples: Sequence[int],
         pairs: PairSource | None = None,
+        guide: Guide = guided,
         micro_batch: int | None = None,
         device: torch.device = torch.device("cpu"),
         most: Callable[[int], int] = int,
@@ -62,7 +64,8 @@ class Distiller:
         self.networks, self.student, self.fake = networks, student, fake
         self.distill, self.schedule, self.shift, self.seed = distill, schedule, shift, seed
         self.prompts, self.empty, self.latent_shape, self.device = prompts, empty, tuple(latent_shape), device
-        self.pairs, self.most = pairs, most
+        self.pairs, self.guide, self.most = pairs, guide, most
+        self.count = len(samples)
         size = micro_batch or len(samples)
         self.parts = [samples[start : start + size] for start in range(0, len(samples), size)]
 
@@ -93,6 +96,10 @@ class Distiller:
         """The velocity field of a network."""
         return lambda x, sigma, conditioning: self.networks.velocity(role, x, sigma, conditioning)
 
+    def share(self, anchor: Anchor) -> float:
+        """The part of this process's samples that are at an anchor: the weight of its mean in theirs."""
+        return len(anchor.samples) / self.count
+
     # Steps 1 and 2: schedule and rollout.
 
     def roll_out(self, iteration: int, samples: Sequence[int], serves_student: bool) -> Anchor:
@@ -122,7 +129,7 @@ class Distiller:
         total = 0.0
         for anchor in anchors:
             self.predict(anchor, with_graph=anchor.keeps_graph)
-            loss = self.fake_loss(anchor, self.draws(iteration, anchor.samples)) / len(anchors)
+            loss = self.share(anchor) * self.fake_loss(anchor, self.draws(iteration, anchor.samples))
             self.networks.backward("fake", loss)
             total += float(loss.detach())
         lr, norm = self.fake.lr, self.fake.step()
@@ -152,9 +159,10 @@ class Distiller:
         for anchor in anchors:
             outcomes = self.student_terms(anchor, self.draws(iteration, anchor.samples))
             parts = [weights[name] * outcome.loss for name, outcome in outcomes.items()]
-            self.networks.backward("student", torch.stack(parts).sum() / len(anchors))
+            share = self.share(anchor)
+            self.networks.backward("student", share * torch.stack(parts).sum())
             for name, value in figures(anchor, outcomes).items():
-                metrics[name] = metrics.get(name, 0.0) + value / len(anchors)
+                metrics[name] = metrics.get(name, 0.0) + share * value
         lr = self.student.lr
         return metrics | {"grad_norm_student": self.student.step(), "lr_student": lr}
 
@@ -173,6 +181,7 @@ class Distiller:
             self.schedule,
             self.empty,
             self.pairs,
+            self.guide,
             self.student.updates_done,
         )
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import torch
 
-from cdm.data.prompt_set import OnlinePrompts, PromptSet
+from cdm.data.prompt_set import OnlinePrompts, PromptSet, as_float32
 from cdm.data.reference import Reference
 from cdm.data.store import MANIFEST, Store
 from cdm.errors import CdmError
 from cdm.families import Conditioning, Family, get_family
 from cdm.models.manifest import TeacherManifest
-from cdm.params import Params
+from cdm.params import Distill, Params
 from cdm.randomness import Draws, prompt_indices
+from cdm.rollout import take
 from cdm.system.files import sha256
 from cdm.training.terms import Pairs, PairSource
 
@@ -97,16 +98,64 @@ def open_pairs(folder: Path, teacher: TeacherManifest, prompts_sha256: str) -> S
 
 
 def prompt_source(
-    inputs: Inputs, seed: int, batch_size: int, device: torch.device
+    inputs: Inputs, seed: int, distill: Distill, samples: Sequence[int], device: torch.device, at_once: int
 ) -> Callable[[int, Sequence[int]], Conditioning]:
-    """The conditioning of an iteration's samples: every prompt once an epoch, in an order of its own."""
+    """The conditioning of an iteration's samples: every prompt once an epoch, in an order of its own.
+
+    Prompts that are not stored are encoded once a round, all those of the `samples` of this process, `at_once` in one
+    forward.
+    """
     prompts = inputs.prompts
 
-    def conditioning(iteration: int, samples: Sequence[int]) -> Conditioning:
-        positions = [iteration * batch_size + sample for sample in samples]
-        return prompts.conditioning(prompt_indices(seed, positions, len(prompts)), device)
+    def indices(iteration: int, samples: Sequence[int]) -> list[int]:
+        positions = [iteration * distill.batch_size + sample for sample in samples]
+        return prompt_indices(seed, positions, len(prompts))
 
-    return conditioning
+    def stored(iteration: int, samples: Sequence[int]) -> Conditioning:
+        return prompts.conditioning(indices(iteration, samples), device)
+
+    if isinstance(prompts, OnlinePrompts):
+        return OnlineRound(prompts, indices, distill, samples, device, at_once)
+    return stored
+
+
+class OnlineRound:
+    """The conditioning of a process's `samples` in the iterations of a round, encoded when the first is asked for.
+
+    The encoders may have to come to the device and to leave it again, which takes longer than they work. `indices` are
+    the prompts of an iteration's samples. What is encoded waits on the CPU.
+    """
+
+    def __init__(
+        self,
+        prompts: OnlinePrompts,
+        indices: Callable[[int, Sequence[int]], list[int]],
+        distill: Distill,
+        samples: Sequence[int],
+        device: torch.device,
+        at_once: int,
+    ) -> None:
+        self.prompts, self.indices, self.distill, self.samples = prompts, indices, distill, samples
+        self.device, self.at_once = device, at_once
+        self.kept: dict[int, Conditioning] = {}
+
+    def __call__(self, iteration: int, samples: Sequence[int]) -> Conditioning:
+        if iteration not in self.kept:
+            self.kept = self._encode(iteration)
+        rows = torch.tensor([self.samples.index(sample) for sample in samples])
+        return as_float32(take(self.kept[iteration], rows), self.device)
+
+    def _encode(self, iteration: int) -> dict[int, Conditioning]:
+        """From this iteration to the last of its round that rolls out."""
+        every = self.distill.student_every
+        left = every - iteration % every if self.distill.rollouts == "fresh" else 1
+        iterations, count = range(iteration, iteration + left), len(self.samples)
+        wanted = [index for each in iterations for index in self.indices(each, self.samples)]
+        encoded = self.prompts.encoded(wanted, self.device, self.at_once)
+        return {
+            each: take(encoded, slice(number * count, (number + 1) * count))
+            for number, each in enumerate(iterations)
+        }
 
 
 def pair_source(inputs: Inputs, device: torch.device) -> PairSource | None:

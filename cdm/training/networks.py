@@ -105,7 +105,7 @@ class FullNetworks:
 
     def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
         student = self.family.load_transformer(source)
-        student.load_state_dict(weights, strict=False)  # buffers are the teacher's
+        _fill(student, weights)
         self.family.save_student(student, source, folder)
 
 
@@ -268,6 +268,21 @@ def _start(adapter: dict[str, nn.Parameter], seed: int) -> None:
             bound = value.shape[1] ** -0.5
             first = philox(seed, "lora", index).uniform(-bound, bound, value.shape)
             value.data.copy_(torch.from_numpy(first))
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Sets every parameter of the model to the weights of its name; buffers stay.
+
+    Raises CdmError unless these are the names of its parameters: what is left unfilled would be the teacher's.
+    """
+    names = {name for name, _ in model.named_parameters()}
+    if names != weights.keys():
+        other = sorted(names ^ weights.keys())
+        raise CdmError(
+            f"the student cannot be saved: {len(other)} parameters are not named as the teacher's ({other[0]}): this is"
+            " a fault of the code; the checkpoints are kept"
+        )
+    model.load_state_dict(weights, strict=False)  # without the buffers
 
 
 def _precision(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:

@@ -39,7 +39,7 @@ def latent_features(latents: Tensor) -> Tensor:
     For each channel the means of 4x4 cells, the deviation, and in each of up to five octaves the mean absolute
     detail (what halving the size loses): blur and noise show in the latter, composition and colour in the former.
     """
-    level = latents.detach().double().cpu()
+    level = latents.detach().cpu().double()  # Apple's GPUs have no double precision
     features = [F.adaptive_avg_pool2d(level, CELLS).flatten(1), level.std((2, 3))]
     for _ in range(OCTAVES):
         if min(level.shape[2:]) < 4:

@@ -31,7 +31,8 @@ def prepare(params: Params, inputs: Inputs, accelerator: Accelerator) -> tuple[T
             f"distill.batch_size {distill.batch_size} does not divide over {accelerator.num_processes} processes"
         )
     state = TrainingState.start(build_networks(distill, params.seed, inputs, device), distill)
-    first = accelerator.process_index * share
+    first, micro_batch = accelerator.process_index * share, params.runtime.micro_batch
+    samples = range(first, first + share)
     distiller = Distiller(
         state.networks,
         state.student,
@@ -40,12 +41,13 @@ def prepare(params: Params, inputs: Inputs, accelerator: Accelerator) -> tuple[T
         schedule=params.schedule,
         shift=inputs.shift,
         seed=params.seed,
-        prompts=prompt_source(inputs, params.seed, distill.batch_size, device),
+        prompts=prompt_source(inputs, params.seed, distill, samples, device, micro_batch or share),
         empty={name: value.to(device) for name, value in inputs.empty.items()},
         latent_shape=inputs.latent_shape,
-        samples=range(first, first + share),
+        samples=samples,
         pairs=pair_source(inputs, device),
-        micro_batch=params.runtime.micro_batch,
+        guide=inputs.family.guide,
+        micro_batch=micro_batch,
         device=device,
         most=partial(largest, accelerator=accelerator) if sharding.is_wanted() else int,
     )

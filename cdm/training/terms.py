@@ -20,7 +20,7 @@ from torch import Tensor
 from cdm.consistency import consistency_direction, velocity_change
 from cdm.families.base import expand_to_batch
 from cdm.flow import euler_step, expand, velocity_to_x0, x0_to_velocity
-from cdm.losses import direction_loss, guidance_direction, guided, matching_direction, score_gradient
+from cdm.losses import direction_loss, guidance_direction, matching_direction, score_gradient
 from cdm.params import Distill, Losses, MatchingLoss, Schedule
 from cdm.randomness import Draws
 from cdm.rollout import Conditioning
@@ -38,6 +38,8 @@ class Pairs(NamedTuple):
 
 
 PairSource = Callable[[Draws], Pairs]
+Guide = Callable[[Tensor, Tensor, float], Tensor]
+"""Classifier-free guidance on velocities, (with the prompt, without, scale), as the teacher's pipeline does it."""
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Context:
     schedule: Schedule
     empty: Conditioning
     pairs: PairSource | None
+    guide: Guide
     updates_done: int
 
     @property
@@ -109,6 +112,16 @@ class Context:
         if guidance_scale != 1:
             prompts.append(self.no_prompt(x))
         return [Query(x, sigma, prompt) for prompt in prompts]
+
+    def guided_answer(self, answers: list[Tensor], x: Tensor, sigma: Tensor, guidance_scale: float) -> Tensor:
+        """The guided teacher's x0 at (x, sigma), from its answers with the prompt and, unless the scale is 1, without.
+
+        Guidance is that of the teacher's pipeline, which works on velocities: in some families more than a sum.
+        """
+        if guidance_scale == 1:
+            return answers[0]
+        cond, uncond = (x0_to_velocity(x, x0, sigma) for x0 in answers)
+        return velocity_to_x0(x, self.guide(cond, uncond, guidance_scale), sigma)
 
     def matching_questions(self, settings: MatchingLoss, points: Renoised, sigma: Tensor) -> Questions:
         """The questions of distribution matching at `points`, re-noised data that the student made at `sigma`."""
@@ -147,15 +160,12 @@ class Context:
         return points, torch.nonzero(~shared)[:, 0]
 
 
-def guided_answer(answers: list[Tensor], guidance_scale: float) -> Tensor:
-    """The guided teacher's x0, from its answers with the prompt and, unless the scale is 1, without."""
-    return answers[0] if guidance_scale == 1 else guided(answers[0], answers[1], guidance_scale)
-
-
-def matching_loss(settings: MatchingLoss, x0: Tensor, answers: Answers, min_norm: float) -> Tensor:
+def matching_loss(
+    context: Context, settings: MatchingLoss, x0: Tensor, points: Renoised, answers: Answers
+) -> Tensor:
     """The loss of distribution matching at the student's `x0`, from the answers to `matching_questions`."""
-    x0_real = guided_answer(answers.teacher, settings.guidance_scale)
-    return direction_loss(x0, matching_direction(x0, x0_real, answers.fake[0], min_norm))
+    x0_real = context.guided_answer(answers.teacher, points.x, points.tau, settings.guidance_scale)
+    return direction_loss(x0, matching_direction(x0, x0_real, answers.fake[0], context.losses.min_norm))
 
 
 def _distance(x0_real: Tensor, x0: Tensor) -> dict[str, float]:
@@ -166,9 +176,9 @@ def _distance(x0_real: Tensor, x0: Tensor) -> dict[str, float]:
 def matching(context: Context) -> Term:
     """DM: distribution matching at the anchor (paper, section 3.2)."""
     dm, anchor = context.losses.dm, context.anchor
-    x0 = anchor.x0
-    answers = yield context.matching_questions(dm, context.points_of_matching, anchor.sigma)
-    loss = matching_loss(dm, x0, answers, context.losses.min_norm)
+    x0, points = anchor.x0, context.points_of_matching
+    answers = yield context.matching_questions(dm, points, anchor.sigma)
+    loss = matching_loss(context, dm, x0, points, answers)
     return Outcome(loss, _distance(answers.teacher[0], x0))
 
 
@@ -206,7 +216,7 @@ def matching_off_trajectory(context: Context) -> Term:
     x0, sigma = extrapolate(context)
     points = context.renoised(x0.detach(), "cdm", sigma if cdm.bounded else None)
     answers = yield context.matching_questions(cdm, points, sigma)
-    return Outcome(matching_loss(cdm, x0, answers, context.losses.min_norm), {})
+    return Outcome(matching_loss(context, cdm, x0, points, answers), {})
 
 
 def score_gradient_matching(context: Context) -> Term:
@@ -218,9 +228,9 @@ def score_gradient_matching(context: Context) -> Term:
     x0 = anchor.x0
     points = context.renoised(x0.detach(), "sgmd", anchor.sigma if sgmd.bounded else None)
     answers = yield Questions(context.teacher_queries(points.x, points.tau, sgmd.guidance_scale))
+    x0_real = context.guided_answer(answers.teacher, points.x, points.tau, sgmd.guidance_scale)
     x, tau = points.x.requires_grad_(), points.tau
     x0_fake = velocity_to_x0(x, context.velocity("fake", x, tau, context.for_fake(anchor.sigma)), tau)
-    x0_real = guided_answer(answers.teacher, sgmd.guidance_scale)
     gradient = score_gradient(x0.detach(), x0_real, x0_fake.detach(), tau, sgmd.regulariser)
     (gradient,) = torch.autograd.grad(x0_fake, x, gradient)
     return Outcome(direction_loss(x0, -0.5 * (1 - expand(tau, x0)) * gradient), {})
@@ -232,7 +242,7 @@ def consistency(context: Context) -> Term:
     x, sigma, conditioning = anchor.x, anchor.sigma, anchor.conditioning
     assert anchor.velocity is not None
     answers = yield Questions(context.teacher_queries(x, sigma, settings.guidance_scale))
-    flow = x0_to_velocity(x, guided_answer(answers.teacher, settings.guidance_scale), sigma)
+    flow = x0_to_velocity(x, context.guided_answer(answers.teacher, x, sigma, settings.guidance_scale), sigma)
     step = sigma.clamp(max=settings.step)
     velocity = anchor.velocity.detach()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from cdm.errors import CdmError
 from cdm.evaluation.models.base import fill, read_weights
+from cdm.evaluation.samples import parts
 
 BACKBONE, LINEAR = "alexnet-owt-7be5be79.pth", "alex.pth"
 """The two files of the folder: torchvision's AlexNet, and the channels' weights of the LPIPS authors (v0.1)."""
@@ -75,7 +75,15 @@ class Lpips:
         return torch.cat(parts, 1)
 
     def mean_distance(self, images: Tensor) -> float:
-        """Mean LPIPS of all pairs of pictures; at least two."""
-        embedded = self.embed(images)
-        pairs = combinations(range(len(embedded)), 2)
-        return torch.stack([(embedded[i] - embedded[j]).square().sum() for i, j in pairs]).mean().item()
+        """Mean LPIPS of all pairs of pictures; at least two.
+
+        The mean squared distance of all pairs is `2 / (n - 1)` times the sum of squared distances to the mean: so
+        embeddings, which are larger than pictures, need not be there together.
+        """
+        count, total, squares = len(images), torch.zeros(()), torch.zeros(())
+        for part in parts(count, images.shape[1:]):
+            embedded = self.embed(images[part.start : part.stop]).cpu().double()
+            total = total + embedded.sum(0)
+            squares = squares + embedded.square().sum()
+        spread = squares - total.square().sum() / count
+        return max(0.0, (2 / (count - 1) * spread).item())
