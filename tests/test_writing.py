@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from cdm.evaluation.judge import Judge, JudgeConfig
 from cdm.system.writing import hidden, open_up, placed, replace
 from cdm.training import checkpoint
 from cdm.training.checkpoint import Checkpoint
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002], ids=oct)
@@ -134,3 +137,16 @@ def test_a_file_replaces_a_file(tmp_path: Path) -> None:
     replace(tmp_path / "new", tmp_path / "old")
     assert (tmp_path / "old").read_text() == "new"
     assert not (tmp_path / "new").exists()
+
+
+def test_whatever_writes_tensors_writes_them_here() -> None:
+    """A file of safetensors is private to its user, unless `placed` or `open_up` sees to it."""
+    writers = [
+        path
+        for path in (ROOT / "cdm").rglob("*.py")
+        if re.search(r"\bsave_file\(|\.save_pretrained\b|\btorch\.save\(", path.read_text())
+    ]
+    assert len(writers) > 3
+    for path in writers:
+        if path.name != "base.py":  # families write where a training or an export tells them to
+            assert "from cdm.system.writing import" in path.read_text(), path
