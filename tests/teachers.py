@@ -41,9 +41,9 @@ def change_json(path: Path, **values: Any) -> None:
 
 
 def poison(folder: Path, part: str) -> str:
-    """Makes a number of a part's weights NaN; the name of its tensor."""
+    """Makes a number of a part's weights NaN; the name of its tensor, which every use of the part goes through."""
     path = weights(folder, part)
-    name = max(load_file(path))
+    name = max(name for name in load_file(path) if not name.startswith("encoder"))  # of an autoencoder
 
     def poisoned(tensors: Tensors) -> Tensors:
         tensors[name].view(-1)[0] = float("nan")

@@ -131,15 +131,13 @@ def test_six_stages(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", AUTOENCODERS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pictures_of_a_batch_are_written_by_autoencoders_of_published_shapes(
-    tmp_path: Path, name: str, dtype: torch.dtype
-) -> None:
+def test_pictures_of_a_batch_are_written_by_autoencoders_of_published_shapes(tmp_path: Path, name: str) -> None:
     """Some leave a batch of pictures channels last in memory, which small ones do not."""
-    autoencoder = AUTOENCODERS[name]().to(dtype).eval()
-    latents = torch.randn(3, 16, 4, 4)
-    pictures = to_bytes(get_family(name).decode(SimpleNamespace(vae=autoencoder), latents))
-    assert pictures.shape == (3, 3, 32, 32)
-    with ShardWriter(tmp_path / "store", 2, {}) as writer:
-        writer.append({"images": pictures})
-    assert torch.equal(Store(tmp_path / "store").all()["images"], pictures)
+    autoencoder, latents = AUTOENCODERS[name]().eval(), torch.randn(2, 16, 4, 4)
+    for dtype in (torch.float32, torch.bfloat16):
+        decoded = get_family(name).decode(SimpleNamespace(vae=autoencoder.to(dtype)), latents)
+        pictures = to_bytes(decoded)
+        assert pictures.shape == (2, 3, 32, 32)
+        with ShardWriter(tmp_path / "store", 2, {}) as writer:
+            writer.append({"images": pictures})
+        assert torch.equal(Store(tmp_path / "store").all()["images"], pictures)

@@ -86,6 +86,7 @@ def test_what_lies_at_home_is_found(home: Path, tiny_sd3: Path, tiny_params: Par
     values = tiny_params.model_dump()
     values["teacher"]["source"] = "~/teacher"
     values["prompts"] |= {"train": ["~/a.txt"], "eval": []}
+    values["evaluate"] |= {"judge": None, "real": None}
     params = Params.model_validate(values)
     check_paths(params)
     record_prompts(params.prompts, Path("prompts.json"), Memory())

@@ -299,17 +299,51 @@ def test_a_head_that_no_embedding_goes_through_is_no_fault(of: Callable[[str], P
     assert found("z_image", folder)
 
 
-def test_older_names_that_the_libraries_know_are_no_fault(of: Callable[[str], Path]) -> None:
-    """Z-Image's text encoder is saved from inside a language model; some CLIPs have positions beside weights."""
-    folder = of("z_image")
-    change(
-        weights(folder, "text_encoder"), lambda each: {f"model.{name}": value for name, value in each.items()}
-    )
-    assert found("z_image", folder)
-    folder = of("flux")
-    positions = {"text_model.embeddings.position_ids": torch.arange(8)[None]}
-    change(weights(folder, "text_encoder"), lambda each: {**each, **positions})
-    assert found("flux", folder)
+NEWER = re.compile(r"^(?!visual|lm_head)")
+
+PUBLISHED: dict[str, tuple[str, Callable[[Tensors], Tensors]]] = {
+    "z_image": ("text_encoder", lambda plain: {f"model.{key}": value for key, value in plain.items()}),
+    "flux": (
+        "text_encoder",
+        lambda plain: (
+            {f"text_model.{key}": value for key, value in plain.items()}
+            | {"text_model.embeddings.position_ids": torch.arange(8)[None]}
+        ),
+    ),
+    "sd3": (
+        "text_encoder",
+        lambda plain: (
+            {
+                key if key.startswith("text_projection") else f"text_model.{key}": value
+                for key, value in plain.items()
+            }
+            | {"text_model.embeddings.position_ids": torch.arange(8)[None]}
+        ),
+    ),
+    "sd3_t5": (
+        "text_encoder_3",
+        lambda plain: plain | {"encoder.embed_tokens.weight": plain["shared.weight"].clone()},
+    ),
+    "longcat": (
+        "text_encoder",
+        lambda plain: {NEWER.sub(r"model.language_model.\g<0>", key): value for key, value in plain.items()},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_other_names_that_the_libraries_know_are_no_fault(of: Callable[[str], Path], name: str) -> None:
+    """As published models have them, and as other versions save them: renamed, there twice, or no weights at all."""
+    folder, part = of(name), PUBLISHED[name][0]
+
+    def older(tensors: Tensors) -> Tensors:
+        plain = {re.sub(r"^(model|text_model)\.", "", key): value for key, value in tensors.items()}
+        return PUBLISHED[name][1](plain)
+
+    before = {*read_headers(folder)[part]}
+    change(weights(folder, part), older)
+    assert {*read_headers(folder)[part]} != before
+    assert found(name, folder)
 
 
 def test_shards_are_read_together(of: Callable[[str], Path]) -> None:

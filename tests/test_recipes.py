@@ -11,7 +11,7 @@ import pytest
 from cdm.data.prompts import read_prompts
 from cdm.errors import CdmError
 from cdm.handover import recipes
-from cdm.params import load
+from cdm.params import Lora, load
 from cdm.planning import architecture, memory
 from cdm.preflight import check_paths
 from tests.test_cli import Command, command  # noqa: F401 - a fixture
@@ -27,6 +27,7 @@ CONTEXT, WASTE = 1e9, 1.1
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_recipe_is_in_order(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("cdm.preflight.find_spec", lambda package: package)  # which may be absent here
     check_paths(load(path))
 
 
@@ -34,7 +35,10 @@ def test_the_recipes_are_listed_with_a_line_each(command: Command) -> None:  # n
     lines = command("recipe", "list", "--recipes", FOLDER).out.splitlines()
     assert [line.split()[0] for line in lines] == [path.stem for path in FILES]
     assert {"sd3-medium", "sd3-medium-lora-24gb", "sd3-medium-lora-80gb"} <= {path.stem for path in FILES}
-    assert {"longcat-image", "longcat-image-lora-80gb"} <= {path.stem for path in FILES}
+    assert {"longcat-image", "longcat-image-lora-24gb", "longcat-image-lora-80gb"} <= {
+        path.stem for path in FILES
+    }
+    assert {"sd3-medium-paper", "longcat-image-paper"} <= {path.stem for path in FILES}
     for line in lines:
         assert len(line.split(maxsplit=1)) == 2, f"{line} has no comment at its head"
         assert len(line) < 160
@@ -116,3 +120,34 @@ def test_one_gpu_is_enough_and_the_comment_says_how_much(path: Path) -> None:
     (recipe,) = (each for each in recipes.list_recipes(FOLDER) if each.path == path)
     (quoted,) = re.findall(r"`cdm plan` counts ([\d.]+) GB", " ".join(recipe.comment))
     assert peak / 1e9 == pytest.approx(float(quoted), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "iterations"), [("sd3-medium", 128, 4000), ("longcat-image", 64, 2000)]
+)
+def test_a_recipe_of_the_paper_has_the_released_settings(name: str, batch: int, iterations: int) -> None:
+    params, ours = (load(FOLDER / f"{recipe}.yaml") for recipe in (f"{name}-paper", name))
+    schedule, distill = params.schedule, params.distill
+    assert (schedule.min_len, schedule.max_len) == (1, 28)
+    assert (schedule.sigma_min, schedule.sigma_max, schedule.spacing) == (0.25, 0.95, "independent")
+    assert (schedule.off_range, distill.renoise_min, distill.renoise_max) == ((0, 1), 0.02, 0.98)
+    assert (distill.batch_size, distill.iterations, distill.student_every) == (batch, iterations, 2)
+    assert (distill.student.lr, distill.fake.lr, distill.merge, distill.ema) == (1e-5, 5e-6, 0.001, 0.999)
+    assert distill.lora == Lora(rank=64, alpha=128, targets="attention+feed-forward")
+    losses = distill.losses
+    assert losses.weights == {"ca": 1, "dm": 1, "cdm": 1}
+    assert (losses.ca.scale, losses.ca.bounded, losses.dm.bounded, losses.cdm.bounded) == (
+        7,
+        True,
+        False,
+        False,
+    )
+    assert (params.teacher.guidance_scale, params.latents.steps) == (4.5, 50)
+    assert (distill.rollouts, distill.fake_knows_level) == ("fresh", False)
+    # Ours: the same levels for guidance and matching, a fake score that knows the level, stratified levels.
+    assert {
+        ours.distill.losses.ca.bounded,
+        ours.distill.losses.dm.bounded,
+        ours.distill.losses.cdm.bounded,
+    } == {True}
+    assert (ours.distill.fake_knows_level, ours.schedule.spacing) == (True, "stratified")

@@ -68,15 +68,21 @@ def weights(folder: Path, part: str, library: str) -> list[str]:
     return [name for name in found.values() if name.endswith(WEIGHTS)]
 
 
+def plain_index(library: str) -> str:
+    """Name of the index of shards that are no variant."""
+    return f"{STEMS[library]}{WEIGHTS}.index.json"
+
+
 def plain_weights(folder: Path, part: str, library: str) -> list[str]:
-    """Names of the weights that a part has on a hub if they are no variant; its index is here already."""
-    index = folder / part / f"{STEMS[library]}{WEIGHTS}.index.json"
+    """Names of the weights that a part has on a hub if they are no variant; its index, if any, is here already."""
+    index = folder / part / plain_index(library)
     return shard_names(index) if index.is_file() else [f"{STEMS[library]}{WEIGHTS}"]
 
 
-def variant_pattern(library: str) -> str:
-    """Pattern of the names of weights in any variant."""
-    return f"{STEMS[library]}[-.]*{WEIGHTS}"
+def variant_patterns(library: str) -> list[str]:
+    """Patterns of the names of weights in any variant, and of their indexes."""
+    stem = STEMS[library]
+    return [f"{stem}[-.]*{WEIGHTS}", f"{stem}{WEIGHTS}.index.*.json", f"{stem}{WEIGHTS}.*.index.json"]
 
 
 def is_model(folder: Path, part: str, library: str) -> bool:
@@ -149,7 +155,7 @@ def _weights(part: Path, names: Collection[str], library: str) -> dict[str, str]
     stem = STEMS.get(library)
     if stem is None:
         return {}
-    single, index = f"{stem}{WEIGHTS}", f"{stem}{WEIGHTS}.index.json"
+    single, index = f"{stem}{WEIGHTS}", plain_index(library)
     # Where both are there, each library has its own choice.
     order = (index, single) if library == "diffusers" else (single, index)
     found = next(((plain, plain) for plain in order if plain in names), None)

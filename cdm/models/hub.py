@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cdm.errors import CdmError
 from cdm.families.configs import INDEX
-from cdm.families.folder import SMALL, TEMPLATES, is_model, parts, plain_weights, variant_pattern
+from cdm.families.folder import SMALL, TEMPLATES, is_model, parts, plain_index, plain_weights, variant_patterns
 from cdm.system.files import at_home
 
 
@@ -106,13 +106,16 @@ def _fetch(source: str, revision: str | None) -> Path:
     named = parts(folder)
     small = [f"{part}/*{suffix}" for part in named for suffix in SMALL]
     inside = [f"*/*/*{suffix}" for suffix in SMALL if suffix != ".jinja"]
-    get([INDEX, *small, *(f"{part}/{TEMPLATES}/*.jinja" for part in named)], inside)
+    templates = [f"{part}/{TEMPLATES}/*.jinja" for part in named]
+    get([INDEX, *small, *templates], ["*.index.json", "*.index.*.json", *inside])
     models = {part: library for part, (library, _) in named.items() if is_model(folder, part, library)}
+    get([INDEX, *(f"{part}/{plain_index(library)}" for part, library in models.items())])
     plain = {part: plain_weights(folder, part, library) for part, library in models.items()}
-    get([f"{part}/{name}" for part, names in plain.items() for name in names])
+    get([INDEX, *(f"{part}/{name}" for part, names in plain.items() for name in names)])
     absent = [
         part for part, names in plain.items() if not any((folder / part / name).is_file() for name in names)
     ]
     if absent:
-        get([f"{part}/{variant_pattern(models[part])}" for part in absent])
+        patterns = {part: variant_patterns(models[part]) for part in absent}
+        get([INDEX, *(f"{part}/{pattern}" for part, each in patterns.items() for pattern in each)])
     return folder

@@ -309,7 +309,7 @@ def _check_fit(folder: Path, family: Family) -> None:
     from cdm.families.common import MASK
 
     config = read_config(folder, AUTOENCODER)
-    channels = config.get("latent_channels", config.get("z_dim"))
+    channels: Any = config.get("latent_channels", config.get("z_dim"))
     try:
         with torch.device("meta"), torch.no_grad():
             x = torch.empty(1, channels, SIDE, SIDE)
@@ -381,7 +381,11 @@ def _some(names: list[str]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing of what the libraries say of a model that does not fit: a line of our own says it."""
+    """Nothing of what the libraries say of a model that does not fit, and no bars: a line of our own says it."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -389,5 +393,7 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
