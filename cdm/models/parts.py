@@ -309,7 +309,7 @@ def _check_fit(folder: Path, family: Family) -> None:
     from cdm.families.common import MASK
 
     config = read_config(folder, AUTOENCODER)
-    channels: Any = config.get("latent_channels", config.get("z_dim"))
+    channels: int = config.get("latent_channels", config.get("z_dim"))  # type: ignore[assignment]
     try:
         with torch.device("meta"), torch.no_grad():
             x = torch.empty(1, channels, SIDE, SIDE)

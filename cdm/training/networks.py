@@ -87,7 +87,7 @@ class FullNetworks:
                 model.enable_gradient_checkpointing()  # type: ignore[operator]
             return place(model)
 
-        trained = {role: learning() for role in trained_roles(fake)}
+        trained: dict[str, nn.Module] = {role: learning() for role in trained_roles(fake)}
         frozen = place(teacher.to(autocast or torch.float32).requires_grad_(False))
         self.models: dict[str, nn.Module] = {"teacher": frozen, **trained}
         for model in self.models.values():
@@ -124,10 +124,10 @@ class LevelAwareFake:
         self, networks: Networks, family: PromptEmbedding, like: Conditioning, place: Place = stay
     ) -> None:
         self.networks, self.family = networks, family
-        self.map = nn.Linear(2 * self.frequencies, family.embedding_width(like))
-        nn.init.zeros_(self.map.weight)
-        nn.init.zeros_(self.map.bias)
-        self.map = place(self.map)  # as the fake score is, so that both are optimised in one way
+        linear = nn.Linear(2 * self.frequencies, family.embedding_width(like))
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        self.map: nn.Module = place(linear)  # as the fake score is, so that both are optimised in one way
 
     def velocity(self, role: Role, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         known = {name: value for name, value in conditioning.items() if name != "level"}

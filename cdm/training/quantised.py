@@ -82,8 +82,8 @@ class RoundedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        product: Tensor = _Product.apply(x.to(dtype), self)  # type: ignore[no-untyped-call]
-        return product if self.bias is None else product + self.bias.to(dtype)
+        product: Tensor = _Product.apply(x.to(dtype), self)
+        return product if self.bias is None else product + self.bias.to(dtype)  # type: ignore[redundant-expr]
 
 
 class _Product(torch.autograd.Function):
