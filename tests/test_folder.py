@@ -9,6 +9,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ import torch
 from cdm.errors import CdmError
 from cdm.families import Family, get_family
 from cdm.families.folder import pipeline_files
+from cdm.handover.snippet import diffusers_code
 from cdm.models.manifest import TeacherManifest, describe
-from cdm.models.student import student_hashes
+from cdm.models.student import Model, student_hashes
 from cdm.system.files import Memory
 from tests.teachers import change, clutter, copy, lock, rename, rights_that_bind, shard, unlock, weights
 from tests.tiny_pipelines import BUILDERS, PROMPTS, RESOLUTION, TEXT_TOKENS
@@ -65,8 +67,7 @@ def test_what_belongs_to_no_pipeline_is_neither_hashed_nor_copied(
     assert set(clean) == set(own)
 
 
-@pytest.mark.parametrize("variant", ["fp16", "bf16"])
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize(("name", "variant"), [*((name, "fp16") for name in BUILDERS), ("flux", "bf16")])
 def test_weights_that_are_there_in_a_variant_alone_are_used(
     of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, variant: str
 ) -> None:
@@ -131,6 +132,23 @@ def test_a_student_of_a_variant_is_the_same_bytes_every_time(of: Callable[[str],
     one, two = (tree(student("sd3", folder, tmp_path / name)) for name in ("one", "two"))
     assert one == two
     assert json.loads(one["transformer/config.json"])["_name_or_path"] == str(folder)
+
+
+def test_code_for_diffusers_names_the_variant_of_the_teacher(of: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = of("sd3")
+    shutil.copytree(folder, tmp_path / "plain")
+    for part in ("transformer", "vae"):  # which others are not
+        rename(weights(folder, part), "fp16")
+    code = diffusers_code(Model(family("sd3"), folder), "mine", "lora", "a red one")
+    assert 'variant="fp16"' in code
+    assert "variant" not in diffusers_code(
+        Model(family("sd3"), tmp_path / "plain"), "mine", "lora", "a red one"
+    )
+    assert "variant" not in diffusers_code(Model(family("sd3"), folder), "mine", "diffusers", "a red one")
+    loading = code[code.index("from diffusers") : code.index("pipeline.load_lora_weights")]
+    names: dict[str, Any] = {}
+    exec(loading, names)
+    assert names["pipeline"].transformer is not None
 
 
 def test_an_index_that_names_files_elsewhere_is_refused(of: Callable[[str], Path]) -> None:

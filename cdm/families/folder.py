@@ -62,6 +62,12 @@ def pipeline_files(folder: Path) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def variants(folder: Path) -> list[str]:
+    """Variants of the weights that are there in no plain form, such as bf16; empty for a pipeline as it is saved."""
+    renamed = [(plain, name) for plain, name in pipeline_files(folder).items() if plain != name]
+    return sorted({word for plain, name in renamed for word in name.split(".") if word not in plain.split(".")})
+
+
 def weights(folder: Path, part: str, library: str) -> list[str]:
     """Names of the weight files of a part, without their index; empty where it has none."""
     found = _weights(folder / part, _names(folder / part), library)

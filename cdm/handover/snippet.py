@@ -6,6 +6,7 @@ import json
 from typing import Literal
 
 from cdm.families.configs import INDEX, SCHEDULER, read_config
+from cdm.families.folder import variants
 from cdm.flow import inference_sigmas
 from cdm.models.student import Model
 
@@ -57,6 +58,7 @@ def _loading(model: Model, name: str, layout: Layout, teacher: str) -> str:
     index = read_config(model.base, INDEX)
     absent = [part for part, value in index.items() if isinstance(value, list) and value[0] is None]
     without = [f"{part}=None" for part in absent]
+    of_teacher = [*without, *(f"variant={_quoted(each)}" for each in variants(model.base)[:1])]
     kind = model.family.pipeline_class_name
     if layout == "diffusers":
         return f"from diffusers import {kind}\n\npipeline = {_call(f'{kind}.from_pretrained', _quoted(name), *without)}"
@@ -65,7 +67,7 @@ def _loading(model: Model, name: str, layout: Layout, teacher: str) -> str:
         method = "load_lora_weights" if load == "pipeline" else "load_lora_adapter"
         return (
             f"from diffusers import {kind}\n\n"
-            f"pipeline = {_call(f'{kind}.from_pretrained', _quoted(teacher), *without)}\n"
+            f"pipeline = {_call(f'{kind}.from_pretrained', _quoted(teacher), *of_teacher)}\n"
             f'{load}.{method}({_quoted(name)}, weight_name="pytorch_lora_weights.safetensors")'
             f"{_unstretched(model)}"
         )
@@ -74,7 +76,7 @@ def _loading(model: Model, name: str, layout: Layout, teacher: str) -> str:
     return (
         f"from diffusers import {transformer}, {kind}\n\n"
         f"transformer = {_call(f'{transformer}.from_single_file', *single)}\n"
-        f"pipeline = {_call(f'{kind}.from_pretrained', _quoted(teacher), 'transformer=transformer', *without)}"
+        f"pipeline = {_call(f'{kind}.from_pretrained', _quoted(teacher), 'transformer=transformer', *of_teacher)}"
         f"{_unstretched(model)}"
     )
 
