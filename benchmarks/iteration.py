@@ -22,6 +22,7 @@ from cdm.families import get_family
 from cdm.params import Distill, Params, Schedule, load
 from cdm.planning.architecture import published
 from cdm.planning.plan import flops
+from cdm.system import boundary
 from cdm.training.distiller import Distiller
 from cdm.training.optim import Learner
 from reference.costs import AUTHORS, BATCH, Cost, count
@@ -156,4 +157,4 @@ def _ratio(plain: Cost, ours: Cost) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    boundary.run(boundary.program(main))

@@ -20,6 +20,7 @@ import typer
 from cdm.params import Params, load, parse
 from cdm.planning.architecture import find
 from cdm.planning.memory import MemoryPlanner
+from cdm.system import boundary
 from reference.memory import measure
 
 CASES: dict[str, dict[str, dict[str, Any]]] = {
@@ -78,4 +79,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    boundary.run(boundary.program(main))

@@ -4,7 +4,6 @@ them."""
 from __future__ import annotations
 
 import json
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -12,12 +11,10 @@ from typing import Annotated
 
 import typer
 
+from cdm import limits
 from cdm.errors import CdmError
+from cdm.system import boundary
 from cdm.system.environment import prepare_environment
-from cdm.system.files import arguments_at_home
-
-MOST_STEPS = 1000
-MOST_ZOOM = 64
 
 app = typer.Typer(
     help="Few-step students of text-to-image models: draw with them, pass them on, choose, check and plan a training.",
@@ -110,24 +107,40 @@ def sample(
 
 def check_sample(prompts: list[str], out: Path, steps: int, seed: int, zoom: int = 1) -> None:
     """Makes the folder of `out`; raises CdmError for arguments of `cdm sample` that cannot be used."""
-    if not all(prompt.strip() for prompt in prompts):
-        raise CdmError("PROMPT is empty: say what to draw")
-    if not 1 <= steps <= MOST_STEPS:
-        raise CdmError(f"--steps is {steps}: give a number from 1 to {MOST_STEPS}")
-    if seed < 0:
-        raise CdmError(f"--seed is {seed}: give 0 or more")
-    if not 1 <= zoom <= MOST_ZOOM:
-        raise CdmError(f"--zoom is {zoom}: give a number from 1 to {MOST_ZOOM}")
+    for prompt in prompts:
+        check_prompt(prompt)
+    if not 1 <= steps <= limits.STEPS:
+        raise CdmError(f"--steps is {steps}: give a number from 1 to {limits.STEPS}")
+    if not 0 <= seed <= limits.SEED - len(prompts):
+        raise CdmError(f"--seed is {seed}: give 0 or more, up to about {limits.SEED:.0e}")
+    if not 1 <= zoom <= limits.ZOOM:
+        raise CdmError(f"--zoom is {zoom}: give a number from 1 to {limits.ZOOM}")
     if out.suffix.lower() != ".png":
         raise CdmError(f"--out is {out}: give a name that ends in .png")
-    if out.is_dir():
-        raise CdmError(f"--out is {out}, which is a folder: give the name of a PNG file")
+    check_out(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def check_prompt(prompt: str) -> None:
+    """Raises CdmError for a PROMPT that is none."""
+    if not prompt.strip():
+        raise CdmError("PROMPT is empty: say what to draw")
+    if len(prompt) > limits.PROMPT:
+        raise CdmError(f"PROMPT has {len(prompt):,} characters: at most {limits.PROMPT:,}")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise CdmError("PROMPT is not UTF-8 text: give it as UTF-8")
+
+
+def check_out(out: Path) -> None:
+    """Raises CdmError if `out` cannot be written, or lies in what the pipeline writes or in a model."""
+    from cdm.families.configs import INDEX
+    from cdm.system.places import check_file, check_is_nobodys
+
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CdmError(f"--out is {out}: {error.strerror}") from None
-    if not os.access(out.parent, os.W_OK):
-        raise CdmError(f"--out is {out}: {out.parent} may not be written to")
+        check_file(out)
+        check_is_nobodys(out, marks=[INDEX])
+    except CdmError as error:
+        raise CdmError(f"--out: {error}") from None
 
 
 @app.command()
@@ -141,7 +154,8 @@ def demo(
         SampleDType, typer.Option(help="Precision; auto is fp32 on a CPU and bf16 elsewhere.")
     ] = SampleDType.auto,
     teacher_steps: Annotated[
-        int | None, typer.Option(help="Steps of the teacher; otherwise latents.steps, or 50.", min=1)
+        int | None,
+        typer.Option(help="Steps of the teacher; otherwise latents.steps, or 50.", min=1, max=limits.STEPS),
     ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance of the teacher; otherwise teacher.guidance_scale.")
@@ -234,6 +248,10 @@ def compare(
     brief: Annotated[bool, typer.Option("--brief", help="A row an experiment, and no page.")] = False,
 ) -> None:
     """Compare EXPERIMENTS: what was changed, figures with intervals, curves, the same prompts side by side."""
+    if not brief and out.suffix.lower() not in (".html", ".htm"):
+        raise CdmError(f"--out is {out}: give a name that ends in .html")
+    if not brief:
+        check_out(out)
     from cdm.experiments.comparison import compare as read
     from cdm.experiments.tables import brief_table, full_table
 
@@ -322,9 +340,9 @@ def plan(
 def check(file: Annotated[Path, typer.Argument(help="A params file, such as params.yaml.")]) -> None:
     """Check a params file: every key and value, and that the files that it names are there."""
     from cdm.params import load
-    from cdm.preflight import check_paths
+    from cdm.preflight import check_run
 
-    check_paths(load(file))
+    check_run(load(file))
     print(f"{file}: in order")
 
 
@@ -366,15 +384,7 @@ def use(
 def main() -> None:
     """Run the command; a problem that the user can mend is a line, not a traceback."""
     prepare_environment()
-    try:
-        app(args=arguments_at_home(sys.argv[1:]))
-    except CdmError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:  # a full disk, say
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    boundary.run(app)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,16 @@ classes are named as "module:name" and imported when they are used (`load`), so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from operator import attrgetter
 from typing import Any, Literal
 
 from cdm.errors import CdmError
+
+FEWEST_PROMPTS = 8
+"""Fewest prompts for which there is an interval: fewer do not tell how they vary."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +312,44 @@ def check_name(name: str) -> str:
 def chosen(names: Iterable[str]) -> list[Measure]:
     """The measures of these names; raises CdmError with the known names."""
     return [MEASURES[check_name(name)] for name in names]
+
+
+def is_quality(found: Any) -> bool:
+    """Whether a JSON value has the form of metrics/quality.json: rows of student and teacher by `stepsN`."""
+    if not isinstance(found, dict) or not isinstance(found.get("basis", {}), dict | None):
+        return False
+    tables = [found.get("student"), found.get("teacher")]
+    named = all(_is_table(table, _is_number) and all(map(_is_steps, table)) for table in tables)
+    replicates = found.get("replicates", {})
+    return named and _is_table(replicates, lambda sets: _is_table(sets, _is_numbers, least=0), least=0)
+
+
+def _is_table(value: Any, is_cell: Callable[[Any], bool], least: int = 1) -> bool:
+    """Whether a value is a mapping of mappings of such cells, with at least so many rows."""
+    rows = value.values() if isinstance(value, dict) else []
+    return (
+        isinstance(value, dict)
+        and len(value) >= least
+        and all(isinstance(row, dict) and all(map(is_cell, row.values())) for row in rows)
+    )
+
+
+def _is_steps(name: str) -> bool:
+    return name.startswith("steps") and name.removeprefix("steps").isdecimal()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
+def most_neighbours(samples: int, reference: int | None = None) -> int:
+    """The largest `evaluate.neighbours` that so many samples and pictures of the reference, of which halves are
+    compared as well, have; below 1 where they are too few for any. None: the reference is not known yet."""
+    return min(samples, samples if reference is None else reference // 2) - 1
 
 
 def quantities() -> dict[str, Quantity]:

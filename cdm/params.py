@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -22,25 +24,54 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from cdm import measures
-from cdm.errors import CdmError
+from cdm import limits, measures
+from cdm.errors import CdmError, line, shown
 from cdm.families import check_name
 from cdm.system.files import at_home
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Level = Annotated[float, Field(gt=0, lt=1)]
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, not {str(value).lower()}")
+    return value
+
+
+def _on_a_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"expected a text of printable characters on one line, not {shown(text)}")
+    return text
+
+
+NUMBER = BeforeValidator(_no_truth)
+Text = Annotated[str, Field(min_length=1), AfterValidator(_on_a_line)]
+"""A name or a path."""
+
+Seed = Annotated[int, Field(ge=0, le=limits.SEED), NUMBER]
+Steps = Annotated[int, Field(ge=1, le=limits.STEPS), NUMBER]
+Iterations = Annotated[int, Field(ge=1, le=limits.ITERATIONS), NUMBER]
+IterationsOrNone = Annotated[int, Field(ge=0, le=limits.ITERATIONS), NUMBER]
+Batch = Annotated[int, Field(ge=1, le=limits.BATCH), NUMBER]
+Samples = Annotated[int, Field(ge=1, le=limits.SAMPLES), NUMBER]
+Level = Annotated[float, Field(gt=0, lt=1), NUMBER]
 """A noise level sigma: 0 is data, 1 is noise."""
-Rate = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Guidance = Annotated[float, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1), NUMBER]
+Decay = Annotated[float, Field(ge=0, lt=1), NUMBER]
+Weight = Annotated[float, Field(ge=0, le=limits.WEIGHT), NUMBER]
+Power = Annotated[float, Field(ge=0, le=limits.POWER), NUMBER]
+Norm = Annotated[float, Field(gt=0, le=limits.NORM), NUMBER]
+Share = Annotated[float, Field(ge=0, le=1), NUMBER]
+Guidance = Annotated[float, Field(ge=1, le=limits.GUIDANCE), NUMBER]
+StepsList = Annotated[list[Steps], Field(max_length=limits.LIST)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu|npu|hpu|mtia)(:\d{1,3})?)$")]
+
+MOST_PROBLEMS = 20
+"""Problems of a file that are told; of the rest the number is."""
 
 
-Location = Annotated[str, AfterValidator(lambda path: str(at_home(path)) if path.startswith("~") else path)]
+Location = Annotated[Text, AfterValidator(lambda path: str(at_home(path)) if path.startswith("~") else path)]
 """A path, in which `~` is the home folder."""
+Locations = Annotated[list[Location], Field(max_length=limits.FILES)]
 
 
 class ParamsError(CdmError):
@@ -48,21 +79,21 @@ class ParamsError(CdmError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Teacher(Section):
     """The diffusion model to distil."""
 
-    family: str
+    family: Text
     """Architecture: which module of cdm.families knows the model."""
     source: Location
     """A diffusers folder, or the id `org/name` of a model on a hub."""
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit of a hub id; null means its main branch. Resolved to a commit and recorded."""
     guidance_scale: Guidance
     """Classifier-free guidance of the teacher in every comparison and in the cached latents; 1 is none."""
-    resolution: Positive | None = None
+    resolution: Annotated[int, Field(ge=1, le=limits.PIXELS), NUMBER] | None = None
     """Height and width of the pictures in pixels; null is what the model is made for."""
 
     @field_validator("family")
@@ -77,15 +108,15 @@ class Teacher(Section):
 class Prompts(Section):
     """The prompts that the student is trained on, and those that it is evaluated on."""
 
-    train: Annotated[list[Location], Field(min_length=1)]
+    train: Annotated[Locations, Field(min_length=1)]
     """Files of training prompts: .txt (one a line), .json, .jsonl, .csv or .parquet (see `column`), or folders."""
-    eval: list[Location] = []
+    eval: Locations = []
     """Files of evaluation prompts; where empty, `eval_count` prompts are held back from the training ones."""
-    eval_count: Positive
+    eval_count: Annotated[int, Field(ge=1, le=limits.PROMPTS), NUMBER]
     """Number of evaluation prompts: the first of `eval`, or a random choice of the training prompts."""
-    column: str = "prompt"
+    column: Text = "prompt"
     """Column or key that holds the prompt in .jsonl, .csv and .parquet files."""
-    max_sequence_length: Count
+    max_sequence_length: Annotated[int, Field(ge=0, le=limits.TOKENS), NUMBER]
     """Text tokens of the large encoder (T5 in SD3); 0 for a pipeline without one."""
     embed: Literal["cached", "online"] = "cached"
     """Encode the training prompts once into shards, or while training (for lists too long to store)."""
@@ -96,13 +127,13 @@ class Prompts(Section):
 class Latents(Section):
     """The teacher's own samples: the reference of the evaluation and the pairs of a regression term."""
 
-    steps: Positive
+    steps: Steps
     """Steps of the teacher's full-length sampling (each costs two evaluations where guided)."""
-    per_prompt: Positive
+    per_prompt: Samples
     """Samples of each evaluation prompt; the student is compared on the same noise."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of teacher and student in every comparison."""
-    train_pairs: Count = 0
+    train_pairs: Annotated[int, Field(ge=0, le=limits.PROMPTS), NUMBER] = 0
     """Training prompts of which one sample each is kept too, with its noise: what a regression term learns from."""
 
 
@@ -111,9 +142,9 @@ class Schedule(Section):
 
     kind: Literal["dynamic", "fixed"]
     """dynamic: a random length and random levels for every sample; fixed: always `sigmas`."""
-    min_len: Positive
+    min_len: Steps
     """Shortest rollout, in steps (dynamic)."""
-    max_len: Positive
+    max_len: Steps
     """Longest rollout, in steps (dynamic)."""
     sigma_min: Level
     """Lowest inner level before the teacher's shift (dynamic), and of the off-trajectory points (not shifted)."""
@@ -124,7 +155,7 @@ class Schedule(Section):
     `renoise_max`; null is from `sigma_min` to `sigma_max`."""
     spacing: Literal["stratified", "independent"] = "stratified"
     """Inner levels: one in each of equal bins, or drawn independently (dynamic)."""
-    sigmas: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.75, 0.5, 0.25]
+    sigmas: Annotated[list[Rate], Field(max_length=limits.STEPS)] = [1.0, 0.75, 0.5, 0.25]
     """Levels before the teacher's shift (fixed); the first is 1."""
     ends: Literal["data", "next"] = "data"
     """What distribution matching compares: the student's data, or its state at the next level, where its step ends."""
@@ -139,7 +170,7 @@ class Schedule(Section):
             raise ValueError(f"off_range falls from {self.off_range[0]} to {self.off_range[1]}")
         falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
         if not self.sigmas or self.sigmas[0] != 1.0 or not falling:
-            raise ValueError(f"sigmas must fall from 1.0, not {self.sigmas}")
+            raise ValueError(f"sigmas must fall from 1.0, not {shown(self.sigmas)}")
         return self
 
 
@@ -220,11 +251,11 @@ class GuidanceLoss(TermSettings):
 
     weight: Weight
     """Factor of the term in the student's loss; at 0 nothing of it is computed."""
-    scale: Weight
+    scale: Annotated[float, Field(ge=0, le=limits.GUIDANCE), NUMBER]
     """Strength of the guidance direction: SD3-Medium 7, the miniature about 0.5 to 1.2."""
     bounded: bool = True
     """Re-noise below the student's own level, tau ~ U(0, sigma): the paper finds that it matters here."""
-    fade: Weight = 0.0
+    fade: Power = 0.0
     """Power of the student's own level that multiplies `scale`: above 0 later steps are guided less."""
 
     @property
@@ -263,7 +294,7 @@ class ConsistencyLoss(TermSettings):
 
     guidance_scale: Guidance = 1.0
     """Classifier-free guidance of the teacher whose flow it is; 1 is none."""
-    warmup: Count = 100
+    warmup: IterationsOrNone = 100
     """Student updates over which the tangent's second part, the derivative of the student's velocity, is ramped up."""
     step: Share = 0.0
     """Length in sigma of the step along the flow; 0 is the derivative itself, by forward-mode differentiation."""
@@ -283,7 +314,7 @@ class Losses(Section):
     regression: RegressionLoss = RegressionLoss()
     sgmd: ScoreGradientLoss = ScoreGradientLoss()
     consistency: ConsistencyLoss = ConsistencyLoss()
-    min_norm: Rate = 0.1
+    min_norm: Norm = 0.1
     """Least distance between student and teacher, in units of the latents, by which directions are divided."""
 
     @property
@@ -330,17 +361,17 @@ class Optimiser(Section):
 
     lr: Rate
     """Learning rate after the warm-up."""
-    warmup: Count = 100
+    warmup: IterationsOrNone = 100
     """Updates over which the learning rate rises from 0."""
     decay_from: Share = 1.0
     """Share of the updates after which the learning rate falls linearly to 0; 1 keeps it constant."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates of AdamW's moments."""
     eps: Rate = 1e-8
     """AdamW's epsilon."""
-    weight_decay: Weight = 1e-4
+    weight_decay: Power = 1e-4
     """AdamW's decoupled weight decay."""
-    clip: Rate = 1.0
+    clip: Norm = 1.0
     """Largest norm of the gradient."""
     states: Literal["fp32", "8bit"] = "fp32"
     """Precision of the moments: 8bit takes a quarter of the memory, coarsely rounded; needs bitsandbytes."""
@@ -353,11 +384,11 @@ LORA_TARGETS = ("attention", "attention+feed-forward")
 class Lora(Section):
     """Low-rank adapters of some linear layers, for the student and the fake score, on one frozen teacher."""
 
-    rank: Positive
+    rank: Annotated[int, Field(ge=1, le=limits.RANK), NUMBER]
     """Rank of an adapter's update (authors: 64)."""
-    alpha: Rate
+    alpha: Annotated[float, Field(gt=0, le=limits.WEIGHT), NUMBER]
     """An adapter's update is scaled by alpha / rank while it learns (authors: 128); a saved one has no factor left."""
-    targets: str | list[str] = "attention"
+    targets: Text | Annotated[list[Text], Field(max_length=limits.LIST)] = "attention"
     """Layers that are adapted: attention, attention+feed-forward (the authors'), or a list of ends of layers' names,
     such as `to_q`, in which * stands for anything."""
     base: Literal["precision", "8bit", "4bit"] = "precision"
@@ -370,7 +401,7 @@ class Lora(Section):
         listed = isinstance(value, list) and value and all(isinstance(each, str) and each for each in value)
         if value not in LORA_TARGETS and not listed:
             raise ValueError(
-                f"{value!r} is neither {' nor '.join(LORA_TARGETS)} nor a list of ends of layers' names"
+                f"{shown(value)} is neither {' nor '.join(LORA_TARGETS)} nor a list of ends of layers' names"
             )
         return value
 
@@ -380,37 +411,37 @@ class Probe(Section):
 
     reference: Literal["none", "latents"] = "none"
     """What the student is compared with: the teacher's full-length latents; none is no probe."""
-    every: Positive = 200
+    every: Iterations = 200
     """Iterations between two probes; the last iteration has one too."""
-    samples: Annotated[int, Field(ge=2)] = 256
+    samples: Annotated[int, Field(ge=2, le=limits.SAMPLES), NUMBER] = 256
     """Samples at each number of steps: best a multiple of the evaluation prompts, some hundreds."""
-    steps: Annotated[list[Positive], Field(min_length=1)] = [1, 2, 4, 8]
+    steps: Annotated[StepsList, Field(min_length=1)] = [1, 2, 4, 8]
     """Numbers of steps that are probed; their mean is what `distill.keep` goes by."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Probe:
         if len(set(self.steps)) != len(self.steps):
-            raise ValueError(f"steps names a number twice: {self.steps}")
+            raise ValueError(f"steps names a number twice: {shown(self.steps)}")
         return self
 
 
 class Distill(Section):
     """The training of the student."""
 
-    iterations: Positive
+    iterations: Iterations
     """Iterations; each updates the fake score, every `student_every`-th also the student."""
-    batch_size: Positive
+    batch_size: Batch
     """Samples of an iteration, over all processes."""
-    student_every: Positive = 2
+    student_every: Iterations = 2
     """Fake-score updates for one student update."""
-    fake_only: Count = 0
+    fake_only: IterationsOrNone = 0
     """First iterations that update the fake score alone."""
     rollouts: Literal["shared", "fresh"] = "shared"
     """shared: one rollout serves a student update and its fake-score updates; fresh: every iteration has its own."""
     losses: Losses
-    renoise_min: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    renoise_min: Decay = 0.02
     """Lowest re-noise level tau, after any shift."""
-    renoise_max: Annotated[float, Field(gt=0, le=1)] = 0.98
+    renoise_max: Rate = 0.98
     """Highest re-noise level tau."""
     student: Optimiser
     fake: Optimiser
@@ -458,11 +489,11 @@ class Distill(Section):
 class Sample(Section):
     """The samples on which student and teacher are compared."""
 
-    steps: Annotated[list[Positive], Field(min_length=1)]
+    steps: Annotated[StepsList, Field(min_length=1)]
     """Numbers of steps of the student (no guidance: one evaluation a step)."""
-    teacher_steps: list[Positive]
+    teacher_steps: StepsList
     """Numbers of steps of the guided teacher (two evaluations a step), beside its full-length latents."""
-    pictures: Positive = 8
+    pictures: Samples = 8
     """Evaluation prompts shown on contact sheets and saved as PNGs of their own."""
 
     @model_validator(mode="after")
@@ -470,7 +501,7 @@ class Sample(Section):
         for name in ("steps", "teacher_steps"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
-                raise ValueError(f"{name} names a number twice: {values}")
+                raise ValueError(f"{name} names a number twice: {shown(values)}")
         return self
 
 
@@ -503,7 +534,7 @@ class ScorerProcess(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     """What its figures are called."""
-    command: Annotated[str, Field(min_length=1)]
+    command: Annotated[Text, Field(min_length=1)]
     """Started with two more arguments: a JSON file to read, and one to write. `~` and `$NAME` are filled in, and
     variables may stand before it: `CUDA_VISIBLE_DEVICES=1 ~/env/bin/python score.py`."""
 
@@ -515,14 +546,14 @@ class Evaluate(Section):
     """Folder of a judge (a classifier of the prompts' attributes); its features give the distances."""
     real: Location | None = None
     """A safetensors file of real pictures of the evaluation prompts; null compares with the teacher alone."""
-    neighbours: Positive = 3
+    neighbours: Annotated[int, Field(ge=1, le=limits.NEIGHBOURS), NUMBER] = 3
     """k of the nearest-neighbour radii in precision and recall."""
-    metrics: list[str] = []
+    metrics: Annotated[list[Text], Field(max_length=limits.LIST)] = []
     """Further measures, each with a model of `models`; the stage says what is missing before anything starts."""
     models: MetricModels = MetricModels()
-    scorers: list[ScorerProcess] = []
+    scorers: Annotated[list[ScorerProcess], Field(max_length=limits.LIST)] = []
     """Processes that score pictures, such as HPSv3 or GenEval."""
-    resamples: Count = 100
+    resamples: Annotated[int, Field(ge=0, le=limits.SAMPLES), NUMBER] = 100
     """Resamples of the prompts for the intervals of `metrics` and `scorers`; 0 leaves them out."""
 
     @field_validator("metrics")
@@ -547,32 +578,32 @@ class Evaluate(Section):
 class Runtime(Section):
     """Settings that change no result, such as the device; no stage depends on them."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """auto (CUDA, then MPS, then CPU), or a torch device."""
-    threads: Count = 0
+    threads: Annotated[int, Field(ge=0, le=limits.THREADS), NUMBER] = 0
     """CPU threads of torch; 0 leaves its default."""
-    batch_size: Positive = 64
+    batch_size: Batch = 64
     """Prompts encoded, or samples drawn, at once."""
     accelerate_config: Location | None = None
     """A file of configs/: `distill` starts itself through `accelerate launch` with it."""
-    micro_batch: Positive | None = None
+    micro_batch: Batch | None = None
     """Samples of a process in one forward and backward (gradients accumulate); null means all of them."""
     offload_encoders: bool = False
     """With prompts.embed online: the text encoders wait in the CPU's memory between two batches."""
-    checkpoint_every: Positive = 200
+    checkpoint_every: Iterations = 200
     """Iterations between two checkpoints (the last two are kept)."""
-    pictures_every: Count = 200
+    pictures_every: IterationsOrNone = 200
     """Iterations between two sheets of pictures in logs/pictures; the last iteration has one too; 0 is never."""
     tracker: Literal["tensorboard", "wandb"] | None = None
     """Experiment tracker that gets the figures of a training, besides the log; its package must be installed."""
-    scorer_minutes: Annotated[float, Field(gt=0, le=10_080)] = 240.0
+    scorer_minutes: Annotated[float, Field(gt=0, le=limits.MINUTES), NUMBER] = 240.0
     """Minutes that a scorer of `evaluate.scorers` may take for one sample set before it is stopped."""
 
 
 class Params(Section):
     """A whole params file."""
 
-    seed: Count
+    seed: Seed
     """Seed of every random number of the pipeline."""
     teacher: Teacher
     prompts: Prompts
@@ -619,22 +650,51 @@ def parse(values: Any) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise ParamsError("\n".join(_describe(problem) for problem in error.errors())) from None
+        problems = error.errors(include_url=False)
+    lines = [line(_describe(problem)) for problem in problems[:MOST_PROBLEMS]]
+    if len(problems) > MOST_PROBLEMS:
+        lines.append(f"and {len(problems) - MOST_PROBLEMS:,} more problems")
+    raise ParamsError("\n".join(lines))
 
 
 def load(path: str | Path, changes: Mapping[str, Any] | None = None) -> Params:
     """`Params` of a YAML file, with the `changes` by dotted key (`{"schedule.max_len": 6}`); raises ParamsError."""
     path = at_home(path)
-    try:
-        values = YAML(typ="safe").load(path.read_text())
-    except OSError as error:
-        raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
-    except YAMLError as error:
-        raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path)
     try:
         return parse(changed(values, changes) if changes else values)
     except ParamsError as error:
-        raise ParamsError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+        raise ParamsError("\n".join(f"{path}: {problem}" for problem in str(error).splitlines())) from None
+
+
+def read_yaml(path: Path, most: int = limits.PARAMS_BYTES) -> Any:
+    """The value of a YAML file of up to so many bytes; raises ParamsError in a line that names the file."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > most:
+        raise ParamsError(f"{path}: larger than {most:,} bytes: is it the right file?")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    if _depth(text) > limits.DEPTH:
+        raise ParamsError(f"{path}: not valid YAML: nested too deeply")
+    try:
+        return YAML(typ="safe").load(text)
+    except RecursionError:
+        raise ParamsError(f"{path}: not valid YAML: nested too deeply") from None
+    except Exception as error:  # noqa: BLE001 - its own, and what Python says of dates, numbers and keys
+        raise ParamsError(line(f"{path}: not valid YAML: {error}")) from None
+
+
+def _depth(text: str) -> int:
+    """The most brackets that are open at once."""
+    return max(
+        accumulate((letter in "[{") - (letter in "]}") for letter in text if letter in "[]{}"), default=0
+    )
 
 
 def changed(values: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -663,9 +723,11 @@ def _describe(problem: Any) -> str:
             return f"{key}: missing"
         case "value_error":
             return f"{key}: {problem['ctx']['error']}"
+        case "too_long" if problem["ctx"]["field_type"] == "List":
+            return f"{key}: more entries than make sense: at most {problem['ctx']['max_length']:,}"
         case _:
             message = problem["msg"][0].lower() + problem["msg"][1:]
-            return f"{key}: {message}, not {problem['input']!r}"
+            return f"{key}: {message}, not {shown(problem['input'])}"
 
 
 def _suggestion(loc: tuple[Any, ...]) -> str:

@@ -1,44 +1,175 @@
-"""Checks, before a run starts, that what a params file names exists: files and folders, models of measures,
-packages, and programs that score pictures. This needs no torch. A result depends on nothing here.
+"""Checks, before a run starts, of what a params file asks for.
+
+What it names exists and is what it should be: files and folders, models of measures, packages, programs that score
+pictures. And no later stage would refuse it. This needs no torch. A result depends on nothing here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from cdm.errors import CdmError
+from safetensors import SafetensorError, safe_open
+
+from cdm import measures
+from cdm.errors import CdmError, line
 from cdm.models.hub import is_hub_id
 from cdm.models.metric_models import missing_models
-from cdm.params import Distill, Evaluate, Params, Runtime
+from cdm.params import Distill, Evaluate, Params, ParamsError, Runtime, read_yaml
 from cdm.system.commands import Command
+from cdm.system.files import read_json
+
+
+def check_run(settings: Params) -> None:
+    """Raises CdmError with a line for everything that a stage would refuse, as far as it can be known before a run."""
+    _raise([*_problems(settings), *_too_few_pictures(settings)])
 
 
 def check_paths(settings: Params) -> None:
-    """Raises CdmError with a line for every file, folder or package that is named and that is not there."""
-    problems = list(_problems(settings))
+    """Raises CdmError with a line for every file, folder or package that is named and that is not there or not what it
+    should be."""
+    _raise(list(_problems(settings)))
+
+
+def _raise(problems: list[str]) -> None:
     if problems:
-        raise CdmError("\n".join(problems))
+        raise CdmError("\n".join(map(line, problems)))
 
 
 def _problems(settings: Params) -> Iterator[str]:
-    teacher, evaluate, configs = settings.teacher, settings.evaluate, settings.runtime.accelerate_config
-    if not Path(teacher.source).is_dir() and not is_hub_id(teacher.source):
+    teacher, evaluate = settings.teacher, settings.evaluate
+    if not _is(Path.is_dir, Path(teacher.source)) and not is_hub_id(teacher.source):
         yield f"teacher.source: {teacher.source}: no such folder, and not a hub id (org/name)"
     for key in ("train", "eval"):
         for name in getattr(settings.prompts, key):
-            if not Path(name).exists():
+            if not _is(Path.is_file, Path(name)) and not _is(Path.is_dir, Path(name)):
                 yield f"prompts.{key}: {name}: no such file"
-    if evaluate.judge is not None and not Path(evaluate.judge).is_dir():
-        yield f"evaluate.judge: {evaluate.judge}: no such folder"
-    if evaluate.real is not None and not Path(evaluate.real).is_file():
-        yield f"evaluate.real: {evaluate.real}: no such file"
+    if evaluate.judge is not None:
+        yield from _problems_of_judge(Path(evaluate.judge))
+    if evaluate.real is not None:
+        yield from _problems_of_real(Path(evaluate.real), evaluate.neighbours)
     yield from missing_models(evaluate)
     yield from _missing_scorers(evaluate)
-    if configs is not None and not Path(configs).is_file():
-        yield f"runtime.accelerate_config: {configs}: no such file"
+    if settings.runtime.accelerate_config is not None:
+        yield from _problems_of_processes(Path(settings.runtime.accelerate_config), settings.distill)
     yield from _missing_packages(settings.distill, settings.runtime)
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    """Whether a path is of a kind; it is not where the system does not take the name, or lets nobody look."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
+
+
+def _too_few_pictures(settings: Params) -> Iterator[str]:
+    """Lines where the evaluation would compare fewer pictures than its measures need."""
+    evaluate, prompts, each = settings.evaluate, settings.prompts.eval_count, settings.latents.per_prompt
+    count = prompts * each
+    most = measures.most_neighbours(count, count if evaluate.real is None else None)
+    if evaluate.neighbours > most:
+        yield (
+            f"evaluate.neighbours {evaluate.neighbours} is too many for {count} samples of"
+            f" {prompts} prompts: lower it, or raise latents.per_prompt or prompts.eval_count"
+        )
+    users = [measure.name for measure in measures.chosen(evaluate.metrics) if measure.uses_neighbours]
+    resampled = bool(evaluate.resamples) and prompts >= measures.FEWEST_PROMPTS
+    if users and resampled and evaluate.real is None and evaluate.neighbours >= prompts // 2 * each:
+        yield (
+            f"evaluate.neighbours {evaluate.neighbours} is too many for the {prompts // 2 * each} samples of half of"
+            f" the prompts, which {users[0]} resamples: lower it, or set evaluate.resamples to 0"
+        )
+
+
+def _problems_of_judge(folder: Path) -> Iterator[str]:
+    """What is wrong with a judge, by its config and the header of its weights."""
+    if not _is(Path.is_dir, folder):
+        yield f"evaluate.judge: {folder}: no such folder"
+        return
+    config = read_json(folder / "config.json")
+    attributes = config.get("attributes") if isinstance(config, dict) else None
+    if not isinstance(attributes, dict) or not all(map(_is_texts, attributes.values())):
+        yield f"evaluate.judge: {folder / 'config.json'}: does not name the classes of attributes"
+        return
+    try:
+        shapes, _ = _header(folder / "model.safetensors")
+    except ValueError as error:
+        yield f"evaluate.judge: {error}"
+        return
+    for name, classes in attributes.items():
+        if shapes.get(f"heads.{name}.bias") != [len(classes)]:
+            yield f"evaluate.judge: {folder}: its weights are not of the {len(classes)} classes of {name}"
+
+
+def _problems_of_real(path: Path, neighbours: int) -> Iterator[str]:
+    """What is wrong with a file of real pictures, by its header."""
+    if not _is(Path.is_file, path):
+        yield f"evaluate.real: {path}: no such file"
+        return
+    try:
+        shapes, metadata = _header(path)
+    except ValueError as error:
+        yield f"evaluate.real: {error}"
+        return
+    try:
+        prompts = json.loads(metadata.get("prompts", ""))
+    except (ValueError, RecursionError):
+        prompts = None
+    shape = shapes.get("images", [])
+    if len(shape) != 4 or shape[1] != 3:
+        yield f"evaluate.real: {path}: holds no `images` of the shape (n, 3, height, width)"
+    elif not _is_texts(prompts) or len(prompts) != shape[0]:
+        yield f"evaluate.real: {path}: its metadata `prompts` is no JSON list of a text for each of {shape[0]} pictures"
+    elif neighbours > measures.most_neighbours(shape[0], shape[0]):
+        yield f"evaluate.neighbours {neighbours} is too many for the {shape[0]} pictures of {path}: lower it"
+
+
+def _header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Shapes of the tensors in a safetensors file, and its metadata. Raises ValueError."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return shapes, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+
+
+def _problems_of_processes(path: Path, distill: Distill) -> Iterator[str]:
+    """What is wrong with a config of accelerate, and with what its processes would share."""
+    if not _is(Path.is_file, path):
+        yield f"runtime.accelerate_config: {path}: no such file"
+        return
+    try:
+        config = read_yaml(path)
+    except ParamsError as error:
+        yield f"runtime.accelerate_config: {error}"
+        return
+    count = config.get("num_processes", 1) if isinstance(config, dict) else None
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        yield f"runtime.accelerate_config: {path}: names no number of processes: see the files in configs/"
+        return
+    if distill.batch_size % count:
+        yield f"distill.batch_size {distill.batch_size} does not divide over {count} processes"
+    if count > 1 and config.get("distributed_type") == "FSDP":
+        yield from unsharded(distill)
+
+
+def unsharded(distill: Distill) -> Iterator[str]:
+    """A line for every setting that does not work with parameters that are sharded over processes."""
+    for name, needs in sorted(distill.losses.needs.items()):
+        if not needs.sharded:
+            yield f"distill.losses.{name} does not work sharded: give it weight 0, or use plain DDP"
+    if distill.lora is not None and distill.lora.base != "precision":
+        base = distill.lora.base
+        yield f"distill.lora.base {base} does not work sharded: set it to precision, or use plain DDP"
 
 
 def _missing_packages(distill: Distill, runtime: Runtime) -> Iterator[str]:

@@ -13,12 +13,10 @@ from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from cdm.data.sampling import evaluations
 from cdm.errors import CdmError
-from cdm.params import Count, Params, Positive, Rate, Section, changed, load, parse
+from cdm.params import Params, Power, Section, Seed, StepsList, changed, load, parse, read_yaml
 from cdm.planning.forwards import first_share, forwards_of_round
 
 PARAMS = Path("comparison/params.yaml")
@@ -42,18 +40,18 @@ class Method(Section):
     """Changes to that, by dotted key, as in `dvc exp run -S`."""
     guidance: Literal["matched", "own"] = "matched"
     """matched: the strength of guidance is the reference's (see `guidance_strength`); own: as the settings have it."""
-    steps: list[Positive] | None = None
+    steps: StepsList | None = None
     """Numbers of steps that it is measured at, of those of the comparison; null is all."""
-    updates: Rate = 1.0
+    updates: Annotated[Power, Field(gt=0)] = 1.0
     """Student updates in multiples of the reference's (not in the table of equal cost)."""
 
 
 class Comparison(Section):
     """A whole comparison/params.yaml."""
 
-    seeds: Annotated[list[Count], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     """Seeds of the trainings; the samples are drawn from the same noise for all."""
-    steps: Annotated[list[Positive], Field(min_length=1)]
+    steps: Annotated[StepsList, Field(min_length=1)]
     """Numbers of steps at which students and teacher are measured."""
     reference: str
     """The method whose updates, cost and guidance the others get, and whose row theirs are compared with."""
@@ -89,11 +87,7 @@ class Comparison(Section):
 def load_comparison(path: Path = PARAMS) -> Comparison:
     """The comparison of a YAML file; CdmError with a line a problem."""
     try:
-        return Comparison.model_validate(YAML(typ="safe").load(path.read_text()))
-    except OSError as error:
-        raise CdmError(f"{path}: cannot be read: {error.strerror}") from None
-    except YAMLError as error:
-        raise CdmError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        return Comparison.model_validate(read_yaml(path))
     except ValidationError as error:
         raise CdmError("\n".join(_problem(path, each) for each in error.errors())) from None
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cdm.errors import CdmError
+from cdm.system import boundary
 
 
 def main(
@@ -47,8 +48,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except CdmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    boundary.run(boundary.program(main))

@@ -1,11 +1,11 @@
-"""Shared by all stages, around their one call into `cdm`: parameters, threads, errors as messages."""
+"""Shared by all stages, around their one call into `cdm`: parameters, threads, places for results, errors as lines."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from operator import getitem
@@ -16,16 +16,20 @@ import typer
 
 from cdm.errors import CdmError
 from cdm.params import Params, load
-from cdm.preflight import check_paths
-from cdm.system import host, lock
-from cdm.system.files import arguments_at_home, clear_removed, read_json
+from cdm.preflight import check_run
+from cdm.system import boundary, host, lock
+from cdm.system.files import clear_removed, read_json
 from cdm.system.launcher import lost_others, rank, speaks_for_all
+from cdm.system.places import check_file, check_folder
 from stages import STARTED_BY_DVC, restore_results
 
 PARAMS = Path("params.yaml")
 REPOSITORY = Path(os.environ.get("DVC_ROOT", "."))
 """The repository that DVC was started in, also where it runs an experiment in a copy of it."""
 CHECKPOINTS = REPOSITORY / "checkpoints"
+
+FOLDERS = tuple(map(Path, ("data", "logs", "metrics", "models", "plots", "report")))
+"""Where the stages write what DVC keeps."""
 
 TeacherFile = Annotated[Path, typer.Option(help="What the stage `teacher` writes.")]
 PromptsFolder = Annotated[Path, typer.Option(help="What the stage `prompts` wrote.")]
@@ -34,15 +38,20 @@ StudentFolder = Annotated[Path, typer.Option(help="The student, a diffusers fold
 
 
 @contextmanager
-def stage(*keys: str) -> Iterator[Params]:
+def stage(*keys: str, files: Sequence[Path] = (), folders: Sequence[Path] = ()) -> Iterator[Params]:
     """The parameters of a stage that reads these of them, by dotted key; `runtime` is applied and free to change.
 
-    Raises CdmError at once if the params file cannot be used or names files that are not there, so that a bad
-    path of the last stage stops the first; and at the end if one of `keys` has changed since the start: DVC reads
-    the parameters after a stage and would record the new ones for results of the old.
+    `files` and `folders` are what it writes. Raises CdmError at once if the params file cannot be used, or if any stage
+    would refuse it or could not write its results, so that a mistake of the last stage stops the first; and at the
+    end if one of `keys` has changed since the start: DVC reads the parameters after a stage and would record the new
+    ones for results of the old.
     """
     params = load(PARAMS)
-    check_paths(params)
+    check_run(params)
+    for folder in (*FOLDERS, CHECKPOINTS, *folders):
+        check_folder(folder)
+    for file in files:
+        check_file(file)
     host.prepare(params.runtime.threads)
     before = _values(params, keys)
     yield params
@@ -70,11 +79,17 @@ def give_back_checkpoints(student: Path) -> None:
         return
     for record in student.glob("*.json"):
         made = read_json(record)
-        if isinstance(made, dict) and made.get("training") and is_committed(record):
+        try:
+            folder, iterations = (
+                CHECKPOINTS / Path(made["training"]).name,
+                made["params"]["distill"]["iterations"],
+            )
+        except (KeyError, TypeError):  # another file, or a record of before this was kept
+            continue
+        if folder != CHECKPOINTS and isinstance(iterations, int) and is_committed(record):
             from cdm.training import checkpoint
 
-            folder = CHECKPOINTS / Path(made["training"]).name
-            checkpoint.give_back(folder, made["params"]["distill"]["iterations"])
+            checkpoint.give_back(folder, iterations)
 
 
 def is_committed(record: Path) -> bool:
@@ -97,29 +112,28 @@ def _values(params: Params, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def run(main: Callable[..., None]) -> None:
-    """Run a stage's `main` as a command: its signature makes the options, a CdmError a message and exit code 1.
+    """Run a stage's `main` as a command: its signature makes the options, what goes wrong is told in lines.
 
     Of several processes that were launched together the first to fail says it for all, with its rank. A stage of DVC's
     that comes to nothing leaves the results that Git has.
     """
-    sys.argv[1:] = arguments_at_home(sys.argv[1:])
     try:
-        typer.run(main)
+        boundary.run(boundary.program(main), _tell)
     except SystemExit as end:
         if not end.code:
             atexit.unregister(restore_results)
         raise
-    except CdmError as error:
-        if speaks_for_all():
-            for line in str(error).splitlines():
-                print(f"error: {_of_rank()}{line}", file=sys.stderr)
-        sys.exit(1)
     except Exception as error:
         if lost_others(error) or not speaks_for_all():
             sys.exit(1)
         if rank():
             print(f"error: {_of_rank()}unforeseen", file=sys.stderr)
         raise
+
+
+def _tell(message: str) -> None:
+    if speaks_for_all():
+        boundary.tell(message, _of_rank())
 
 
 def _of_rank() -> str:

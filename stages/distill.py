@@ -47,6 +47,8 @@ def main(
         "prompts.precision",
         "schedule",
         "distill",
+        files=[log, timing],
+        folders=[student, pictures],
     ) as params:
         inputs = Inputs.gather(params, TeacherManifest.read(teacher), prompts, latents=latents, pairs=pairs)
         places = Places(pictures, timing, CHECKPOINTS.with_name("trackers"))

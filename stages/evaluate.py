@@ -33,9 +33,18 @@ def main(
     report: Annotated[Path, typer.Option(help="Folder of the report to write.")] = Path("report"),
 ) -> None:
     """Measure the samples, draw the pictures, write the report."""
-    with stage(
-        "seed", "teacher", "prompts", "latents", "schedule", "distill", "sample", "evaluate"
-    ) as params:  # the report shows every parameter
+    with stage(  # the report shows every parameter
+        "seed",
+        "teacher",
+        "prompts",
+        "latents",
+        "schedule",
+        "distill",
+        "sample",
+        "evaluate",
+        files=[metrics, headline, curves],
+        folders=[plots, report],
+    ) as params:
         manifest, seconds = TeacherManifest.read(teacher), training_seconds(timing)
         evaluation = write_results(
             params,

@@ -27,7 +27,7 @@ def main(
 ) -> None:
     """Draw the teacher's full-length samples, with the noise that they came from."""
     launch("stages.latents", load(PARAMS).runtime.accelerate_config)
-    with stage("seed", "teacher", "latents") as params:
+    with stage("seed", "teacher", "latents", folders=[out, pairs, none]) as params:
         manifest = TeacherManifest.read(teacher)
         for cache, store in ((cache_teacher_latents, out), (cache_training_pairs, pairs)):
             cache(

@@ -17,7 +17,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/prompts"),
 ) -> None:
     """Read the prompt lists, split them into training and evaluation, and encode them."""
-    with stage("seed", "prompts") as params:
+    with stage("seed", "prompts", folders=[out]) as params:
         manifest = TeacherManifest.read(teacher)
         report = prompts.build(params.prompts, manifest, out, seed=params.seed, runtime=params.runtime)
     print("\n".join(report.lines()))

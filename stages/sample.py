@@ -32,7 +32,7 @@ def main(
 ) -> None:
     """Draw from student and teacher at each number of steps, on the same noise."""
     launch("stages.sample", load(PARAMS).runtime.accelerate_config)
-    with stage("sample") as params:
+    with stage("sample", folders=[out]) as params:
         manifest = TeacherManifest.read(teacher)
         draw_samples(params.sample, manifest, student, prompts, latents, out, runtime=params.runtime)
         give_back_checkpoints(student)

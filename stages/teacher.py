@@ -25,7 +25,7 @@ def main(
 ) -> None:
     """Find the teacher (a folder, or a model on a hub), check it, write down which one it is, and hash the rest."""
     with (
-        stage("teacher", "prompts", "evaluate") as params,
+        stage("teacher", "prompts", "evaluate", files=[out, prompts, evaluation]) as params,
         Memory.kept(REPOSITORY / "data/.hashes.json") as memory,
     ):
         teacher = record_teacher(params.teacher, out, memory)

@@ -93,6 +93,7 @@ def tiny_params(tiny_sd3: Path, tmp_path: Path) -> Params:
         "eval_count": 3,
     }
     values["latents"] |= {"steps": 4, "per_prompt": 2}
+    values["evaluate"] |= {"neighbours": 1}
     values["distill"] |= {"fake_knows_level": False}
     values["sample"] |= {"steps": [1, 2], "teacher_steps": [1], "pictures": 2}
     values["runtime"] |= {"device": "cpu", "batch_size": 2}

@@ -135,8 +135,8 @@ def test_zoom_makes_squares_of_pixels_and_keeps_the_metadata(
         (["a", "--zoom", "0"], "--zoom is 0: give a number from 1 to 64"),
         (["a", "--zoom", "65"], "--zoom is 65: give a number from 1 to 64"),
         (["a", "--out", "a.jpg"], "--out is a.jpg: give a name that ends in .png"),
-        (["a", "--out", "folder.png"], "folder.png, which is a folder"),
-        (["a", "--out", "file/a.png"], "--out is file/a.png: "),
+        (["a", "--out", "folder.png"], "--out: folder.png: a folder, where a file is to be written"),
+        (["a", "--out", "file/a.png"], "--out: file: a file is in the way of a folder"),
         (["a", ""], "PROMPT is empty"),
         (["a"], "models/student: no student there: run `dvc repro`"),
         (

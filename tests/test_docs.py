@@ -111,8 +111,14 @@ def test_every_page_is_a_click_from_the_readme_and_in_the_site() -> None:
     assert {page for page in pages if f": {page.removeprefix('docs/')}\n" not in site} == set()
 
 
-ELSEWHERE = {"dvc: command not found", "cdm: command not found", "No module named stages", "CUDA out of memory"}
-"""Messages of a shell, of Python and of torch, whose sources are not searched."""
+ELSEWHERE = {
+    "dvc: command not found",
+    "cdm: command not found",
+    "No module named stages",
+    "CUDA out of memory",
+    "less than or equal to ...",
+}
+"""Messages of a shell, of Python, of torch and of pydantic, whose sources are not searched."""
 NAMES = {"make repro", "dvc status", "params.yaml", "teacher", "distill", "latents", "sample", "prompts"}
 """What the same cells name beside messages."""
 

@@ -177,6 +177,46 @@ def sections(model: type[BaseModel], prefix: str = "") -> list[str]:
     return found
 
 
+def numbers(schema: dict[str, Any], definitions: dict[str, Any], key: str = "") -> dict[str, dict[str, Any]]:
+    """The schemas of all numbers below a schema, by dotted key; a 0 in a key counts elements of a list."""
+    if "$ref" in schema:
+        return numbers(definitions[schema["$ref"].split("/")[-1]], definitions, key)
+    if schema.get("type") in ("integer", "number"):
+        return {key: schema}
+    inside = [(f"{key}.{name}".lstrip("."), each) for name, each in schema.get("properties", {}).items()]
+    inside += [(key, each) for each in schema.get("anyOf", [])]
+    items = schema.get("prefixItems", [])[:1] or [schema[name] for name in ["items"] if name in schema]
+    inside += [(f"{key}.0", each) for each in items]
+    return {name: each for place, part in inside for name, each in numbers(part, definitions, place).items()}
+
+
+SCHEMA = Params.model_json_schema()
+NUMBERS = numbers(SCHEMA, SCHEMA["$defs"])
+
+
+def test_every_number_has_bounds() -> None:
+    assert len(NUMBERS) > 60
+    assert {"seed", "schedule.sigmas.0", "distill.lora.rank", "distill.student.betas.0"} <= set(NUMBERS)
+    for ends in (("maximum", "exclusiveMaximum"), ("minimum", "exclusiveMinimum")):
+        assert [key for key, schema in NUMBERS.items() if not set(ends) & set(schema)] == []
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e300, True, "many"])
+def test_what_is_no_number_that_makes_sense_is_refused_everywhere(value: Any) -> None:
+    for key in NUMBERS:
+        changes = {"distill.lora": {"rank": 4, "alpha": 4.0}} if key.startswith("distill.lora.") else {}
+        if key == "schedule.off_range.0":
+            changes = {"schedule.off_range": [0.2, 0.8]}
+        lines = problems(changed(changes | {key: value}))
+        assert any(line.startswith(key) for line in lines), (key, lines)
+
+
+def test_many_problems_are_counted() -> None:
+    lines = problems(changed({f"unknown{i}": i for i in range(100)}))
+    assert len(lines) == 21
+    assert lines[-1] == "and 80 more problems"
+
+
 @pytest.mark.parametrize("section", sections(Params), ids=lambda section: section or "top")
 def test_an_unknown_key_is_refused_in_every_section(section: str) -> None:
     key = f"{section}.lerning_rate".lstrip(".")

@@ -29,6 +29,7 @@ import typer
 from benchmarks.gpu import ROOT
 from benchmarks.gpu.part import PARTS
 from benchmarks.gpu.report import markdown
+from cdm.system import boundary
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("machine",),
@@ -249,4 +250,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    boundary.run(boundary.program(main))

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cdm import limits
 from cdm.data.prompt_formats import json_rows, text_files
 from cdm.data.prompt_set import TEXTS
 from cdm.data.store import ShardWriter, is_complete, open_staging, publish, shard_rows
-from cdm.errors import CdmError
+from cdm.errors import CdmError, shown
 from cdm.families import Conditioning, Family, get_family
 from cdm.families.common import check_finite
 from cdm.models.manifest import TeacherManifest
@@ -24,6 +25,7 @@ from cdm.params import Prompts, Runtime
 from cdm.randomness import philox
 from cdm.system.device import DTYPES, choose_device
 from cdm.system.files import digest_of, write_json
+from cdm.system.problems import naming
 from cdm.system.progress import track
 from cdm.system.provenance import code_digest
 
@@ -97,9 +99,14 @@ def read_prompts(files: Sequence[str | Path], column: str = "prompt") -> tuple[l
             raise CdmError(
                 f"{path}: prompt files are {', '.join(_READERS)}, not {path.suffix or 'without suffix'}"
             )
-        for text in reader(path, column):
+        for number, text in enumerate(reader(path, column), 1):
             total += 1
             text = text.strip()
+            if len(text) > limits.PROMPT:
+                raise CdmError(
+                    f"{path}: prompt {number} has {len(text):,} characters, and no text encoder reads so many:"
+                    f" a prompt has at most {limits.PROMPT:,}"
+                )
             if text:
                 kept.setdefault(_identity(text), text)
             else:
@@ -113,11 +120,14 @@ def _identity(text: str) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise CdmError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise CdmError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    if "\0" in text:
+        raise CdmError(f"{path}: not UTF-8 text (it has zero bytes, as UTF-16 does): save it as UTF-8")
+    return text
 
 
 def _from_txt(path: Path, _column: str) -> Iterable[str]:
@@ -129,7 +139,7 @@ def _from_jsonl(path: Path, column: str) -> Iterable[str]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CdmError(f"{path}:{number}: not valid JSON: {error}") from None
             yield _cell(row, column, f"{path}:{number}")
 
@@ -157,7 +167,7 @@ def _from_parquet(path: Path, column: str) -> Iterable[str]:
         if column not in names:
             raise CdmError(f"{path}: no column {column!r} (it has {_listed(names)}): see prompts.column")
         values = parquet.read_table(path, columns=[column])[column].to_pylist()
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, ValueError) as error:
         raise CdmError(f"{path}: cannot be read as parquet: {' '.join(str(error).split())}") from None
     return (_cell({column: value}, column, f"{path}: row {number}") for number, value in enumerate(values, 1))
 
@@ -165,7 +175,7 @@ def _from_parquet(path: Path, column: str) -> Iterable[str]:
 def _from_json(path: Path, column: str) -> Iterable[str]:
     try:
         value = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CdmError(f"{path}: not valid JSON: {error}") from None
     rows = json_rows(value, column, str(path))
     return (_cell(row, column, f"{path}: entry {number}") for number, row in enumerate(rows, 1))
@@ -191,9 +201,11 @@ def _cell(row: Any, column: str, where: str) -> str:
         raise CdmError(f"{where}: no key {column!r} (it has {found}): see prompts.column")
     value = row[column]
     if value is not None and not isinstance(value, str):
-        raise CdmError(f"{where}: {column} is {value!r}, expected a text")
+        raise CdmError(f"{where}: {column} is {shown(value)}, expected a text")
     if value and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise CdmError(f"{where}: {column} holds half a surrogate pair, which is no text")
+    if value and "\0" in value:
+        raise CdmError(f"{where}: {column} holds a zero byte, which is no text")
     return value or ""
 
 
@@ -357,7 +369,8 @@ class _Encoder:
         """A `PromptSet` of `texts`, unless an interrupted run has finished it."""
         metadata = {**self.metadata, "prompts_sha256": digest_of(texts)}
         if not is_complete(folder, metadata):
-            with ShardWriter(folder, shard_rows(self.row_bytes, ROWS_PER_SHARD), metadata) as writer:
+            rows = shard_rows(self.row_bytes, ROWS_PER_SHARD)
+            with naming(folder), ShardWriter(folder, rows, metadata) as writer:
                 starts = range(writer.rows_done, len(texts), self.batch_size)
                 for start in track(starts, title, unit="batch"):
                     writer.append(self.encode(texts[start : start + self.batch_size]))

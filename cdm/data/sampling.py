@@ -26,6 +26,7 @@ from cdm.params import Latents, Runtime, Sample
 from cdm.randomness import Draws, prompt_indices, sample_noise
 from cdm.system.device import DTYPES
 from cdm.system.files import digest_of
+from cdm.system.problems import naming
 from cdm.system.processes import Processes, Rows
 from cdm.system.progress import track
 from cdm.system.provenance import code_digest
@@ -66,7 +67,8 @@ def write_png(path: Path, image: Tensor, **text: str | int | float) -> None:
     for name, value in text.items():
         info.add_itxt(name, str(value))
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(path, "PNG", pnginfo=info)
+    with naming(path):
+        Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(path, "PNG", pnginfo=info)
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class Table:
 
     def fill(self, processes: Processes, draw: Callable[[range], Rows], batch_size: int, title: str) -> None:
         """Writes the rows that `draw` returns for each batch; what an interrupted run has written is kept."""
-        with ExitStack() as stack:
+        with naming(self.folder), ExitStack() as stack:
             writer = None
             if processes.is_main:
                 written = ShardWriter(self.folder, self.rows_per_shard, self.metadata, self.fingerprint)

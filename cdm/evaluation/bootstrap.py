@@ -13,10 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from cdm.measures import FEWEST_PROMPTS
 from cdm.randomness import philox
 
-FEWEST = 8
-"""Fewest prompts for which there is an interval."""
 NORMAL = 1.96
 """Standard errors on either side that hold 95 % of a normal distribution."""
 FEWEST_BLOCKS = 4
@@ -60,7 +59,7 @@ class Resampling:
 
     @property
     def _number(self) -> int:
-        return self.count if self.prompts >= FEWEST else 0
+        return self.count if self.prompts >= FEWEST_PROMPTS else 0
 
     @cached_property
     def _repeated(self) -> Tensor:

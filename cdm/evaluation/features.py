@@ -14,10 +14,9 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
-from cdm.errors import CdmError
+from cdm.errors import CdmError, line
 from cdm.evaluation.judge import Judge
 
 
@@ -55,8 +54,8 @@ class JudgeFeatures:
     def __init__(self, folder: Path) -> None:
         try:
             self.judge = Judge.load(folder)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # noqa: BLE001 - a folder may hold anything
+            reason = line(f"{type(error).__name__}: {error}")
             raise CdmError(f"evaluate.judge: {folder} does not hold a judge: {reason}") from None
         self.attributes: Mapping[str, Sequence[str]] = self.judge.config.attributes
         self.description = f"the judge {folder}, a classifier of {', '.join(self.attributes)}"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cdm import measures
 from cdm.errors import CdmError
-from cdm.evaluation.bootstrap import FEWEST, Estimate, Resampling
+from cdm.evaluation.bootstrap import Estimate, Resampling
 from cdm.evaluation.feature_sets import FeatureSet
 from cdm.evaluation.models.base import FeatureModel, PictureScorer
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
@@ -95,7 +95,7 @@ def _by_features(chosen: Sequence[Measure]) -> dict[str, list[Measure]]:
 def _check_neighbours(section: Evaluate, samples: Samples, real: RealPictures | None) -> None:
     """Raises CdmError where a resample would hold too few pictures for `evaluate.neighbours`."""
     prompts = len(samples.texts)
-    if not section.resamples or prompts < FEWEST:
+    if not section.resamples or prompts < measures.FEWEST_PROMPTS:
         return
     fewest = min(samples.per_prompt, int(real.prompt.bincount().min()) if real else samples.per_prompt)
     if section.neighbours >= prompts // 2 * fewest:

@@ -217,7 +217,7 @@ def read_log(path: Path) -> dict[str, list[tuple[float, float]]]:
                     points.append((float(row["iteration"]), float(row[name])))
     except OSError as error:
         raise CdmError(f"{path}: cannot be read: {error.strerror}: run the stage `distill` first") from None
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, csv.Error) as error:
         raise CdmError(
             f"{path}: not a training log (a CSV file with a column `iteration`): {error!r}"
         ) from None

@@ -14,6 +14,7 @@ from cdm.evaluation import distances
 from cdm.evaluation.bootstrap import Estimate, jackknife
 from cdm.evaluation.features import Extractor, Features, all_right, attribute_targets, attributes_right, extract
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
+from cdm.measures import most_neighbours
 from cdm.randomness import philox
 from cdm.system.progress import track
 
@@ -105,7 +106,7 @@ def evaluate(
     }
     full = raw[samples.full.model, samples.full.key]
     target = full if real is None else measure(real)
-    if neighbours >= min(full.count, target.count // 2):
+    if neighbours > most_neighbours(full.count, target.count):
         raise CdmError(
             f"evaluate.neighbours {neighbours} needs more than {full.count} samples and"
             f" {target.count} reference pictures: lower it, or raise latents.per_prompt"

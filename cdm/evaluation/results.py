@@ -22,7 +22,7 @@ from cdm.models.manifest import TeacherManifest
 from cdm.models.student import Model, Origin
 from cdm.params import Evaluate, Params
 from cdm.system.circumstances import Circumstances
-from cdm.system.files import Memory, digest_of, sha256, write_json
+from cdm.system.files import Memory, digest_of, sha256, write_bytes, write_json, write_text
 
 MOST_PROMPTS = 12
 """Prompts of which a report has the pictures, where sample.pictures are more."""
@@ -74,8 +74,8 @@ def write_results(
     for folder in (metrics.parent, pictures, pages):
         folder.mkdir(parents=True, exist_ok=True)
     for name, picture in drawn.items():
-        (pictures / f"{name}.png").write_bytes(picture)
-    (pages / "index.html").write_text(page, encoding="utf-8")
+        write_bytes(pictures / f"{name}.png", picture)
+    write_text(pages / "index.html", page)
     write_json(metrics, figures, lists_in_a_line=True)
     return evaluation
 

@@ -72,24 +72,26 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _inline(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _code(revision: Revision) -> dict[str, str]:
     """Hashes of the files of code that the stages of the last run depended on, by path."""
-    stages: Mapping[str, Any] = _yaml(revision, LOCK).get("stages", {})
-    return {
-        dep["path"]: dep["md5"]
-        for stage in stages.values()
-        for dep in stage.get("deps", [])
-        if dep["path"].endswith(CODE)
-    }
+    try:
+        return {
+            dep["path"]: dep["md5"]
+            for stage in _yaml(revision, LOCK).get("stages", {}).values()
+            for dep in stage.get("deps", [])
+            if dep["path"].endswith(CODE)
+        }
+    except (AttributeError, KeyError, TypeError):  # damaged: DVC says so itself
+        return {}
 
 
 def _yaml(revision: Revision, path: str) -> Mapping[str, Any]:
     """The content of a YAML file; nothing where it is missing or damaged."""
     try:
         found = YAML(typ="safe").load(revision.read(path) or "")
-    except YAMLError:
+    except (YAMLError, ValueError, TypeError, RecursionError):
         return {}
     return found if isinstance(found, Mapping) else {}

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from cdm.errors import CdmError
 from cdm.experiments.headline import steps_of
 from cdm.experiments.revisions import Revision
-from cdm.measures import HEADLINES, JUDGED, Quantity, quantities
+from cdm.measures import HEADLINES, JUDGED, Quantity, is_quality, quantities
 
 QUALITY = "metrics/quality.json"
 HEADLINE = "metrics/headline.json"
@@ -107,10 +107,11 @@ def read(revision: Revision) -> Results | None:
         return None
     try:
         quality, headline = json.loads(text), json.loads(revision.read(HEADLINE) or "{}")
-        if not (quality["student"] and quality["teacher"]):
-            raise ValueError("no student")
-    except (ValueError, KeyError, TypeError):
-        raise CdmError(f"{revision.name}: its {QUALITY} is damaged: run `dvc repro` there") from None
+    except (ValueError, RecursionError):
+        quality = headline = None
+    numbers = isinstance(headline, dict) and all(isinstance(each, int | float) for each in headline.values())
+    if not is_quality(quality) or not numbers:
+        raise CdmError(f"{revision.name}: its {QUALITY} is damaged: run `dvc repro` there")
     return Results(revision, quality, headline)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ FRECHET, RIGHT = "frechet_distance", "attribute_accuracy"
 def training_seconds(timing: Path) -> float:
     """The seconds of a training, from the file of times that the stage `distill` leaves; raises CdmError."""
     found = read_json(timing)
-    if not isinstance(found, dict) or "seconds" not in found:
+    seconds = found.get("seconds") if isinstance(found, dict) else None
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
         raise CdmError(f"{timing}: missing or damaged: run the stage `distill`, which writes it")
-    return float(found["seconds"])
+    return float(seconds)
 
 
 def write_headline(

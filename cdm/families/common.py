@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdm.errors import CdmError
+from cdm.errors import CdmError, line
 from cdm.families.folder import plain_view
 from cdm.system.progress import quieten_libraries
 
@@ -82,9 +82,11 @@ def load(class_name: str, source: Path, dtype: torch.dtype | None, **options: An
             loaded = getattr(diffusers, class_name).from_pretrained(
                 view, dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True, **options
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            problem = " ".join(str(error).replace(str(view), str(source)).split())
-            raise CdmError(f"{source}: cannot be loaded as {class_name}: {problem}") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever libraries make of a folder that is damaged
+            problem = str(error).replace(str(view), str(source))
+            raise CdmError(line(f"{source}: cannot be loaded as {class_name}: {problem}")) from None
     if view != source:  # which is gone, and no two are called alike: a student is saved with this name
         for each in getattr(loaded, "components", {"": loaded}).values():
             if hasattr(each, "register_to_config"):

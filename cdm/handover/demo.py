@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from cdm import limits
 from cdm.data.prompts import read_prompts
 from cdm.data.sampling import evaluations
 from cdm.data.spread import spread
@@ -108,6 +109,8 @@ def open_demo(
     Nothing is downloaded: a teacher that is not on this machine is left out. Raises CdmError if the student cannot
     be used.
     """
+    if guidance_scale is not None and not 1 <= guidance_scale <= limits.GUIDANCE:
+        raise CdmError(f"--guidance is {guidance_scale:g}: give a number from 1 to {limits.GUIDANCE:g}")
     model, place = find_student(student), choose_device(device)
     precision = chosen_dtype(dtype, place)
     known = params_about(model.origin, params)
@@ -181,10 +184,12 @@ def checked(prompt: str, steps: int, seed: int) -> str:
     """The prompt without space around it. Raises CdmError if it is empty, or steps or seed are none."""
     if not prompt.strip():
         raise CdmError("Say what to draw: the prompt is empty.")
-    if steps < 1:
-        raise CdmError(f"Steps are {steps}: at least 1.")
-    if seed < 0:
-        raise CdmError(f"The seed is {seed}: 0 or more.")
+    if len(prompt) > limits.PROMPT:
+        raise CdmError(f"The prompt has {len(prompt):,} characters: at most {limits.PROMPT:,}.")
+    if not 1 <= steps <= limits.STEPS:
+        raise CdmError(f"Steps are {steps}: 1 to {limits.STEPS:,}.")
+    if not 0 <= seed <= limits.SEED:
+        raise CdmError(f"The seed is {seed}: 0 to {limits.SEED}.")
     return prompt.strip()
 
 

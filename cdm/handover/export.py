@@ -19,13 +19,17 @@ from cdm.handover.adapters import for_comfyui, read_lora
 from cdm.handover.card import Export, model_card
 from cdm.handover.drawing import Precision
 from cdm.handover.snippet import Layout
+from cdm.measures import is_quality
 from cdm.models.student import FULL, LORA, METADATA, Model, Origin, find_student, student_hashes
 from cdm.system import git
 from cdm.system.device import DTYPES
 from cdm.system.files import at_home, digest_of, read_json
+from cdm.system.places import check_folder, check_is_nobodys
 from cdm.system.writing import placed
 
 CARD = "README.md"
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+"""The file that tells a folder with a LoRA, as diffusers names it."""
 FILES: tuple[Layout, ...] = ("single-file", "comfyui")
 """Layouts that are one file."""
 
@@ -79,6 +83,11 @@ def _check_free(out: Path, card: Path, layout: Layout) -> None:
     for path in (out, card):
         if path.exists():
             raise CdmError(f"{path}: exists and is not overwritten: remove it, or give --out another name")
+    try:
+        check_folder(out)
+        check_is_nobodys(out, marks=(INDEX, LORA_WEIGHTS))
+    except CdmError as error:
+        raise CdmError(f"--out: {error}") from None
 
 
 def _check_layout(student: Path, model: Model, layout: Layout) -> None:
@@ -115,12 +124,8 @@ def quality_of(student: Path, metrics: Path | None) -> tuple[Mapping[str, Any] |
     if metrics is None or not metrics.exists():
         return None, None
     quality = read_json(metrics)
-    try:
-        measured = quality["basis"]["student"]
-        complete = all(isinstance(quality[model], dict) for model in ("student", "teacher"))
-    except (KeyError, TypeError):
-        complete = False
-    if not complete:
+    measured = (quality.get("basis") or {}).get("student") if is_quality(quality) else None
+    if not isinstance(measured, str):
         return None, (
             f"{metrics}: does not say which student its figures are of, so they are left out of the card: run the stage"
             " `evaluate` again"

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from cdm.errors import CdmError
 from cdm.families import get_family
@@ -14,23 +16,25 @@ from cdm.families.configs import INDEX, read_config
 from cdm.families.folder import WEIGHTS, pipeline_files
 from cdm.models.hub import downloaded, resolve, resolved_revision
 from cdm.models.parts import check_parts, read_headers
-from cdm.system.files import Memory, at_home, digest_of, read_json, sha256, write_json
+from cdm.params import Text
+from cdm.system.files import Memory, at_home, digest_of, sha256, write_json
 from cdm.system.progress import track
 from cdm.system.provenance import code_digest
+from cdm.system.records import parse_record
 
 
 @dataclass(frozen=True)
 class TeacherManifest:
     """The record of the model that is distilled: the content of data/teacher.json."""
 
-    family: str
-    source: str
+    family: Text
+    source: Text
     revision: str | None
     """The commit that a hub model was found at; null for a folder."""
     files: dict[str, str]
     """SHA-256 of every file that the model is loaded from, by path."""
-    latent_shape: list[int]
-    shift: float
+    latent_shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
+    shift: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     parameters: int
     """Of the transformer."""
 
@@ -58,8 +62,8 @@ class TeacherManifest:
     def read(cls, path: Path) -> TeacherManifest:
         """The manifest at `path`; raises CdmError if the stage `teacher` has not written one there."""
         try:
-            return cls(**read_json(path))
-        except TypeError:
+            return parse_record(cls, path.read_bytes())
+        except (OSError, ValueError):
             raise CdmError(f"{path}: missing or damaged: run the stage `teacher`") from None
 
 

@@ -6,19 +6,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from cdm import limits
 from cdm.errors import CdmError
 from cdm.families import Family, family_of_pipeline, get_family
 from cdm.families.configs import INDEX
 from cdm.families.folder import WEIGHTS
 from cdm.models.hub import resolve
 from cdm.models.manifest import TeacherManifest, file_hashes, pipeline_class
-from cdm.params import Params
+from cdm.params import Params, Text
 from cdm.system.files import at_home, sha256, write_json
+from cdm.system.records import parse_record
 
 LORA = "lora.json"
 """The record in the folder of a LoRA; that it is there says that the folder is one."""
@@ -39,17 +42,17 @@ SHAPING: dict[str, bool | set[str]] = {
 class Origin:
     """The record of how a student was made: its teacher and the parameters."""
 
-    family: str
-    source: str
+    family: Text
+    source: Text
     """The teacher: a folder or a hub id, as `teacher.source` names it."""
-    revision: str | None
+    revision: Text | None
     digest: str
     """Of the teacher (`TeacherManifest.digest`)."""
-    latent_shape: list[int] = field(default_factory=list)
+    latent_shape: list[Annotated[int, Field(ge=1, le=limits.PIXELS)]] = field(default_factory=list)
     """Of a sample that it was trained on; empty where it is not known."""
     params: dict[str, Any] = field(default_factory=dict)
     """The parameters of the distillation, by section."""
-    training: str = ""
+    training: Annotated[str, Field(pattern=r"^[\w-]*$")] = ""
     """Name of the training, which is that of the folder of its checkpoints; empty where it is not known."""
 
     @classmethod
@@ -62,12 +65,15 @@ class Origin:
         return cls(teacher.family, teacher.source, teacher.revision, teacher.digest, shape, values, training)
 
     @classmethod
-    def read(cls, text: str, where: Path) -> Origin:
+    def read(cls, text: str | bytes, where: Path) -> Origin:
         """The record in `text`; raises CdmError, naming `where`, if it is none."""
         try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
-            raise CdmError(f"{where}: damaged: run the stage `distill` again") from None
+            record = parse_record(cls, text)
+        except ValueError:
+            record = None
+        if record is None or not record.is_sound:
+            raise CdmError(f"{where}: damaged: run the stage `distill` again")
+        return record
 
     def write(self, path: Path) -> None:
         """As a file."""
@@ -76,6 +82,15 @@ class Origin:
     def as_text(self) -> str:
         """As one line."""
         return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the shape is one of latents, and the parameters are such as a training has."""
+        sections = [self.params.get(name, {}) for name in ("prompts", "schedule", "distill")]
+        if len(self.latent_shape) not in (0, 3) or not all(isinstance(each, dict) for each in sections):
+            return False
+        numbers = (sections[0].get("max_sequence_length", 0), sections[2].get("iterations", 0))
+        return all(type(each) is int and each >= 0 for each in numbers) and numbers[0] <= limits.TOKENS
 
     @property
     def max_sequence_length(self) -> int | None:
@@ -170,7 +185,7 @@ def _with_teacher(path: Path, origin: Origin, teacher: TeacherManifest | None, *
 
 def _record(path: Path) -> Origin:
     try:
-        return Origin.read(path.read_text(encoding="utf-8"), path)
+        return Origin.read(path.read_bytes(), path)
     except OSError as error:
         raise CdmError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -7,6 +7,7 @@ and a library keeps for itself is left out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -125,7 +126,7 @@ def make_plan(
     """
     if processes < 1:
         raise CdmError(f"--processes is {processes}: give 1 or more")
-    if peak_flops <= 0:
+    if not 0 < peak_flops < math.inf:
         raise CdmError(f"--flops is {peak_flops:g}: give the peak FLOP/s of a GPU, such as 400e12")
     if not 0 < utilisation <= 1:
         raise CdmError(f"--utilisation is {utilisation:g}: give a share above 0 and up to 1")

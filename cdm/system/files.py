@@ -10,9 +10,12 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from cdm.errors import CdmError
+from cdm.system.problems import naming
 
 REMOVED = ".removed"
 """Ending of the names of folders that are being deleted."""
@@ -42,9 +45,23 @@ def write_json(path: Path, value: Any, *, lists_in_a_line: bool = False) -> None
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, atomically: a reader sees the old text or the new one, and nothing between."""
+    with naming(path):
+        content = text.encode("utf-8")
+    write_bytes(path, content)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, atomically; an error names the file, and leaves it as it was."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            error.filename = str(path)  # not the temporary one, or none
+        raise
 
 
 def remove_folder(folder: Path) -> None:
@@ -76,9 +93,15 @@ class Memory:
     """
 
     def __init__(self, remembered: Any = None) -> None:
-        known = remembered if isinstance(remembered, dict) else {}
-        self._files: dict[str, list[Any]] = dict(known.get("files", {}))
-        self.values: dict[str, Any] = dict(known.get("values", {}))
+        files, values = (
+            remembered.get(name) if isinstance(remembered, dict) else None for name in ("files", "values")
+        )
+        self._files: dict[str, list[Any]] = {
+            name: entry
+            for name, entry in (files.items() if isinstance(files, dict) else ())
+            if isinstance(entry, list) and len(entry) == 4
+        }
+        self.values: dict[str, Any] = values if isinstance(values, dict) else {}
         """JSON values by a name, which must change with all that they were worked out from."""
 
     @classmethod
@@ -88,10 +111,16 @@ class Memory:
         memory = cls(read_json(path))
         try:
             yield memory
-        finally:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files = {name: entry for name, entry in memory._files.items() if Path(name).is_file()}
-            write_json(path, {"files": files, "values": memory.values})
+        except BaseException:
+            with suppress(OSError, CdmError):  # what went wrong first is told
+                memory._keep(path)
+            raise
+        memory._keep(path)
+
+    def _keep(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files = {name: entry for name, entry in self._files.items() if Path(name).is_file()}
+        write_json(path, {"files": files, "values": self.values})
 
     def sha256(self, path: Path) -> str:
         """As the function of that name; raises OSError if the file cannot be read."""

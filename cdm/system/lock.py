@@ -84,12 +84,13 @@ def _is_recorded(
         and set(deps) == recorded.keys()
         and {key: _value(params, key) for key in stage.get("params", [])} == values
         and all(recorded[dep] == (written.get(dep) or _md5(folder / dep)) for dep in deps)
-        and set(_outs(stage)) == {out["path"] for out in locked.get("outs", [])}
-        and all((folder / path).exists() for path in _outs(stage))
+        and set(outs_of(stage)) == {out["path"] for out in locked.get("outs", [])}
+        and all((folder / path).exists() for path in outs_of(stage))
     )
 
 
-def _outs(stage: Mapping[str, Any]) -> Iterator[str]:
+def outs_of(stage: Mapping[str, Any]) -> Iterator[str]:
+    """The paths that a stage writes, as dvc.yaml has them."""
     for kind in ("outs", "metrics", "plots"):
         for entry in stage.get(kind, []):
             yield from [entry] if isinstance(entry, str) else entry

@@ -125,6 +125,7 @@ SHAPES_NOTHING = (
     "cdm/data/prompt_formats.py",  # to the stage teacher
     "cdm/data/prompt_set.py",  # to the stage prompts
     "cdm/errors.py",
+    "cdm/limits.py",
     "cdm/measures.py",  # to other stages than evaluate, which only check names
     "cdm/models/metric_models.py",  # where models are; which ones, is in data/inputs/evaluation.json
     "cdm/models/hub.py",  # where a model is; which one it is, is in data/teacher.json
@@ -132,6 +133,7 @@ SHAPES_NOTHING = (
     "cdm/models/parts.py",  # its answer is that the stage teacher ends well
     "cdm/params.py",  # every value stands in the params file
     "cdm/preflight.py",
+    "cdm/system/boundary.py",
     "cdm/system/circumstances.py",
     "cdm/system/commands.py",
     "cdm/system/device.py",
@@ -142,10 +144,13 @@ SHAPES_NOTHING = (
     "cdm/system/launcher.py",
     "cdm/system/lock.py",
     "cdm/system/parent.py",
+    "cdm/system/places.py",
+    "cdm/system/problems.py",
     "cdm/system/processes.py",
     "cdm/system/programs.py",
     "cdm/system/progress.py",
     "cdm/system/provenance.py",
+    "cdm/system/records.py",
     "cdm/system/signals.py",
     "cdm/system/writing.py",
     "cdm/training/checkpoint.py",

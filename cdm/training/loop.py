@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from cdm.params import Params
 from cdm.system.device import choose_device
+from cdm.system.problems import naming
 from cdm.system.progress import track
 from cdm.system.signals import StopRequest
 from cdm.training import checkpoint, sharding
@@ -56,8 +57,10 @@ def distill(
         state.choose_best()
         average = sharding.gather(state.average, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
-            write_log(state.rows, log)
-            save_student(state.networks, average, inputs, params, student, name)
+            with naming(log):
+                write_log(state.rows, log)
+            with naming(student):
+                save_student(state.networks, average, inputs, params, student, name)
         accelerator.wait_for_everyone()
 
 
@@ -91,7 +94,8 @@ def train(
         if done or wanted or state.iteration // between > iteration // between:
             saved = state.checkpoint(keep=accelerator.is_main_process)
             if accelerator.is_main_process:
-                checkpoint.save(folder, saved)
+                with naming(folder):
+                    checkpoint.save(folder, saved)
             accelerator.wait_for_everyone()
             if wanted and not done:
                 accelerator.print(f"stopped and saved at iteration {state.iteration}: the same command resumes")

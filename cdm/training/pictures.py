@@ -23,6 +23,7 @@ from cdm.flow import add_noise, inference_sigmas, velocity_to_x0
 from cdm.params import Params
 from cdm.randomness import Draws, sample_noise
 from cdm.rollout import Conditioning, integrate, take
+from cdm.system.files import write_bytes
 from cdm.training.networks import Networks, Role
 from cdm.training.probe import draw_student, exchanged
 
@@ -213,7 +214,7 @@ class Gallery:
     def _write(self, name: str, content: bytes) -> None:
         for folder in (self.kept, self.out):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+            write_bytes(folder / name, content)
 
 
 def _steps(count: int) -> str:

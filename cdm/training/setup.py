@@ -11,6 +11,7 @@ from torch import nn
 
 from cdm.errors import CdmError
 from cdm.params import Distill, Params
+from cdm.preflight import unsharded
 from cdm.training import sharding
 from cdm.training.distiller import Distiller
 from cdm.training.inputs import Inputs, pair_source, prompt_source
@@ -85,13 +86,9 @@ def build_networks(distill: Distill, seed: int, inputs: Inputs, device: torch.de
 
 
 def _check_sharded(distill: Distill) -> None:
-    for name, needs in sorted(distill.losses.needs.items()):
-        if not needs.sharded:
-            raise CdmError(f"distill.losses.{name} does not work sharded: give it weight 0, or use plain DDP")
-    if distill.lora is not None and distill.lora.base != "precision":
-        raise CdmError(
-            f"distill.lora.base {distill.lora.base} does not work sharded: set it to precision, or use plain DDP"
-        )
+    problems = list(unsharded(distill))
+    if problems:
+        raise CdmError("\n".join(problems))
 
 
 def open_probe(
