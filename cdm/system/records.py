@@ -20,5 +20,5 @@ def parse_record(kind: type[T], text: str | bytes) -> T:
 
     Keys that the dataclass does not know are left out: a later version may have written them.
     """
-    record: T = _adapter(kind).validate_json(text, strict=True)
+    record: T = _adapter(kind).validate_json(text, strict=True)  # type: ignore[arg-type]
     return record
