@@ -106,7 +106,7 @@ class World:
         counts.mkdir()
         plan = [rule | {"count": str(counts / kind)} for kind, rule in RULES.items()]
         begun = time.monotonic()
-        code, text = Run(reference, "sample", plan).finish()
+        code, text = Run(reference, "sample", plan=plan).finish()
         assert code == 0, text
         self.seconds = time.monotonic() - begun
         self.made = made(reference.folder)
@@ -131,18 +131,18 @@ class World:
 
 
 class Run:
-    """`dvc repro TARGET`, begun, with a plan of `tests/fatal.py`."""
+    """`dvc repro ARGUMENTS`, begun, with a plan of `tests/fatal.py`."""
 
-    def __init__(self, repository: Repository, target: str, plan: list[dict[str, Any]] | None = None) -> None:
+    def __init__(self, repository: Repository, *arguments: str, plan: Sequence[dict[str, Any]] = ()) -> None:
         self.folder = repository.folder
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - `finish` closes it
         script = str(Path(__file__).with_name("fatal.py"))
         self.process = Forked(
             f"{os.environ[launching.SERVER]}/socket",
             "dvc",
-            ["repro", target],
+            ["repro", *arguments],
             str(self.folder),
-            {**repository.environment, FIRST: script, PLAN: json.dumps(plan or [])},
+            {**repository.environment, FIRST: script, PLAN: json.dumps(plan)},
             str(launching.python()),
             streams=(0, self.said.fileno(), self.said.fileno()),
         )
@@ -187,7 +187,7 @@ class Trial:
     def kill(self, kind: str) -> bool:
         """Kills a run at a moment of this kind; False where it has ended before."""
         plan = [RULES[kind] | {"at": self._moment(kind)}] if kind in RULES else []
-        run = Run(self.repository, TARGETS[kind], plan)
+        run = Run(self.repository, TARGETS[kind], plan=plan)
         if kind == "any":
             end = time.monotonic() + self.chance.uniform(0, self.world.seconds)
             run.wait(lambda: time.monotonic() > end)
