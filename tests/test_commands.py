@@ -32,7 +32,9 @@ def start(program: str, folder: Path, **environment: str) -> subprocess.Popen[st
 SHOWS = "import os, sys; print(os.environ['TRANSFORMERS_VERBOSITY'], sys.dont_write_bytecode, 'torch' in sys.modules)"
 
 
-@pytest.mark.parametrize("begun", ["import stages", "from cdm import cli; cli.app = int; cli.main()"])
+@pytest.mark.parametrize(
+    "begun", ["import stages", "from cdm import cli; cli.app = lambda **_: None; cli.main()"]
+)
 def test_commands_and_stages_prepare_their_environment_before_torch_is_there(
     begun: str, tmp_path: Path
 ) -> None:
