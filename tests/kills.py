@@ -13,7 +13,6 @@ the student, of its cache or of its lock (`commit`), or soon after the student i
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -28,10 +27,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from ruamel.yaml import YAML
 
 from tests import launching, tiny_pipelines
@@ -277,16 +277,15 @@ def kill_often(world: World, kinds: Sequence[str], seed: int = 0) -> Report:
     return report
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
+def main(
+    kills: Annotated[int, typer.Option(help="How many kills, of each kind in turn.", min=1)] = 50,
+    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
+) -> None:
+    """Kill `dvc repro` on a tiny world, and check that nothing is lost; what has gone wrong is kept."""
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     teacher = tiny_pipelines.save("sd3", folder / "teacher")
-    kinds = [kind for _, kind in zip(range(chosen.kills), cycle(KINDS), strict=False)]
     with launching.fork_server():
-        report = kill_often(World(folder / "world", teacher), kinds, chosen.seed)
+        report = kill_often(World(folder / "world", teacher), list(islice(cycle(KINDS), kills)), seed)
     print(report)
     if report.problems:
         sys.exit(f"{folder} has the repositories")
@@ -294,4 +293,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
