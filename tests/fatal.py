@@ -45,7 +45,7 @@ class Rule:
             atexit.register(lambda: Path(count).write_text(str(self.seen)))
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "subprocess.Popen" and self.after and self.after in str(arguments):
+        if event == "subprocess.Popen" and self.after and self.after in str(arguments[1]):
             self.counts = True
         if not self.counts or event not in EVENTS:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,11 +17,11 @@ from cdm.system.environment import SETTINGS
 ROOT = Path(__file__).parent.parent
 
 
-def start(program: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
+def start(program: str, folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """A Python of its own, in an environment that nobody has prepared."""
     ours = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     return subprocess.Popen(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, *arguments],
         cwd=folder,
         env={**ours, "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
@@ -32,7 +33,9 @@ def start(program: str, folder: Path, **environment: str) -> subprocess.Popen[st
 SHOWS = "import os, sys; print(os.environ['TRANSFORMERS_VERBOSITY'], sys.dont_write_bytecode, 'torch' in sys.modules)"
 
 
-@pytest.mark.parametrize("begun", ["import stages", "from cdm import cli; cli.app = int; cli.main()"])
+@pytest.mark.parametrize(
+    "begun", ["import stages", "from cdm import cli; cli.app = lambda **_: None; cli.main()"]
+)
 def test_commands_and_stages_prepare_their_environment_before_torch_is_there(
     begun: str, tmp_path: Path
 ) -> None:
@@ -52,25 +55,32 @@ def test_openmp_takes_the_number_of_spins(set_by_user: dict[str, str], expected:
     assert f"GOMP_SPINCOUNT = '{expected}'" in errors
 
 
-FOLLOWS = """
-import os, subprocess, sys, time
+FOLLOWER = """
+import os, time
 from cdm.system.parent import follow_parent
-if os.fork() == 0:
-    follow_parent(every=0.01)
-    print(os.getpid(), flush=True)
-    time.sleep(60)
+follow_parent(every=0.01)
+print(os.getpid(), flush=True)
 time.sleep(60)
+"""
+STARTER = """
+import subprocess, sys
+subprocess.run(sys.argv[1:])
 """
 
 
-def test_a_process_ends_after_the_one_that_has_started_it(tmp_path: Path) -> None:
-    process = start(FOLLOWS, tmp_path)
+@pytest.mark.parametrize(
+    "command",
+    [[sys.executable, "follower.py"], ["sh", "-c", f"{shlex.quote(sys.executable)} follower.py; exit"]],
+)
+def test_a_process_ends_after_the_one_that_has_started_it(command: list[str], tmp_path: Path) -> None:
+    """Also where a shell stands between them, which waits."""
+    (tmp_path / "follower.py").write_text(FOLLOWER)
+    process = start(STARTER, tmp_path, *command)
     assert process.stdout is not None
-    child = int(process.stdout.readline())
-    os.kill(child, 0)
+    os.kill(int(process.stdout.readline()), 0)
     process.kill()
-    printed, errors = process.communicate(timeout=30)  # until nobody has its standard output open any more
-    assert (printed, errors) == ("", "")
+    printed, errors = process.communicate(timeout=60)  # until nobody has its standard output open any more
+    assert (printed, errors) in [("", ""), ("", "Terminated\n")]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.kills import KINDS, Left, Run, World, kill_often
+from tests.kills import ITERATIONS, KINDS, RULES, Left, Run, World, kill_often, made
 from tests.repository import Repository
 
 pytestmark = pytest.mark.slow
@@ -21,10 +21,28 @@ def world(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("kills"), tiny_sd3)
 
 
+@pytest.mark.nightly
 def test_nothing_is_lost_by_kills(world: World) -> None:
     report = kill_often(world, KINDS)
     assert not report.problems, str(report)
     assert report.kills.total() == len(KINDS)
+
+
+def test_a_student_that_dvc_does_not_have_keeps_its_checkpoint(world: World) -> None:
+    """Also where it is drawn from: DVC deletes it before it runs the training again."""
+    repository = world.clone("single-item")
+    code, _ = Run(repository, "distill", plan=[{**RULES["commit"], "at": 1}]).finish()
+    assert code == -signal.SIGKILL
+    code, text = Run(repository, "--single-item", "sample").finish()
+    assert code == 0, text
+    assert Left.of(repository.folder).newest == ITERATIONS
+    code, text = Run(repository, "sample").finish()
+    assert code == 0, text
+    assert f"resuming at iteration {ITERATIONS} of {ITERATIONS}" in text
+    assert made(repository.folder) == world.made
+    assert "Running stage 'sample'" not in text, "so another stage must give the disk back"
+    code, text = Run(repository, "teacher").finish()
+    assert (code, Left.of(repository.folder).steps) == (0, ()), text
 
 
 @pytest.mark.parametrize("there", ["lock", "step-*"])
