@@ -318,8 +318,8 @@ def is_quality(found: Any) -> bool:
     """Whether a JSON value has the form of metrics/quality.json: rows of student and teacher by `stepsN`."""
     if not isinstance(found, dict) or not isinstance(found.get("basis", {}), dict | None):
         return False
-    tables = [found.get("student"), found.get("teacher")]
-    named = all(_is_table(table, _is_number) and all(map(_is_steps, table or ())) for table in tables)
+    tables: list[Any] = [found.get("student"), found.get("teacher")]
+    named = all(_is_table(table, _is_number) and all(map(_is_steps, table)) for table in tables)
     replicates = found.get("replicates", {})
     return named and _is_table(replicates, lambda sets: _is_table(sets, _is_numbers, least=0), least=0)
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter
 
 T = TypeVar("T")
-
-
-@cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def parse_record(kind: type[T], text: str | bytes) -> T:
@@ -20,5 +14,4 @@ def parse_record(kind: type[T], text: str | bytes) -> T:
 
     Keys that the dataclass does not know are left out: a later version may have written them.
     """
-    record: T = _adapter(kind).validate_json(text, strict=True)  # type: ignore[arg-type]
-    return record
+    return TypeAdapter(kind).validate_json(text, strict=True)
