@@ -33,13 +33,20 @@ def start(program: str, folder: Path, *arguments: str, **environment: str) -> su
 SHOWS = "import os, sys; print(os.environ['TRANSFORMERS_VERBOSITY'], sys.dont_write_bytecode, 'torch' in sys.modules)"
 
 
-@pytest.mark.parametrize(
-    "begun", ["import stages", "from cdm import cli; cli.app = lambda **_: None; cli.main()"]
-)
+COMMAND = """
+import contextlib
+from cdm import cli
+cli.app = lambda **_: None
+with contextlib.suppress(SystemExit):
+    cli.main()
+"""
+
+
+@pytest.mark.parametrize("begun", ["import stages", COMMAND])
 def test_commands_and_stages_prepare_their_environment_before_torch_is_there(
     begun: str, tmp_path: Path
 ) -> None:
-    printed, errors = start(f"{begun}; {SHOWS}", tmp_path, PYTHONDONTWRITEBYTECODE="1").communicate()
+    printed, errors = start(f"{begun}\n{SHOWS}", tmp_path, PYTHONDONTWRITEBYTECODE="1").communicate()
     assert printed.split() == ["error", "False", "False"], errors
 
 
@@ -105,16 +112,17 @@ def changes(repository: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-RUNS = "from stages.common import run; import sys; run(lambda: sys.exit({code}))"
+RUNS = "from stages.common import run; import sys; run(lambda: {does})"
 
 
 @pytest.mark.parametrize(
     ("program", "started_by_dvc", "restored"),
     [
-        (RUNS.format(code=130), True, True),
+        (RUNS.format(does="sys.exit(130)"), True, True),
         ("import stages; raise ValueError", True, True),
-        (RUNS.format(code=0), True, False),
-        (RUNS.format(code=130), False, False),
+        (RUNS.format(does="sys.exit(0)"), True, False),
+        (RUNS.format(does="None"), True, False),
+        (RUNS.format(does="sys.exit(130)"), False, False),
     ],
 )
 def test_a_stage_that_comes_to_nothing_leaves_the_results_that_git_has(
