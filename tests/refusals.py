@@ -156,14 +156,15 @@ def _set(library: Any, header: Any, powers: Any) -> None:
 @contextmanager
 def full_disk(size: int = 4096) -> Iterator[None]:
     """No file may become larger meanwhile: writing fails in the middle of a file, as it does on a disk that is full."""
-    before, compiles = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
-    sys.dont_write_bytecode = True  # Python would leave what it compiles cut off
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        sys.dont_write_bytecode = compiles
+    before, compiled = resource.getrlimit(resource.RLIMIT_FSIZE), sys.pycache_prefix
+    with tempfile.TemporaryDirectory() as elsewhere:
+        sys.pycache_prefix = elsewhere  # Python leaves what it compiles meanwhile cut off
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            sys.pycache_prefix = compiled
 
 
 def main() -> None:

@@ -521,7 +521,7 @@ LATER: list[tuple[str, Break, str]] = [
 def of_later(name: str, prepare: Break, says: str) -> list[Case]:
     return [
         Case(f"check, {name}", CHECK, says, prepare),
-        Case(f"first stage, {name}", ("stages.teacher",), says, prepare),
+        Case(f"first stage, {name}", ("stages.teacher",), says, prepare, slow=not name.startswith("too many")),
     ]
 
 
@@ -990,7 +990,6 @@ PLACES = [
     Case("a full disk, latents", ("stages.latents",), "data/", within=lambda: full_disk(1024)),
     Case("a full disk, distill", ("stages.distill",), "checkpoints", within=lambda: full_disk(8192)),
     Case("a full disk, sample", ("stages.sample",), "data/", within=lambda: full_disk(4096)),
-    Case("a full disk, evaluate", ("stages.evaluate",), "", within=lambda: full_disk(8192), slow=True),
     Case("a full disk, a picture", SAMPLE, "a.png", within=lambda: full_disk(128)),
     Case("a full disk, an export", EXPORT, "exported", within=lambda: full_disk(4096)),
     Case(
