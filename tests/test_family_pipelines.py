@@ -105,8 +105,8 @@ def plain_student(pipeline_class: str, student: Path, teacher: Path, lora: bool)
     ("name", "lora", "precision"),
     [
         ("sd3_t5", False, "fp32"),
-        ("sd3_real", False, "fp32"),
-        ("sd3_real", True, "bf16"),
+        pytest.param("sd3_real", False, "fp32", marks=pytest.mark.nightly),
+        pytest.param("sd3_real", True, "bf16", marks=pytest.mark.nightly),
         ("longcat", False, "bf16"),
         ("longcat", True, "fp32"),  # its pipeline has no loader of LoRAs
         ("flux", True, "bf16"),

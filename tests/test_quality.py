@@ -261,6 +261,7 @@ def test_figures_are_those_of_any_cut(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read where Linux tells it")
 def test_evaluation_of_large_pictures_takes_bounded_memory(tmp_path: Path) -> None:
     """12 pictures of 1024 x 1024 in a set: in float64, five times over, they would take 1.5 GB; 6 before a judge,

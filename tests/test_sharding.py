@@ -250,6 +250,7 @@ def wider_sd3(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("lora", [None, {"rank": 64, "alpha": 128}])
 @pytest.mark.parametrize(
     "changes", [{}, UNEVEN, STATES, UNEVEN | STATES], ids=["plain", "parts", "8bit", "both"]
