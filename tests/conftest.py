@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
@@ -32,6 +33,9 @@ LONGEST = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """The processes of all tests are forked from one, also where pytest-xdist has several workers."""
+    # A shell starts what it puts into the background with the signal of Ctrl-C ignored, and so would be what tests start.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         config.stash[SERVER] = ExitStack()
         config.stash[SERVER].enter_context(launching.fork_server())
