@@ -33,7 +33,7 @@ LONGEST = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """The processes of all tests are forked from one, also where pytest-xdist has several workers."""
-    # A shell has what it puts into the background ignore the signal of Ctrl-C, and what tests start would ignore it too.
+    # A shell has its background processes ignore the signal of Ctrl-C, and what tests start would ignore it too.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
