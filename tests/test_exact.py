@@ -154,6 +154,8 @@ BOUNDS: dict[str, dict[int, float]] = {
     "cdm-unbounded": {1: 0.2, 4: 0.08, 8: 0.06},
 }
 """Energy distance after the whole training, by method and number of steps that it is good for."""
+OFTEN = ("dm-fixed-level", "cdm-level")
+"""Methods that are trained for every change; the others every night."""
 
 DRIFTING = ["dmd2-guided", "decoupled-dmd-guided", "cdm-guided"]
 """These do not come near the guided distribution, because their fake score is not conditioned on the level."""
@@ -195,7 +197,9 @@ def test_the_guided_teacher_leaves_the_other_class_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.nightly) for name in BOUNDS]
+)
 def test_students_come_near_the_truth(name: str) -> None:
     found = distances(name)
     assert all(found[steps] < bound for steps, bound in BOUNDS[name].items()), found
@@ -212,11 +216,13 @@ def test_a_short_training_halves_the_distance_of_one_step() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_fake_score_that_knows_levels_keeps_more_steps_from_drifting() -> None:
     assert 2 * distances("cdm-level")[8] < distances("cdm")[8]
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", DRIFTING)
 def test_guidance_needs_a_fake_score_that_knows_levels(name: str) -> None:
     told = distances(f"{name}-level")
@@ -224,6 +230,7 @@ def test_guidance_needs_a_fake_score_that_knows_levels(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_cdm_is_nearer_at_levels_on_no_list() -> None:
     """The claim of the paper."""
     dynamic, fixed = (sum(distances(name)[steps] for steps in (3, 6)) for name in ("cdm-fast", "dm-fixed-fast"))
@@ -231,6 +238,7 @@ def test_cdm_is_nearer_at_levels_on_no_list() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["decoupled-dmd", "cdm"])
 def test_guidance_at_other_levels_than_matching_drifts(name: str) -> None:
     """CA below the student's level and the rest at any, as published: what CA adds there is not taken back."""
