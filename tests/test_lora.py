@@ -28,6 +28,7 @@ from cdm.training import checkpoint
 from cdm.training.inputs import Inputs
 from cdm.training.networks import FullNetworks, LoraNetworks
 from cdm.training.setup import build_networks
+from tests.crashing import crash_rounds
 from tests.inputs import build_prompts, cache_latents, draw_samples, train
 from tests.test_training import run
 from tests.write_params import write_params
@@ -214,16 +215,7 @@ def test_distillation_writes_a_lora_that_has_learnt(distilled: Path) -> None:
 def test_resumes_byte_for_byte(
     world: tuple[Path, Params], distilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cdm.training.distiller import Distiller
-
-    real, crash_at = Distiller.round, [8, 14]
-
-    def round_or_crash(self: Distiller, iteration: int) -> dict[str, float]:
-        if crash_at and iteration == crash_at[0]:
-            raise RuntimeError(f"crash {crash_at.pop(0)}")
-        return real(self, iteration)
-
-    monkeypatch.setattr(Distiller, "round", round_or_crash)
+    crash_rounds(monkeypatch, 8, 14)
     for expected in (8, 14):
         with pytest.raises(RuntimeError, match=f"crash {expected}"):
             run(world[0], tmp_path, world[1])

@@ -16,7 +16,7 @@ from cdm.params import Optimiser, Params
 from cdm.planning import memory
 from cdm.preflight import check_paths
 from cdm.training.optim import Learner, fits_8bit, messages
-from cdm.training.state import TrainingState
+from tests.crashing import crash_rounds
 from tests.inputs import build_prompts
 from tests.launching import succeed_in_two_processes
 from tests.run_states import learner, network
@@ -129,7 +129,6 @@ class TestEightBit:
     def test_a_distillation_resumes_byte_for_byte(
         self, tiny_sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from cdm.training.distiller import Distiller
         from miniature.teacher import build_transformer
 
         teacher = tmp_path / "teacher"
@@ -144,23 +143,14 @@ class TestEightBit:
         build_prompts(params, manifest, world / "prompts")
         run(world, tmp_path / "whole", params)
 
-        real, crash_at = Distiller.round, [6, 10]
-        saved: list[TrainingState] = []
-
-        def round_or_crash(self: Distiller, iteration: int) -> dict[str, float]:
-            if crash_at and iteration == crash_at[0]:
-                saved.append(TrainingState(self.networks, self.student, self.fake, {}, []))
-                raise RuntimeError(f"crash {crash_at.pop(0)}")
-            return real(self, iteration)
-
-        monkeypatch.setattr(Distiller, "round", round_or_crash)
+        crashed = crash_rounds(monkeypatch, 6, 10)
         for expected in (6, 10):
             with pytest.raises(RuntimeError, match=f"crash {expected}"):
                 run(world, tmp_path / "torn", params)
         run(world, tmp_path / "torn", params)
         assert_same(tmp_path / "torn", tmp_path / "whole")
 
-        state = saved[0].student.state()
+        state = crashed[0].student.state()
         assert any(value.dtype == torch.uint8 for value in state.values())
         from cdm.planning import architecture
 

@@ -18,6 +18,7 @@ from cdm.preflight import check_paths
 from cdm.training import setup
 from cdm.training.networks import LoraNetworks
 from cdm.training.quantised import RoundedLinear, quantised_layers
+from tests.crashing import crash_rounds
 from tests.inputs import build_prompts
 from tests.test_lora import WEIGHTS, plain_pipeline, points, trained  # noqa: F401 - a fixture
 from tests.test_training import run
@@ -149,7 +150,6 @@ class TestBases:
     def test_a_distillation_resumes_byte_for_byte_and_loads_in_diffusers(
         self, tiny_sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
     ) -> None:
-        from cdm.training.distiller import Distiller
 
         world = tmp_path / "world"
         world.mkdir()
@@ -164,17 +164,9 @@ class TestBases:
                 run(world, out, params)
 
         distil(tmp_path / "whole")
-        real = Distiller.round
-
-        def round_or_crash(self: Distiller, iteration: int) -> dict[str, float]:
-            if iteration == 6:
-                raise RuntimeError("crash")
-            return real(self, iteration)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Distiller, "round", round_or_crash)
-            with pytest.raises(RuntimeError, match="crash"):
-                run(world, tmp_path / "torn", params)
+        crash_rounds(monkeypatch, 6)
+        with pytest.raises(RuntimeError, match="crash 6"):
+            run(world, tmp_path / "torn", params)
         distil(tmp_path / "torn")
         for name in (f"student/{WEIGHTS}", "student/lora.json", "log.csv"):
             assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from cdm.models.manifest import describe
 from cdm.params import Params, load
 from cdm.training import checkpoint
-from cdm.training.distiller import Distiller
 from cdm.training.inputs import Inputs
 from cdm.training.loop import distill
 from cdm.training.watch import Places
+from tests.crashing import crash_rounds
 from tests.inputs import build_prompts, cache_latents
 from tests.launching import in_two_processes, succeed_in_two_processes
 from tests.test_training import read_log
@@ -126,17 +126,9 @@ def test_one_process_goes_on_where_two_sharded_ones_stopped(world: World, one: P
 def test_two_sharded_processes_go_on_where_one_stopped(
     world: World, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Distiller.round
-
-    def round_or_crash(self: Distiller, iteration: int) -> dict[str, float]:
-        if iteration == 6:
-            raise RuntimeError("crash")
-        return real(self, iteration)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Distiller, "round", round_or_crash)
-        with pytest.raises(RuntimeError, match="crash"):
-            world.alone(tmp_path)
+    crash_rounds(monkeypatch, 6)
+    with pytest.raises(RuntimeError, match="crash 6"):
+        world.alone(tmp_path)
     world.sharded(tmp_path)
     assert_alike(tmp_path, one)
 

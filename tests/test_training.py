@@ -27,6 +27,7 @@ from cdm.training.inputs import Inputs
 from cdm.training.setup import prepare
 from cdm.training.state import check_finite
 from stages import common
+from tests.crashing import crash_rounds
 from tests.inputs import build_prompts, cache_pairs, train
 from tests.launching import Started, succeed_in_two_processes
 from tests.write_params import ITERATIONS, write_params
@@ -159,14 +160,7 @@ def test_log_has_a_row_a_round_with_blanks_where_the_student_rests(uninterrupted
 
 
 def test_resumes_bit_for_bit_after_a_crash(world: Path, uninterrupted: Path, tmp_path: Path, monkeypatch):
-    real, crash_at = Distiller.round, [10, 22, 24]
-
-    def round_or_crash(self: Distiller, iteration: int) -> dict[str, float]:
-        if crash_at and iteration == crash_at[0]:
-            raise RuntimeError(f"crash {crash_at.pop(0)}")
-        return real(self, iteration)
-
-    monkeypatch.setattr(Distiller, "round", round_or_crash)
+    crash_rounds(monkeypatch, 10, 22, 24)
     for expected in (10, 22, 24):
         with pytest.raises(RuntimeError, match=f"crash {expected}"):
             run(world, tmp_path)

@@ -30,6 +30,7 @@ from cdm.training.inputs import Inputs
 from cdm.training.networks import FullNetworks
 from cdm.training.probe import QualityProbe, draw_student, exchange, exchanged, falls_due, latent_features
 from cdm.training.watch import Stopwatch, TimedNetworks, Watch
+from tests.crashing import crash_rounds
 from tests.inputs import build_prompts, cache_latents, train
 from tests.launching import succeed_in_two_processes
 from tests.write_params import write_params
@@ -441,22 +442,6 @@ def test_an_interrupted_training_counts_the_rounds_that_its_student_learnt_in(
     assert run_rounds(0, {2: 5}).timing()["seconds"] == 5, "begun anew"
 
 
-class Crashing:
-    """Rounds that fail once each at some iterations."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *iterations: int) -> None:
-        from cdm.training.distiller import Distiller
-
-        real, self.left = Distiller.round, list(iterations)
-
-        def round_or_crash(distiller: Distiller, iteration: int) -> dict[str, float]:
-            if self.left and iteration == self.left[0]:
-                raise RuntimeError(f"crash {self.left.pop(0)}")
-            return real(distiller, iteration)
-
-        monkeypatch.setattr(Distiller, "round", round_or_crash)
-
-
 def scripted_probe(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, Tensor]]:
     """Replaces figures so that the second of three probes is the best; returns each probed average by its figure.
 
@@ -494,7 +479,7 @@ def test_resumes_bit_for_bit_with_probe_and_pictures(
     params = with_changes(world, distill={"keep": "best"})
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     run(world, whole, params)
-    Crashing(monkeypatch, 10)
+    crash_rounds(monkeypatch, 10)
     with pytest.raises(RuntimeError, match="crash 10"):
         run(world, torn, params)
     (torn / "pictures" / "iteration-000008.png").unlink()  # as DVC does before a stage
@@ -585,7 +570,7 @@ def test_a_tracker_hears_every_round(world: Path, tmp_path: Path, tracker: list[
 def test_a_tracker_is_ended_when_training_fails(
     world: Path, tmp_path: Path, tracker: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Crashing(monkeypatch, 4)
+    crash_rounds(monkeypatch, 4)
     with pytest.raises(RuntimeError, match="crash 4"):
         run(world, tmp_path, with_changes(world, runtime={"tracker": "tensorboard"}))
     assert tracker[-1] == ("finish", None)
