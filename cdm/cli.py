@@ -338,11 +338,16 @@ def plan(
 
 @params_app.command()
 def check(file: Annotated[Path, typer.Argument(help="A params file, such as params.yaml.")]) -> None:
-    """Check a params file: every key and value, and that the files that it names are there."""
+    """Check a params file: every key and value, the files that it names, and what it asks of the teacher."""
+    from cdm.external import load_all
     from cdm.params import load
-    from cdm.preflight import check_run
+    from cdm.preflight import check_lists, check_run, check_teacher
 
-    check_run(load(file))
+    params = load(file)
+    check_run(params)
+    check_lists(params)
+    check_teacher(params)
+    load_all(params.evaluate)
     print(f"{file}: in order")
 
 

@@ -7,25 +7,88 @@ pictures. And no later stage would refuse it. This needs no torch. A result depe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from cdm import measures
-from cdm.errors import CdmError, line
-from cdm.models.hub import is_hub_id
+from cdm.data.prompt_lists import read_split
+from cdm.errors import CdmError, line, shown
+from cdm.models.hub import downloaded, is_hub_id
 from cdm.models.metric_models import missing_models
-from cdm.params import Distill, Evaluate, Params, ParamsError, Runtime, read_yaml
+from cdm.params import Distill, Evaluate, Lora, Params, ParamsError, Runtime, read_yaml
 from cdm.system.commands import Command
-from cdm.system.files import read_json
+from cdm.system.files import at_home, read_json
+
+if TYPE_CHECKING:
+    from cdm.families import Family
+    from cdm.families.configs import Configs
 
 
 def check_run(settings: Params) -> None:
     """Raises CdmError with a line for everything that a stage would refuse, as far as it can be known before a run."""
     _raise([*_problems(settings), *_too_few_pictures(settings)])
+
+
+def check_lists(settings: Params) -> None:
+    """Raises CdmError where the prompt lists cannot be read, do not divide as they should, or are not those of the real
+    pictures. It reads all of them, and so only the first stage asks."""
+    split, _ = read_split(settings.prompts, settings.seed)
+    if settings.evaluate.real is not None:
+        _raise(list(_problems_of_reals(settings, split.eval)))
+
+
+def check_teacher(settings: Params) -> None:
+    """Raises CdmError where the teacher does not draw or read what is asked of it, by its configs: those on this disk,
+    or of a published model. Nothing is fetched. Of another model nothing is known before the first stage has it."""
+    from cdm.families import get_family
+    from cdm.models.use import Use, check_use
+
+    teacher, lora = settings.teacher, settings.distill.lora
+    family = get_family(teacher.family)
+    folder = at_home(teacher.source)
+    configs: Configs | None = (
+        folder if _is(Path.is_dir, folder) else downloaded(teacher.source, teacher.revision)
+    )
+    if configs is None and teacher.source in family.published:
+        configs = family.published[teacher.source].configs
+    if configs is None:
+        return
+    use = Use(teacher.resolution, settings.prompts.max_sequence_length, real_size(settings.evaluate))
+    try:
+        check_use(family, configs, use)
+        if lora is not None:
+            check_targets(lora, family, configs)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise CdmError(
+            line(f"{teacher.source}: its configs describe no teacher of the family {family.name} ({problem})")
+        ) from None
+
+
+def check_targets(lora: Lora, family: Family, configs: Configs) -> None:
+    """Raises CdmError where `distill.lora.targets` lists a layer that the family's transformer does not have."""
+    if isinstance(lora.targets, str):
+        return
+    import torch
+
+    from cdm.training.networks import adapted_layers
+
+    with torch.device("meta"):
+        adapted_layers(family, family.build_transformer(configs), lora.targets)
+
+
+def real_size(evaluate: Evaluate) -> tuple[int, int] | None:
+    """Height and width of the real pictures, in pixels; None where there are none. Raises CdmError."""
+    if evaluate.real is None:
+        return None
+    _raise(list(_problems_of_real(Path(evaluate.real), evaluate.neighbours)))
+    height, width = _header(Path(evaluate.real))[0]["images"][2:]
+    return height, width
 
 
 def check_paths(settings: Params) -> None:
@@ -126,6 +189,36 @@ def _problems_of_real(path: Path, neighbours: int) -> Iterator[str]:
         yield f"evaluate.real: {path}: its metadata `prompts` is no JSON list of a text for each of {shape[0]} pictures"
     elif neighbours > measures.most_neighbours(shape[0], shape[0]):
         yield f"evaluate.neighbours {neighbours} is too many for the {shape[0]} pictures of {path}: lower it"
+
+
+def _problems_of_reals(settings: Params, prompts: Sequence[str]) -> Iterator[str]:
+    """What is wrong with real pictures for these evaluation prompts: each needs one, and halves of them enough."""
+    evaluate = settings.evaluate
+    path = Path(evaluate.real or "")
+    counts = Counter(json.loads(_header(path)[1]["prompts"]))
+    missing = [text for text in prompts if text not in counts]
+    if missing:
+        yield (
+            f"evaluate.real: {path} has no picture of {len(missing)} of the {len(prompts)} evaluation prompts (one is"
+            f" {shown(missing[0])}): add some, or set evaluate.real to null to compare with the teacher"
+        )
+        return
+    total = sum(counts[text] for text in prompts)
+    drawn = len(prompts) * settings.latents.per_prompt
+    if evaluate.neighbours > measures.most_neighbours(drawn, total):
+        yield (
+            f"evaluate.neighbours {evaluate.neighbours} is too many for {total} real pictures of the {len(prompts)}"
+            " evaluation prompts: lower it, or raise prompts.eval_count"
+        )
+    users = [measure.name for measure in measures.chosen(evaluate.metrics) if measure.uses_neighbours]
+    fewest = min(settings.latents.per_prompt, *(counts[text] for text in prompts))
+    half = len(prompts) // 2 * fewest
+    resampled = bool(evaluate.resamples) and len(prompts) >= measures.FEWEST_PROMPTS
+    if users and resampled and evaluate.neighbours >= half:
+        yield (
+            f"evaluate.neighbours {evaluate.neighbours} is too many for the {half} pictures of half of the prompts,"
+            f" which {users[0]} resamples: lower it, or set evaluate.resamples to 0"
+        )
 
 
 def _header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:

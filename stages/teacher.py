@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from cdm.external import record_evaluation, record_prompts, record_teacher
+from cdm.families import get_family
+from cdm.preflight import check_lists, check_targets, real_size
 from cdm.system.files import Memory
 from cdm.system.lock import is_unchanged
 from stages.common import REPOSITORY, StudentFolder, TeacherFile, give_back_checkpoints, run, stage
@@ -28,7 +30,16 @@ def main(
         stage("teacher", "prompts", "evaluate", files=[out, prompts, evaluation]) as params,
         Memory.kept(REPOSITORY / "data/.hashes.json") as memory,
     ):
-        teacher = record_teacher(params.teacher, out, memory)
+        check_lists(params)  # what the stages `prompts` and `evaluate` would refuse
+        teacher = record_teacher(
+            params.teacher,
+            out,
+            memory,
+            max_sequence_length=params.prompts.max_sequence_length,
+            pictures=real_size(params.evaluate),
+        )
+        if params.distill.lora is not None:
+            check_targets(params.distill.lora, get_family(teacher.family), teacher.folder())
         record_prompts(params.prompts, prompts, memory)
         record_evaluation(params.evaluate, evaluation, memory)
     give_back_checkpoints(student)  # for where DVC had no reason to run the stage `sample`

@@ -160,6 +160,11 @@ def tensors(path: str, change: Callable[[dict[str, Any]], Any]) -> Break:
     return prepare
 
 
+def without_first(found: dict[str, Any]) -> dict[str, Any]:
+    """The tensors but for the first."""
+    return {name: found[name] for name in sorted(found)[1:]}
+
+
 def other_prompts(inside: Path) -> None:
     """Real pictures that show something else."""
     images = load_file(inside / "real.safetensors")["images"]
@@ -515,6 +520,64 @@ LATER: list[tuple[str, Break, str]] = [
         params(evaluate__metrics=["frechet_inception"]),
         "evaluate.models.inception",
     ),
+    (
+        "a size that the teacher does not draw",
+        params(teacher__resolution=30),
+        "teacher.resolution is 30, but this model draws multiples of",
+    ),
+    (
+        "a size larger than its positions",
+        params(teacher__resolution=1024),
+        "teacher.resolution is 1024, but this model draws up to",
+    ),
+    (
+        "real pictures of another size",
+        params(teacher__resolution=16),
+        "evaluate.real: its pictures have 32 x 32 pixels, but the teacher draws 16 x 16",
+    ),
+    (
+        "more text than the teacher reads",
+        params(prompts__max_sequence_length=1000),
+        "prompts.max_sequence_length is 1000",
+    ),
+    (
+        "more evaluation prompts than there are",
+        params(prompts__eval_count=5),
+        "prompts.eval_count is 5, but prompts.eval holds 4",
+    ),
+    (
+        "evaluation prompts that leave none to train on",
+        params(prompts__eval=[], prompts__eval_count=6, evaluate__real=None),
+        "prompts.eval_count 6 leaves none of 6",
+    ),
+    (
+        "only evaluation prompts to train on",
+        params(prompts__train=["lists/eval.txt"]),
+        "nothing is left to train on",
+    ),
+    (
+        "real pictures of other prompts",
+        write("lists/eval.txt", "a red one\nanother\na third\na fourth\n"),
+        "evaluate.real: real.safetensors has no picture of 4 of the 4 evaluation prompts (one is 'a red one')",
+    ),
+    (
+        "an adapter of a layer that the teacher lacks",
+        params(distill__lora={"rank": 2, "alpha": 2, "targets": ["to_nothing"]}),
+        "distill.lora.targets: no linear layer of SD3Transformer2DModel has a name that ends in to_nothing",
+    ),
+    (
+        "a judge of other layers",
+        all_of(own("judge"), tensors("judge/model.safetensors", without_first)),
+        "evaluate.judge: judge does not hold a judge",
+    ),
+    (
+        "a model of a measure that is none",
+        all_of(
+            params(evaluate__metrics=["frechet_inception"], evaluate__models={"inception": "odd.safetensors"}),
+            write("odd.safetensors", b"PAR1"),
+        ),
+        "odd.safetensors: not a readable file of weights",
+    ),
 ]
 
 
@@ -575,13 +638,17 @@ PROMPT_FILES: list[tuple[str, str, str | bytes, str]] = [
 ]
 
 
-def of_prompts(name: str, file: str, content: str | bytes, says: str) -> Case:
+def of_prompts(name: str, file: str, content: str | bytes, says: str) -> list[Case]:
     prepare = all_of(params(prompts__train=[f"lists/{file}"]), write(f"lists/{file}", content))
-    return Case(f"prompts, {name}", ("stages.prompts",), says, prepare)
+    return [
+        Case(f"check, prompts, {name}", CHECK, says, prepare),
+        Case(f"first stage, prompts, {name}", ("stages.teacher",), says, prepare, slow=True),
+        Case(f"prompts, {name}", ("stages.prompts",), says, prepare, slow=True),
+    ]
 
 
 PROMPTS = [
-    *(of_prompts(*row) for row in PROMPT_FILES),
+    *(case for row in PROMPT_FILES for case in of_prompts(*row)),
     Case(
         "prompts, a folder without texts",
         ("stages.prompts",),

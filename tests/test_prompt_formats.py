@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cdm.data.prompts import ReadReport, read_prompts
+from cdm.data.prompt_lists import ReadReport, read_prompts
 from cdm.errors import CdmError
 
 

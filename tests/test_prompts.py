@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from cdm.data import prompts
+from cdm.data.prompt_lists import ReadReport, read_prompts, split_prompts
 from cdm.data.prompt_set import OnlinePrompts, PromptSet
-from cdm.data.prompts import ReadReport, count_over_long, read_prompts, split_prompts
+from cdm.data.prompts import count_over_long
 from cdm.data.store import Store, StoreError
 from cdm.errors import CdmError
 from cdm.families import get_family

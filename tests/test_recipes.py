@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cdm.data.prompts import read_prompts
+from cdm.data.prompt_lists import read_prompts
 from cdm.errors import CdmError
 from cdm.handover import recipes
 from cdm.params import Lora, load

@@ -21,6 +21,7 @@ from cdm.families.common import (
     TOKENS,
     Conditioning,
     in_block,
+    token_limit,
 )
 from cdm.families.configs import AUTOENCODER, INDEX, SCHEDULER, TRANSFORMER, Configs, read_config
 
@@ -112,51 +113,53 @@ class StableDiffusion3(Family):
             raise CdmError(f"teacher.resolution is {resolution}, but this model draws up to {most} pixels")
         return shape
 
-    @staticmethod
-    def default_length(with_t5: bool) -> int:
-        """The pipeline's default, or none of the zeros that stand in for T5."""
-        return 256 if with_t5 else 0
+    def t5_tokens(self, asked: int | None, with_t5: bool) -> int:
+        """Tokens that T5 reads, or rows of zeros that stand in for it: as many as are asked for, or else the
+        pipeline's default and none of the zeros. Raises CdmError if the pipeline does not take so many."""
+        if with_t5:
+            return token_limit(asked, 256, self.most_tokens)
+        if (asked or 0) > self.most_tokens:
+            raise CdmError(
+                f"prompts.max_sequence_length is {asked}: this model has no T5 encoder, whose place zeros take: set"
+                " it to 0"
+            )
+        return asked or 0
 
-    def default_length_of(self, source: Configs) -> int:
-        """The default for the pipeline in a folder."""
-        return self.default_length((read_config(source, INDEX).get("text_encoder_3") or [None])[0] is not None)
+    def t5_tokens_of(self, source: Configs, asked: int | None) -> int:
+        """`t5_tokens` of the pipeline in a folder."""
+        encoder = (read_config(source, INDEX).get("text_encoder_3") or [None])[0]
+        return self.t5_tokens(asked, with_t5=encoder is not None)
 
     def conditioning_shapes(
         self, source: Configs, max_sequence_length: int | None = None
     ) -> dict[str, tuple[int, ...]]:
-        if max_sequence_length is None:
-            max_sequence_length = self.default_length_of(source)
         config, clip_tokens = (
             read_config(source, TRANSFORMER),
             read_config(source, TOKENIZER)["model_max_length"],
         )
+        tokens = clip_tokens + self.t5_tokens_of(source, max_sequence_length)
         return {
-            TOKENS: (clip_tokens + max_sequence_length, config["joint_attention_dim"]),
+            TOKENS: (tokens, config["joint_attention_dim"]),
             POOLED: (config["pooled_projection_dim"],),
         }
 
     def encode(self, pipeline: Any, prompts: list[str], max_sequence_length: int | None = None) -> Conditioning:
-        if max_sequence_length is None:
-            max_sequence_length = self.default_length(pipeline.text_encoder_3 is not None)
-        if pipeline.text_encoder_3 and max_sequence_length == 0:
-            raise CdmError("max_sequence_length is 0, but the model has a T5 encoder: give it up to 512 tokens")
+        length = self.t5_tokens(max_sequence_length, with_t5=pipeline.text_encoder_3 is not None)
         with torch.no_grad():
             text, _, pooled, _ = pipeline.encode_prompt(
                 prompts,
                 prompt_2=None,
                 prompt_3=None,
                 do_classifier_free_guidance=False,
-                max_sequence_length=max_sequence_length,
+                max_sequence_length=length,
             )
         return {TOKENS: text, POOLED: pooled}
 
     def call_options(
         self, source: Path, latent_shape: tuple[int, ...], max_sequence_length: int | None
     ) -> dict[str, Any]:
-        if max_sequence_length is None:
-            max_sequence_length = self.default_length_of(source)
         options = super().call_options(source, latent_shape, max_sequence_length)
-        return options | {"max_sequence_length": max_sequence_length}
+        return options | {"max_sequence_length": self.t5_tokens_of(source, max_sequence_length)}
 
     def velocity(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         velocity: Tensor = transformer(x, timestep=1000 * sigma, return_dict=False, **conditioning)[0]

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from cdm import limits
-from cdm.data.prompts import read_prompts
+from cdm.data.prompt_lists import read_prompts
 from cdm.data.sampling import evaluations
 from cdm.data.spread import spread
 from cdm.errors import CdmError

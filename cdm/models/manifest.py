@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from cdm.families.configs import INDEX, read_config
 from cdm.families.folder import WEIGHTS, pipeline_files
 from cdm.models.hub import downloaded, resolve, resolved_revision
 from cdm.models.parts import check_parts, read_headers
+from cdm.models.use import Use, check_use
 from cdm.params import Text
 from cdm.system.files import Memory, at_home, digest_of, sha256, write_json
 from cdm.system.progress import track
@@ -74,16 +75,20 @@ def describe(
     resolution: int | None = None,
     recorded: TeacherManifest | None = None,
     memory: Memory | None = None,
+    *,
+    max_sequence_length: int | None = None,
+    pictures: tuple[int, int] | None = None,
 ) -> TeacherManifest:
-    """Find the model, check that it is of the family, whole, and draws at `resolution` (pixels; None is its own), and
-    hash its files. Raises CdmError.
+    """Find the model, check that it is of the family, whole, and does what is asked of it (`check_use`), and hash its
+    files. Raises CdmError.
 
     A hub model without a `revision` stays at the commit of `recorded`, an earlier manifest of the same source, as
     long as the hub's cache has it. With the `memory` of an earlier run only what has changed is read.
     """
     memory = memory or Memory()
     folder = _pinned(source, revision, recorded) or resolve(source, revision)
-    facts = _facts(family, source, folder, resolution, memory)
+    use = Use(resolution, max_sequence_length, pictures)
+    facts = _facts(family, source, folder, use, memory)
     return TeacherManifest(
         family=family,
         source=source,
@@ -102,8 +107,8 @@ def _pinned(source: str, revision: str | None, recorded: TeacherManifest | None)
     return recorded.downloaded() if revision in (None, recorded.revision) else None
 
 
-def _facts(family: str, source: str, folder: Path, resolution: int | None, memory: Memory) -> dict[str, Any]:
-    """Latent shape, shift and number of parameters of a model whose parts have been checked.
+def _facts(family: str, source: str, folder: Path, use: Use, memory: Memory) -> dict[str, Any]:
+    """Latent shape, shift and number of parameters of a model that has been checked, with its parts.
 
     All this follows from its small files and its autoencoder, from the headers of its weights, from the code and from
     the libraries: while these stay as they were, `memory` has the answer, and neither torch nor diffusers is imported.
@@ -113,7 +118,7 @@ def _facts(family: str, source: str, folder: Path, resolution: int | None, memor
     read = [name for name in names if not name.endswith(WEIGHTS) or name.startswith("vae/")]
     configs = {name: memory.sha256(folder / name) for name in read}
     code = [code_digest("teacher", family), version("transformers")]
-    key = digest_of([family, resolution, configs, headers, code])
+    key = digest_of([family, astuple(use), configs, headers, code])
     known: dict[str, Any] = memory.values.get("teacher", {})
     if known.get("key") != key:
         model, found = get_family(family), pipeline_class(folder)
@@ -123,10 +128,11 @@ def _facts(family: str, source: str, folder: Path, resolution: int | None, memor
                 " teacher.family"
             )
         check_parts(folder, model, headers)
+        check_use(model, folder, use)
         known = memory.values["teacher"] = {
             "key": key,
-            "latent_shape": list(model.latent_shape(folder, resolution)),
-            "shift": model.shift(folder, resolution),
+            "latent_shape": list(model.latent_shape(folder, use.resolution)),
+            "shift": model.shift(folder, use.resolution),
             "parameters": model.count_parameters(folder),
         }
     return known

@@ -209,7 +209,7 @@ def plan_disk(
 
 def stored_prompts(settings: Prompts, seed: int) -> int | None:
     """Number of prompts whose embeddings the stage `prompts` stores; None if the lists cannot be read."""
-    from cdm.data.prompts import read_split
+    from cdm.data.prompt_lists import read_split
 
     try:
         split, _ = read_split(settings, seed)

@@ -39,11 +39,13 @@ STAGES: dict[str, tuple[str, ...]] = {
         "cdm/external.py",
         "cdm/models/manifest.py",
         "cdm/models/parts.py",
+        "cdm/models/use.py",
         "stages/teacher.py",
     ),
     "prompts": (
         *FAMILY,
         "cdm/data/prompt_formats.py",
+        "cdm/data/prompt_lists.py",
         "cdm/data/prompts.py",
         "cdm/data/store.py",
         "cdm/randomness.py",
@@ -123,6 +125,7 @@ SHAPES_NOTHING = (
     "cdm/__init__.py",
     "cdm/external.py",  # its answers are the files in data/inputs, which stages depend on
     "cdm/data/prompt_formats.py",  # to the stage teacher
+    "cdm/data/prompt_lists.py",  # to the stage teacher, which only checks that they can be read
     "cdm/data/prompt_set.py",  # to the stage prompts
     "cdm/errors.py",
     "cdm/limits.py",
@@ -131,6 +134,7 @@ SHAPES_NOTHING = (
     "cdm/models/hub.py",  # where a model is; which one it is, is in data/teacher.json
     "cdm/models/manifest.py",  # its answer is data/teacher.json
     "cdm/models/parts.py",  # its answer is that the stage teacher ends well
+    "cdm/models/use.py",  # the same
     "cdm/params.py",  # every value stands in the params file
     "cdm/preflight.py",
     "cdm/system/boundary.py",
