@@ -339,15 +339,14 @@ def plan(
 @params_app.command()
 def check(file: Annotated[Path, typer.Argument(help="A params file, such as params.yaml.")]) -> None:
     """Check a params file: every key and value, the files that it names, and what it asks of the teacher."""
-    from cdm.external import load_all
     from cdm.params import load
-    from cdm.preflight import check_lists, check_run, check_teacher
+    from cdm.preflight import check_lists, check_models, check_run, check_teacher
 
     params = load(file)
     check_run(params)
     check_lists(params)
     check_teacher(params)
-    load_all(params.evaluate)
+    check_models(params.evaluate)
     print(f"{file}: in order")
 
 

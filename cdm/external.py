@@ -12,40 +12,27 @@ from typing import Any
 
 from cdm.data.prompt_formats import text_files
 from cdm.errors import CdmError
-from cdm.measures import chosen, load
+from cdm.measures import chosen
 from cdm.models.manifest import TeacherManifest, describe
-from cdm.models.metric_models import load_model, local_model
+from cdm.models.metric_models import local_model
+from cdm.models.use import Use
 from cdm.params import Evaluate, Prompts, ScorerProcess, Teacher
 from cdm.system.commands import Command
-from cdm.system.files import Memory, digest_of, write_json
+from cdm.system.files import Memory, write_json
 
 Hashes = dict[str, str]
 """SHA-256 by the path in a folder."""
 
 
-def record_teacher(
-    settings: Teacher,
-    out: Path,
-    memory: Memory,
-    *,
-    max_sequence_length: int | None = None,
-    pictures: tuple[int, int] | None = None,
-) -> TeacherManifest:
-    """Write which model `settings` name to `out`, checked for what is asked of it (`cdm.models.manifest.describe`).
-    Raises CdmError."""
+def record_teacher(settings: Teacher, out: Path, memory: Memory, use: Use | None = None) -> TeacherManifest:
+    """Write which model `settings` name to `out`, checked for what is asked of it: see
+    `cdm.models.manifest.describe`. Raises CdmError."""
     try:
         recorded = TeacherManifest.read(out)
     except CdmError:
         recorded = None
     teacher = describe(
-        settings.family,
-        settings.source,
-        settings.revision,
-        settings.resolution,
-        recorded,
-        memory,
-        max_sequence_length=max_sequence_length,
-        pictures=pictures,
+        settings.family, settings.source, settings.revision, settings.resolution, recorded, memory, use
     )
     teacher.write(out)
     return teacher
@@ -59,8 +46,7 @@ def record_prompts(settings: Prompts, out: Path, memory: Memory) -> None:
 
 def record_evaluation(settings: Evaluate, out: Path, memory: Memory) -> None:
     """Write the hashes of what an evaluation reads to `out`: judge, real pictures, models of the chosen metrics, and
-    files of the scorers' commands. Judge and models are loaded once, so that a broken one is found before a training.
-    Raises CdmError."""
+    files of the scorers' commands. Raises CdmError."""
     keys = {key for measure in chosen(settings.metrics) for key in measure.models}
     models = {key: getattr(settings.models, key) for key in sorted(keys)}
     found = {
@@ -69,33 +55,7 @@ def record_evaluation(settings: Evaluate, out: Path, memory: Memory) -> None:
         "models": {key: _hashes(local_model(source), memory) for key, source in models.items()},
         "scorers": {each.name: _program(each, memory) for each in settings.scorers},
     }
-    key = digest_of(
-        [found["judge"], found["models"], sorted(measure.name for measure in chosen(settings.metrics))]
-    )
-    if memory.values.get("models") != key:
-        load_all(settings)
-        memory.values["models"] = key
     _write(out, found)
-
-
-def load_all(settings: Evaluate) -> None:
-    """Load the judge and every model of the chosen metrics, one after the other, on the CPU, and drop them again.
-    Raises CdmError for one that is broken or another than its place needs."""
-    if not settings.metrics and settings.judge is None:
-        return
-    import torch
-
-    from cdm.evaluation.features import JudgeFeatures
-
-    if settings.judge is not None:
-        JudgeFeatures(Path(settings.judge))
-    loaded: set[str] = set()
-    for measure in sorted(chosen(settings.metrics), key=lambda each: each.kind != "score"):
-        if measure.kind == "score" or not loaded.issuperset(measure.models):
-            models = [load_model(key, settings.models, torch.device("cpu")) for key in measure.models]
-            loaded.update(measure.models)
-        if measure.kind == "score":  # it says whether its models fit each other
-            load(measure.compute)(*models)
 
 
 def _program(scorer: ScorerProcess, memory: Memory) -> Hashes:

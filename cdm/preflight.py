@@ -19,13 +19,13 @@ from cdm import measures
 from cdm.data.prompt_lists import read_split
 from cdm.errors import CdmError, line, shown
 from cdm.models.hub import downloaded, is_hub_id
-from cdm.models.metric_models import missing_models
-from cdm.params import Distill, Evaluate, Lora, Params, ParamsError, Runtime, read_yaml
+from cdm.models.metric_models import load_model, missing_models
+from cdm.models.use import Use, check_use
+from cdm.params import Distill, Evaluate, Params, ParamsError, Runtime, read_yaml
 from cdm.system.commands import Command
-from cdm.system.files import at_home, read_json
+from cdm.system.files import Memory, at_home, digest_of, read_json
 
 if TYPE_CHECKING:
-    from cdm.families import Family
     from cdm.families.configs import Configs
 
 
@@ -46,9 +46,8 @@ def check_teacher(settings: Params) -> None:
     """Raises CdmError where the teacher does not draw or read what is asked of it, by its configs: those on this disk,
     or of a published model. Nothing is fetched. Of another model nothing is known before the first stage has it."""
     from cdm.families import get_family
-    from cdm.models.use import Use, check_use
 
-    teacher, lora = settings.teacher, settings.distill.lora
+    teacher = settings.teacher
     family = get_family(teacher.family)
     folder = at_home(teacher.source)
     configs: Configs | None = (
@@ -58,11 +57,9 @@ def check_teacher(settings: Params) -> None:
         configs = family.published[teacher.source].configs
     if configs is None:
         return
-    use = Use(teacher.resolution, settings.prompts.max_sequence_length, real_size(settings.evaluate))
+    use = use_of(settings)
     try:
-        check_use(family, configs, use)
-        if lora is not None:
-            check_targets(lora, family, configs)
+        check_use(family, configs, teacher.resolution, use)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise CdmError(
@@ -70,16 +67,44 @@ def check_teacher(settings: Params) -> None:
         ) from None
 
 
-def check_targets(lora: Lora, family: Family, configs: Configs) -> None:
-    """Raises CdmError where `distill.lora.targets` lists a layer that the family's transformer does not have."""
-    if isinstance(lora.targets, str):
+def check_models(evaluate: Evaluate) -> None:
+    """Load the judge and every model of the chosen measures, one after the other, on the CPU, and drop them again.
+    Raises CdmError for one that is broken or another than its place needs."""
+    if not evaluate.metrics and evaluate.judge is None:
         return
     import torch
 
-    from cdm.training.networks import adapted_layers
+    from cdm.evaluation.features import JudgeFeatures
 
-    with torch.device("meta"):
-        adapted_layers(family, family.build_transformer(configs), lora.targets)
+    if evaluate.judge is not None:
+        JudgeFeatures(Path(evaluate.judge))
+    loaded: set[str] = set()
+    for measure in sorted(measures.chosen(evaluate.metrics), key=lambda each: each.kind != "score"):
+        if measure.kind == "score" or not loaded.issuperset(measure.models):
+            models = [load_model(key, evaluate.models, torch.device("cpu")) for key in measure.models]
+            loaded.update(measure.models)
+        if measure.kind == "score":  # it says whether its models fit each other
+            measures.load(measure.compute)(*models)
+
+
+def check_models_once(evaluate: Evaluate, recorded: Path, memory: Memory) -> None:
+    """`check_models`, unless `memory` says that these very files were in order: those whose hashes are in `recorded`,
+    which `cdm.external.record_evaluation` wrote."""
+    key = digest_of([read_json(recorded), evaluate.metrics])
+    if memory.values.get("models") != key:
+        check_models(evaluate)
+        memory.values["models"] = key
+
+
+def use_of(settings: Params) -> Use:
+    """What these parameters ask of the teacher. Raises CdmError for real pictures that cannot be read."""
+    lora = settings.distill.lora
+    listed = lora is not None and not isinstance(lora.targets, str)
+    return Use(
+        settings.prompts.max_sequence_length,
+        real_size(settings.evaluate),
+        tuple(lora.targets) if lora is not None and listed else None,
+    )
 
 
 def real_size(evaluate: Evaluate) -> tuple[int, int] | None:

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from cdm.external import record_evaluation, record_prompts, record_teacher
-from cdm.families import get_family
-from cdm.preflight import check_lists, check_targets, real_size
+from cdm.preflight import check_lists, check_models_once, use_of
 from cdm.system.files import Memory
 from cdm.system.lock import is_unchanged
 from stages.common import REPOSITORY, StudentFolder, TeacherFile, give_back_checkpoints, run, stage
@@ -31,17 +30,10 @@ def main(
         Memory.kept(REPOSITORY / "data/.hashes.json") as memory,
     ):
         check_lists(params)  # what the stages `prompts` and `evaluate` would refuse
-        teacher = record_teacher(
-            params.teacher,
-            out,
-            memory,
-            max_sequence_length=params.prompts.max_sequence_length,
-            pictures=real_size(params.evaluate),
-        )
-        if params.distill.lora is not None:
-            check_targets(params.distill.lora, get_family(teacher.family), teacher.folder())
+        teacher = record_teacher(params.teacher, out, memory, use_of(params))
         record_prompts(params.prompts, prompts, memory)
         record_evaluation(params.evaluate, evaluation, memory)
+        check_models_once(params.evaluate, evaluation, memory)
     give_back_checkpoints(student)  # for where DVC had no reason to run the stage `sample`
     revision = f" at {teacher.revision}" if teacher.revision else ""
     print(f"{teacher.source}{revision}: {teacher.parameters:,} parameters, latents {teacher.latent_shape}")

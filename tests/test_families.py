@@ -24,7 +24,7 @@ from cdm.flow import inference_sigmas
 from cdm.handover.adapters import for_comfyui
 from cdm.params import Lora
 from cdm.rollout import integrate
-from cdm.training.networks import FullNetworks, LoraNetworks, Networks, adapted_layers
+from cdm.training.networks import FullNetworks, LoraNetworks, Networks
 from tests import tiny_pipelines
 from tests.tiny_pipelines import BUILDERS, PROMPTS, RESOLUTION, TEXT_TOKENS
 
@@ -376,7 +376,7 @@ def test_lora_targets_are_layers_of_the_blocks(case: Case) -> None:
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for end in [*case.family.attention_layers, *case.family.feed_forward_layers]:
         assert any(fnmatchcase(f".{name}", f"*.{end}") for name in names), end
-    ends = adapted_layers(case.family, model, "attention+feed-forward")
+    ends = case.family.adapted_layers(model, "attention+feed-forward")
     adapted = [name for name in names if any(f".{name}".endswith(f".{end}") for end in ends)]
     assert all(name.split(".")[1].isdigit() for name in adapted), "in a block of a list of blocks"
     factors = {}

@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -159,6 +160,25 @@ class Family(PromptEmbedding, ABC):
         """Number of the transformer's parameters, without the constants stored beside them, such as positions."""
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in self.build_transformer(source).parameters())
+
+    def adapted_layers(self, transformer: nn.Module, targets: str | Sequence[str]) -> list[str]:
+        """The linear layers of the transformer that `distill.lora.targets` means: ends of names, as peft takes them, or
+        where * stands in one the whole names. Raises CdmError for an end that no layer has."""
+        sets = {
+            "attention": self.attention_layers,
+            "attention+feed-forward": [*self.attention_layers, *self.feed_forward_layers],
+        }
+        names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+        found: list[str] = []
+        for end in sets[targets] if isinstance(targets, str) else targets:
+            those = [name for name in names if fnmatchcase(f".{name}", f"*.{end}")]
+            if not those and not isinstance(targets, str):
+                raise CdmError(
+                    f"distill.lora.targets: no linear layer of {type(transformer).__name__} has a name that ends in"
+                    f" {end}: take such as {names[len(names) // 2]}"
+                )
+            found += those if "*" in end else [end]
+        return found
 
     # Loading and saving.
 

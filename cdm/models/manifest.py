@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,20 +75,17 @@ def describe(
     resolution: int | None = None,
     recorded: TeacherManifest | None = None,
     memory: Memory | None = None,
-    *,
-    max_sequence_length: int | None = None,
-    pictures: tuple[int, int] | None = None,
+    use: Use | None = None,
 ) -> TeacherManifest:
-    """Find the model, check that it is of the family, whole, and does what is asked of it (`check_use`), and hash its
-    files. Raises CdmError.
+    """Find the model, check that it is of the family, whole, draws at `resolution` (pixels; None is its own) and does
+    what else is asked of it, and hash its files. Raises CdmError.
 
     A hub model without a `revision` stays at the commit of `recorded`, an earlier manifest of the same source, as
     long as the hub's cache has it. With the `memory` of an earlier run only what has changed is read.
     """
     memory = memory or Memory()
     folder = _pinned(source, revision, recorded) or resolve(source, revision)
-    use = Use(resolution, max_sequence_length, pictures)
-    facts = _facts(family, source, folder, use, memory)
+    facts = _facts(family, source, folder, resolution, use or Use(), memory)
     return TeacherManifest(
         family=family,
         source=source,
@@ -107,7 +104,9 @@ def _pinned(source: str, revision: str | None, recorded: TeacherManifest | None)
     return recorded.downloaded() if revision in (None, recorded.revision) else None
 
 
-def _facts(family: str, source: str, folder: Path, use: Use, memory: Memory) -> dict[str, Any]:
+def _facts(
+    family: str, source: str, folder: Path, resolution: int | None, use: Use, memory: Memory
+) -> dict[str, Any]:
     """Latent shape, shift and number of parameters of a model that has been checked, with its parts.
 
     All this follows from its small files and its autoencoder, from the headers of its weights, from the code and from
@@ -118,7 +117,7 @@ def _facts(family: str, source: str, folder: Path, use: Use, memory: Memory) -> 
     read = [name for name in names if not name.endswith(WEIGHTS) or name.startswith("vae/")]
     configs = {name: memory.sha256(folder / name) for name in read}
     code = [code_digest("teacher", family), version("transformers")]
-    key = digest_of([family, astuple(use), configs, headers, code])
+    key = digest_of([family, resolution, asdict(use), configs, headers, code])
     known: dict[str, Any] = memory.values.get("teacher", {})
     if known.get("key") != key:
         model, found = get_family(family), pipeline_class(folder)
@@ -128,11 +127,11 @@ def _facts(family: str, source: str, folder: Path, use: Use, memory: Memory) -> 
                 " teacher.family"
             )
         check_parts(folder, model, headers)
-        check_use(model, folder, use)
+        check_use(model, folder, resolution, use)
         known = memory.values["teacher"] = {
             "key": key,
-            "latent_shape": list(model.latent_shape(folder, use.resolution)),
-            "shift": model.shift(folder, use.resolution),
+            "latent_shape": list(model.latent_shape(folder, resolution)),
+            "shift": model.shift(folder, resolution),
             "parameters": model.count_parameters(folder),
         }
     return known

@@ -1,7 +1,9 @@
-"""What a params file asks of a teacher, beyond being whole: sizes that it draws, and lengths of text that it reads."""
+"""What a params file asks of a teacher, beyond being whole: pictures that it draws, texts that it reads, layers that
+it has."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,19 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Use:
-    """What is asked of a teacher. None: nothing, or for the first two the model's own."""
+    """What is asked of a teacher, beside its resolution. None: nothing, or the model's own."""
 
-    resolution: int | None = None
-    """Pixels, `teacher.resolution`."""
     max_sequence_length: int | None = None
     """Text tokens, `prompts.max_sequence_length`."""
     pictures: tuple[int, int] | None = None
     """Height and width, in pixels, of the real pictures that samples will be compared with."""
+    targets: Sequence[str] | None = None
+    """Layers that a LoRA adapts, where `distill.lora.targets` lists them."""
 
 
-def check_use(family: Family, source: Configs, use: Use) -> None:
-    """Raises CdmError where the model whose configs are in `source` does not draw or read what is asked of it."""
-    shape = family.latent_shape(source, use.resolution)
+def check_use(family: Family, source: Configs, resolution: int | None, use: Use) -> None:
+    """Raises CdmError where the model whose configs are in `source` does not draw `resolution` (pixels), or does not
+    draw, read or have what else is asked of it."""
+    shape = family.latent_shape(source, resolution)
     family.conditioning_shapes(source, use.max_sequence_length)
     pixels = family.pixels_per_latent(source)
     drawn = shape[-2] * pixels, shape[-1] * pixels
@@ -35,6 +38,11 @@ def check_use(family: Family, source: Configs, use: Use) -> None:
             f"evaluate.real: its pictures have {_size(use.pictures)} pixels, but the teacher draws {_size(drawn)}:"
             " resize them, or set evaluate.real to null to compare with the teacher's samples"
         )
+    if use.targets is not None:
+        import torch
+
+        with torch.device("meta"):
+            family.adapted_layers(family.build_transformer(source), use.targets)
 
 
 def _size(pixels: tuple[int, int]) -> str:

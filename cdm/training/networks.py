@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -236,28 +235,8 @@ def adapter_config(family: Family, model: nn.Module, lora: Lora) -> Any:
     """Peft's config of the adapters of `model`; raises CdmError if a target is no linear layer of it."""
     from peft import LoraConfig
 
-    targets = adapted_layers(family, model, lora.targets)
+    targets = family.adapted_layers(model, lora.targets)
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)
-
-
-def adapted_layers(family: Family, model: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """The linear layers of `model` that `distill.lora.targets` means: ends of names, as peft takes them, or where *
-    stands in one the whole names. Raises CdmError for an end that no layer has."""
-    named = {
-        "attention": family.attention_layers,
-        "attention+feed-forward": [*family.attention_layers, *family.feed_forward_layers],
-    }
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found: list[str] = []
-    for end in named[targets] if isinstance(targets, str) else targets:
-        those = [name for name in names if fnmatchcase(f".{name}", f"*.{end}")]
-        if not those and not isinstance(targets, str):
-            raise CdmError(
-                f"distill.lora.targets: no linear layer of {type(model).__name__} has a name that ends in {end}: take"
-                f" such as {names[len(names) // 2]}"
-            )
-        found += those if "*" in end else [end]
-    return found
 
 
 def _start(adapter: dict[str, nn.Parameter], seed: int) -> None:
