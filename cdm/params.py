@@ -576,7 +576,8 @@ class Evaluate(Section):
 
 
 class Runtime(Section):
-    """Settings that change no result, such as the device; no stage depends on them."""
+    """Settings of the machine, such as the device: no stage depends on them. Another device or number of threads may
+    round differently; nothing else here changes a result."""
 
     device: Device = "auto"
     """auto (CUDA, then MPS, then CPU), or a torch device."""

@@ -642,7 +642,6 @@ def of_prompts(name: str, file: str, content: str | bytes, says: str) -> list[Ca
     prepare = all_of(params(prompts__train=[f"lists/{file}"]), write(f"lists/{file}", content))
     return [
         Case(f"check, prompts, {name}", CHECK, says, prepare),
-        Case(f"first stage, prompts, {name}", ("stages.teacher",), says, prepare, slow=True),
         Case(f"prompts, {name}", ("stages.prompts",), says, prepare, slow=True),
     ]
 

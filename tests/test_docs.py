@@ -46,7 +46,7 @@ def test_a_command_is_taken(command: Command) -> None:
         ("dvc exp run -S schedule.max_len=long", "max_len"),
         ("dvc exp run -S seed=0,1", "--queue"),
         ("dvc exp run -S seed=0", "it would change nothing"),
-        ("dvc artifacts get REPOSITORY pupil", "no artifact pupil"),
+        ("dvc artifacts get YOURS pupil", "no artifact pupil"),
         ("python -m exact --seed 1", "No such option"),
         ("python -m comparison.tables", "no module"),
         ("pip install -e '.[all]'", "no extra all"),
@@ -239,7 +239,13 @@ def reader(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Reader:
     files = ("Makefile", "pyproject.toml", "constraints.txt")
     published = make_repository(source, home, tiny_sd3, *files)
     published.run("git", "clone", "--quiet", "--bare", ".", str(work / "published.git"))
-    places = {"REPOSITORY": str(work / "published.git"), "/mnt/results/cdm": str(work / "results")}
+    branch = published.run("git", "branch", "--show-current").strip()
+    published.run("git", "init", "--quiet", "--bare", f"--initial-branch={branch}", str(work / "own.git"))
+    places = {
+        "REPOSITORY": str(work / "published.git"),
+        "YOURS": str(work / "own.git"),
+        "/mnt/results/cdm": str(work / "results"),
+    }
     return Reader(Repository(work, home), places)
 
 
@@ -282,7 +288,7 @@ def test_the_first_experiment_and_sharing_run_as_they_stand(reader: Reader) -> N
     reader.enter(work / "another project")
     reader.type(artifact.text)
     assert (repository.folder / "student/model_index.json").read_bytes() == student
-    reader.type("dvc get REPOSITORY models/student --out again")
+    reader.type("dvc get YOURS models/student --out again")
     assert (repository.folder / "again/model_index.json").read_bytes() == student
 
 

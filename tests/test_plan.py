@@ -292,12 +292,12 @@ def terms(ca_bounded: bool, dm_bounded: bool) -> dict[str, Any]:
 def test_forwards_are_those_of_the_engine(
     schedule: Schedule, micro_batch: int | None, changes: dict[str, Any], rollouts: str
 ) -> None:
-    counted = costs.count(Distiller, schedule, rollouts, 20, micro_batch, **changes)
+    counted = costs.count(Distiller, schedule, rollouts, 10, micro_batch, **changes)
     distill = distill_settings(rollouts=rollouts, **changes)
     parts = costs.BATCH // (micro_batch or costs.BATCH)
     planned = forwards.forwards_of_round(distill, schedule, SHIFT, parts=parts)
     assert planned.with_graph / distill.student_every == pytest.approx(counted.with_graph)
-    random = 0.5 if schedule.max_len > 6 else 0.14  # four standard errors of the anchors' depth
+    random = 0.7 if schedule.max_len > 6 else 0.2  # four standard errors of the anchors' depth
     assert planned.plain / distill.student_every == pytest.approx(counted.forwards, abs=random)
 
 
@@ -375,7 +375,11 @@ def test_optimisers_and_files_have_the_planned_bytes(
 
 @pytest.mark.parametrize(
     ("distill", "micro_batch"),
-    [({}, None), ({"gradient_checkpointing": True}, 4), ({"lora": {"rank": 3, "alpha": 6.0}}, None)],
+    [
+        ({}, None),
+        pytest.param({"gradient_checkpointing": True}, 4, marks=pytest.mark.slow),
+        pytest.param({"lora": {"rank": 3, "alpha": 6.0}}, None, marks=pytest.mark.slow),
+    ],
 )
 def test_planned_memory_is_what_the_engine_takes(
     tiny: Architecture, tiny_params: Params, distill: dict[str, Any], micro_batch: int | None
@@ -391,6 +395,8 @@ def test_planned_memory_is_what_the_engine_takes(
 
 
 FLOAT32_STATES = Optimiser(lr=1e-3)
+ONE_GRAPH = {"ca": {"weight": 0.0, "scale": 0.0}, "dm": {"weight": 1.0}, "cdm": {"weight": 0.0}}
+"""Losses of a student's update with a single forward to learn from, which is the quickest to count."""
 PROBE = {"reference": "latents", "every": 10}
 
 
@@ -414,6 +420,7 @@ def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) ->
     def planner(
         processes: int = 1, sharding: memory.Sharding = "none", **sections: dict[str, Any]
     ) -> memory.MemoryPlanner:
+        sections["distill"] = {"losses": ONE_GRAPH} | sections.get("distill", {})
         return memory.MemoryPlanner(changed(tiny_params, **sections), tiny, processes, sharding)
 
     # Of what is kept all the time no pass has to be counted.
@@ -477,8 +484,11 @@ def test_a_base_in_fewer_bits_is_counted(base: str, bits: float) -> None:
 
 def test_a_run_adds_up(tiny: Architecture, tiny_params: Params) -> None:
     params = changed(
-        tiny_params, distill={"iterations": 100, "fake_only": 20, "batch_size": 8, "student_every": 2}
-    )
+        tiny_params,
+        distill={
+            "iterations": 100, "fake_only": 20, "batch_size": 8, "student_every": 2, "losses": ONE_GRAPH,
+        },
+    )  # fmt: skip
     made = plan.make_plan(params, tiny, processes=2, peak_flops=1e9, utilisation=0.5)
     forward, update = plan.flops(tiny)
     assert update == pytest.approx(3 * forward, rel=0.1)
@@ -531,7 +541,7 @@ def run_plan(params: Params, path: Path, monkeypatch: pytest.MonkeyPatch, *optio
 def test_the_command_prints_a_table_and_json(
     tiny_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params = changed(tiny_params, distill={"gradient_checkpointing": True})
+    params = changed(tiny_params, distill={"gradient_checkpointing": True, "losses": ONE_GRAPH})
     run_plan(params, tmp_path / "params.yaml", monkeypatch, "--processes", "2", "--json")
     values = json.loads(capsys.readouterr().out)
     assert values["parameters"] == 23_792

@@ -18,7 +18,7 @@ from cdm.planning import architecture, forwards, memory, plan, speed, tables
 from cdm.planning.architecture import Architecture
 from cdm.planning.plan import Speed
 from cdm.system import host
-from tests.test_plan import changed, planned_pipeline, run_plan
+from tests.test_plan import ONE_GRAPH, changed, planned_pipeline, run_plan
 from tests.tiny_pipelines import BUILDERS
 
 ENDLESS = 1 << 60
@@ -192,11 +192,12 @@ def test_times_are_readable(seconds: float, text: str) -> None:
 def test_the_command_measures_unless_it_is_told_the_flops(
     tiny_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_plan(tiny_params, tmp_path / "params.yaml", monkeypatch, "--json")
+    params = changed(tiny_params, distill={"losses": ONE_GRAPH})
+    run_plan(params, tmp_path / "params.yaml", monkeypatch, "--json")
     compute = json.loads(capsys.readouterr().out)["compute"]
     assert compute["seconds"] > 0
     assert compute["speed"]["forward"] > 0
-    run_plan(tiny_params, tmp_path / "params.yaml", monkeypatch, "--flops", "1e12")
+    run_plan(params, tmp_path / "params.yaml", monkeypatch, "--flops", "1e12")
     out = capsys.readouterr().out
     assert "time at 1 TFLOP/s a GPU, 40% used" in out
     assert "this CPU" not in out

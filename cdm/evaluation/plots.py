@@ -28,7 +28,7 @@ PANELS = {
     "lr_": "Learning rates",
     "sigma": "Mean noise level of the anchors",
     "x0_deviation": "Deviation of the student's x0",
-    "x0_distance": "Mean distance of the teacher's x0 from it",
+    "x0_distance": "Mean distance of the teacher's x0 from the student's",
     "probe": "Probe: Fréchet distance of latents",
 }
 """Title of the panel of the columns of a log that begin so."""
