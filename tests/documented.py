@@ -347,9 +347,9 @@ def check_subcommand(program: str, known: set[str], words: Sequence[str]) -> Non
         raise UnknownCommandError(f"{program} {' '.join(words[:1])}: not one that tests/documented.py knows")
 
 
-GIT = {"remote", 
+GIT = {
     "add", "branch", "checkout", "clone", "commit", "diff", "fetch", "init", "lfs", "log", "pull", "push",
-    "restore", "status", "switch", "tag",
+    "remote", "restore", "status", "switch", "tag",
 }  # fmt: skip
 
 
