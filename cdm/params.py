@@ -582,7 +582,8 @@ class Runtime(Section):
     device: Device = "auto"
     """auto (CUDA, then MPS, then CPU), or a torch device."""
     threads: Annotated[int, Field(ge=0, le=limits.THREADS), NUMBER] = 0
-    """CPU threads of torch; 0 leaves its default."""
+    """CPU threads of torch; 0 leaves its default, one for each core. Their number decides how sums are rounded, so one
+    thread gives the same bytes on machines that differ in their cores alone."""
     batch_size: Batch = 64
     """Prompts encoded, or samples drawn, at once."""
     accelerate_config: Location | None = None
