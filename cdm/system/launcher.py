@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cdm.errors import CdmError
+from cdm.system.parent import GRACE, SHUTDOWN
 
 LAUNCHED = "CDM_LAUNCHED"
 """Set in the environment of the processes that `launch` has started: a folder that those of this machine share."""
@@ -33,7 +34,7 @@ def launch(module: str, config: str | None) -> None:
 
     Ends with the exit code of the first process that failed, or 0. Returns where there is nothing to launch: no
     config, or this is one of the processes, whoever has started them. SIGINT and SIGTERM are passed on; the
-    processes then have 30 seconds. Raises CdmError if the file cannot be used.
+    processes then have the seconds of `parent.grace`. Raises CdmError if the file cannot be used.
 
     A command that calls this stays the same however it is run, so that DVC has no reason to run it again.
     """
@@ -43,6 +44,7 @@ def launch(module: str, config: str | None) -> None:
         raise CdmError(f"runtime.accelerate_config: {config}: no such file")
     with tempfile.TemporaryDirectory(prefix="cdm-") as shared:
         os.environ[LAUNCHED] = shared
+        os.environ.setdefault(SHUTDOWN, str(GRACE))
         sys.exit(_run(["--config_file", config, "--module", module, *sys.argv[1:]]))
 
 
