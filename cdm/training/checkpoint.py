@@ -79,7 +79,9 @@ class Saved:
         try:
             read_slices(self._files, group, tensors)
         except (KeyError, ValueError) as error:
-            raise CdmError(f"{self.path}: not of this training ({error}): remove it, or move it away") from error
+            raise CdmError(
+                f"{self.path}: not of this training ({error}): remove it, or move it away"
+            ) from error
 
     @property
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -193,9 +195,7 @@ def commit(folder: Path, step: int, hashes: dict[str, str], state: str) -> None:
         shutil.rmtree(_path(folder, old))
 
 
-def load_newest(
-    folder: Path, rank: int = 0, count: int = 1, most: Callable[[int], int] = int
-) -> Saved | None:
+def load_newest(folder: Path, rank: int = 0, count: int = 1, most: Callable[[int], int] = int) -> Saved | None:
     """The newest checkpoint that is whole, or None; a damaged one is passed over with a warning.
 
     Of `count` processes that ask for the same one each, by its `rank`, looks at some of the files; `most` is the
