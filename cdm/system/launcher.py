@@ -58,6 +58,14 @@ def rank() -> str:
     return os.environ.get("RANK") or os.environ.get("LOCAL_RANK", "")
 
 
+def shared_device(device: str) -> str | None:
+    """What is wrong with `runtime.device` where there are several processes: that it names one device for all."""
+    if ":" not in device:
+        return None
+    kind = device.partition(":")[0]
+    return f"runtime.device: {device} is one device, and each of several processes needs its own: set it to {kind}"
+
+
 def speaks_for_all() -> bool:
     """Whether this process is the first of those launched on this machine that asks: the one to say what went wrong.
 

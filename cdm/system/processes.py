@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cdm.errors import CdmError
 from cdm.system.device import choose_device
+from cdm.system.launcher import shared_device
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -35,11 +36,8 @@ def join(device: str, timeout: timedelta = TIMEOUT) -> PartialState:
     # Weights would be read by one process of a machine alone, and be sent to the others by what is not used here.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and ":" in device:
-        raise CdmError(
-            f"runtime.device: {device} is one device, and each of several processes needs its own: set it to"
-            f" {device.partition(':')[0]}"
-        )
+    if several and (problem := shared_device(device)):
+        raise CdmError(problem)
     chosen = choose_device(device)
     own: dict[str, Any] = {"device_id": chosen} if several and chosen.index is not None else {}
     state = PartialState(cpu=chosen.type == "cpu", timeout=timeout, **own)
