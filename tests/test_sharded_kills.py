@@ -24,7 +24,7 @@ from tests.test_sharding import FULL, World
 from tests.test_training import read_log
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
-EVERY, ITERATIONS = 2, 12
+EVERY, ITERATIONS = 2, 20
 RULE = {"process": "", "paths": ["/step-"]}
 """What `tests/fatal.py` counts: what a process does to files of checkpoints, in whichever thread."""
 KILLS: list[int | None] = [0, None, 1, None, 0, 1, 0, None]
@@ -57,9 +57,10 @@ class Run:
             for rank, plan in zip(("0", "1"), rules, strict=True)
         ]
 
-    def kill_while_writing(self, chance: random.Random) -> None:
-        """Kills both, at random in the time that a checkpoint is being written."""
-        while all(process.runs for process in self.processes) and not list(self.out.glob("ck/*/*.partial")):
+    def kill_while_writing(self, step: int, chance: random.Random) -> None:
+        """Kills both, at random in the time that the checkpoint of a step is being written."""
+        partial = f"ck/*/step-{step:08d}.partial"
+        while all(process.runs for process in self.processes) and not list(self.out.glob(partial)):
             time.sleep(0.0005)
         time.sleep(chance.uniform(0, 0.02))
         for process in self.processes:
@@ -85,13 +86,12 @@ def test_nothing_is_lost_when_sharded_processes_are_killed(tiny_sd3: Path, tmp_p
 
     chance, out, steps, writing = random.Random(0), tmp_path / "killed", [0], 0
     for who in KILLS:
-        left = 1 - steps[-1] / ITERATIONS
         plans: list[list[dict[str, Any]]] = [[], []]
         if who is not None:
-            plans[who] = [RULE | {"at": chance.randint(1, max(1, round(left * events[who])))}]
+            plans[who] = [RULE | {"at": chance.randint(1, 4 * events[who] * EVERY // ITERATIONS)}]
         run = Run(world, out, plans)
         if who is None:
-            run.kill_while_writing(chance)
+            run.kill_while_writing(min(steps[-1] + EVERY * chance.randint(1, 3), ITERATIONS), chance)
         ended = run.finish()
         steps.append(newest(out))
         assert steps[-1] >= steps[-2], f"a checkpoint was lost: {steps}"
