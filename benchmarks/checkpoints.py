@@ -1,6 +1,6 @@
 """What a checkpoint of sharded networks costs a training: all of it in the first process, or each process its slices.
 
-    python -m benchmarks.checkpoints [--millions 100]
+    python -m benchmarks.checkpoints [--millions 200]
 
 Two processes over gloo on this machine hold a student's state in halves: weights of student and fake score, the moving
 average and AdamW's moments, 28 bytes a parameter. In turn they save it in both ways, while rounds go on that stand for
@@ -221,7 +221,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def main(
-    millions: Annotated[float, typer.Option(help="Parameters of the student, in millions.")] = 100,
+    millions: Annotated[float, typer.Option(help="Parameters of the student, in millions.")] = 200,
     folder: Annotated[str, typer.Option(help="Where to write; default: a temporary folder.")] = "",
 ) -> None:
     """Measure both ways of saving a sharded state."""

@@ -208,6 +208,8 @@ class TestTimeToSave:
 
         monkeypatch.setenv(parent.SHUTDOWN, str(parent.GRACE))
         config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1)
+        if not hasattr(config, "shutdown_timeout"):
+            pytest.skip("torch 2.11 always gives 30 seconds")
         assert config.shutdown_timeout == parent.GRACE
 
     def test_what_is_no_number_is_not_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:

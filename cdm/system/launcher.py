@@ -63,7 +63,9 @@ def shared_device(device: str) -> str | None:
     if ":" not in device:
         return None
     kind = device.partition(":")[0]
-    return f"runtime.device: {device} is one device, and each of several processes needs its own: set it to {kind}"
+    return (
+        f"runtime.device: {device} is one device, and each of several processes needs its own: set it to {kind}"
+    )
 
 
 def speaks_for_all() -> bool:

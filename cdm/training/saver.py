@@ -98,16 +98,20 @@ class Saver:
 
         if self._processes is None:  # not that of the training, whose messages must not come between
             self._processes = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
-        for group, tensors in state.tensors.items():
+        groups = {
+            group: {name: tensor.detach() for name, tensor in tensors.items()}
+            for group, tensors in state.tensors.items()
+        }
+        for group, tensors in groups.items():
             for name, tensor in tensors.items():
-                key, held = key_of(group, name), slice_of(tensor.detach())
+                key, held = key_of(group, name), slice_of(tensor)
                 if key not in self._buffers:
                     self._buffers[key] = torch.empty_like(held, device="cpu")
                 self._buffers[key].copy_(held)
         write = partial(
             write_slices,
             checkpoint.partial_path(self.folder, state.step),
-            state.tensors,
+            groups,
             self._buffers,
             self._processes,
             partial(checkpoint.begin, self.folder, state.step),
