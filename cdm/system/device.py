@@ -23,9 +23,9 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type == "cuda" and torch.cuda.is_available():
-            if device.index is None and "LOCAL_RANK" in os.environ:
+            if ":" not in name and "LOCAL_RANK" in os.environ:
                 device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-            if device.index is not None:
+            if ":" in str(device):
                 torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -13,30 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint import (
-    CheckpointException,
-    DefaultLoadPlanner,
-    DefaultSavePlanner,
-    LoadPlan,
-    LoadPlanner,
-    Metadata,
-    SavePlan,
-    SavePlanner,
-    StorageReader,
-    StorageWriter,
-)
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
+    Metadata,
     MetadataIndex,
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import ReadItem, WriteItem
-from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    SavePlan,
+    SavePlanner,
+    WriteItem,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
 from cdm.training.tensor_file import read_header, write_tensors
@@ -54,7 +53,7 @@ def write_slices(
     groups: Mapping[str, Mapping[str, Tensor]],
     staged: Mapping[str, Tensor],
     processes: ProcessGroup,
-    begin: Callable[[], None],
+    begin: Callable[[], object],
     finish: Callable[[dict[str, str]], None],
 ) -> None:
     """Writes this process's slices of the tensors in `groups` into `folder`; all of `processes` must do so.
@@ -66,9 +65,7 @@ def write_slices(
     tensors = {key_of(group, name): value for group in groups for name, value in groups[group].items()}
     planner = _StagedPlanner(staged)
     try:
-        dcp.save(
-            tensors, storage_writer=_Writer(folder, begin, finish), planner=planner, process_group=processes
-        )
+        save(tensors, storage_writer=_Writer(folder, begin, finish), planner=planner, process_group=processes)
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         raise cause from error
@@ -93,7 +90,7 @@ def read_slices(files: Mapping[Path, str], group: str, into: Mapping[str, Tensor
     with warnings.catch_warnings():
         # Each process reads alone: it knows which slices it needs.
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.load(wanted, storage_reader=_Reader(stored), planner=planner, no_dist=True)
+        load(wanted, storage_reader=_Reader(stored), planner=planner, no_dist=True)
 
 
 def shapes_in(files: Mapping[Path, str], group: str) -> dict[str, tuple[torch.dtype, torch.Size]]:
@@ -138,7 +135,7 @@ class _Writer(StorageWriter):
     """A file of safetensors for each group and process: `student-00001-of-00002.safetensors`."""
 
     def __init__(
-        self, folder: Path, begin: Callable[[], None], finish: Callable[[dict[str, str]], None]
+        self, folder: Path, begin: Callable[[], object], finish: Callable[[dict[str, str]], None]
     ) -> None:
         self.folder, self.begin, self.end = folder, begin, finish
 
@@ -228,9 +225,9 @@ class _Reader(StorageReader):
 
 def _part(file: Any, name: str, item: ReadItem) -> Tensor:
     if not item.lengths:
-        return file.get_tensor(name)  # type: ignore[no-any-return]
+        return file.get_tensor(name)
     ranges = zip(item.storage_offsets, item.lengths, strict=True)
-    return file.get_slice(name)[tuple(slice(start, start + length) for start, length in ranges)]  # type: ignore[no-any-return]
+    return file.get_slice(name)[tuple(slice(start, start + length) for start, length in ranges)]
 
 
 def _done(value: Any) -> Future[Any]:

@@ -59,9 +59,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], offsets: Mapping[st
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for content in (len(text).to_bytes(8, "little"), text):
-            digest.update(content)
-            file.write(content)
+        for head in (len(text).to_bytes(8, "little"), text):
+            digest.update(head)
+            file.write(head)
         for name in order:
             content = _bytes_of(tensors[name])
             for begin in range(0, len(content), PIECE):
@@ -76,7 +76,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], offsets: Mapping[st
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The numbers of a tensor; its own memory where that is main memory without gaps."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def read_header(path: Path) -> dict[str, tuple[torch.dtype, torch.Size, torch.Size]]:
