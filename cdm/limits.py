@@ -22,6 +22,8 @@ RANK = 8_192
 THREADS = 1_024
 MINUTES = 10_080
 """A week."""
+HOURS = 168
+"""A week."""
 SEED = 2**63 - 1
 """Of random numbers: torch takes no more than 64 bits."""
 GUIDANCE = 1_000.0

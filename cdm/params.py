@@ -598,6 +598,8 @@ class Runtime(Section):
     """Iterations between two sheets of pictures in logs/pictures; the last iteration has one too; 0 is never."""
     tracker: Literal["tensorboard", "wandb"] | None = None
     """Experiment tracker that gets the figures of a training, besides the log; its package must be installed."""
+    timeout_hours: Annotated[float, Field(gt=0, le=limits.HOURS), NUMBER] = 2.0
+    """Hours that one of several processes waits for the others before it gives up."""
     scorer_minutes: Annotated[float, Field(gt=0, le=limits.MINUTES), NUMBER] = 240.0
     """Minutes that a scorer of `evaluate.scorers` may take for one sample set before it is stopped."""
 

@@ -24,6 +24,7 @@ from cdm.models.use import Use, check_use
 from cdm.params import Distill, Evaluate, Params, ParamsError, Runtime, read_yaml
 from cdm.system.commands import Command
 from cdm.system.files import Memory, at_home, digest_of, read_json
+from cdm.system.launcher import shared_device
 
 if TYPE_CHECKING:
     from cdm.families.configs import Configs
@@ -142,7 +143,9 @@ def _problems(settings: Params) -> Iterator[str]:
     yield from missing_models(evaluate)
     yield from _missing_scorers(evaluate)
     if settings.runtime.accelerate_config is not None:
-        yield from _problems_of_processes(Path(settings.runtime.accelerate_config), settings.distill)
+        yield from _problems_of_processes(
+            Path(settings.runtime.accelerate_config), settings.distill, settings.runtime.device
+        )
     yield from _missing_packages(settings.distill, settings.runtime)
 
 
@@ -260,7 +263,7 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
 
 
-def _problems_of_processes(path: Path, distill: Distill) -> Iterator[str]:
+def _problems_of_processes(path: Path, distill: Distill, device: str) -> Iterator[str]:
     """What is wrong with a config of accelerate, and with what its processes would share."""
     if not _is(Path.is_file, path):
         yield f"runtime.accelerate_config: {path}: no such file"
@@ -276,6 +279,8 @@ def _problems_of_processes(path: Path, distill: Distill) -> Iterator[str]:
         return
     if distill.batch_size % count:
         yield f"distill.batch_size {distill.batch_size} does not divide over {count} processes"
+    if count > 1 and (problem := shared_device(device)):
+        yield problem
     if count > 1 and config.get("distributed_type") == "FSDP":
         yield from unsharded(distill)
 

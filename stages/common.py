@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -19,7 +20,7 @@ from cdm.params import Params, load
 from cdm.preflight import check_run
 from cdm.system import boundary, host, lock
 from cdm.system.files import clear_removed, read_json
-from cdm.system.launcher import lost_others, rank, speaks_for_all
+from cdm.system.launcher import is_launched, lost_others, rank, speaks_for_all
 from cdm.system.places import check_file, check_folder
 from stages import STARTED_BY_DVC, restore_results
 
@@ -53,6 +54,10 @@ def stage(*keys: str, files: Sequence[Path] = (), folders: Sequence[Path] = ()) 
     for file in files:
         check_file(file)
     host.prepare(params.runtime.threads)
+    if is_launched():
+        from cdm.system.processes import join
+
+        join(params.runtime.device, timedelta(hours=params.runtime.timeout_hours))
     before = _values(params, keys)
     yield params
     after = _values(load(PARAMS), keys)

@@ -30,6 +30,8 @@ from typing import Any
 LIBRARIES = (
     "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
     "accelerate",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "jinja2",

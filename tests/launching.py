@@ -82,12 +82,21 @@ class Started:
             return code, self.errors.read()
 
 
-def in_two_processes(module: str, *arguments: str | Path, **environment: str) -> list[tuple[int, str]]:
-    """Exit code and standard error of each of the two."""
+def port() -> int:
+    """A port of this machine that nobody uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return int(free.getsockname()[1])
+
+
+def in_two_processes(module: str, *arguments: str | Path, **environment: str) -> list[tuple[int, str]]:
+    """Exit code and standard error of each of the two."""
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port()),
+    }
     processes = [
         Started(module, *arguments, RANK=rank, LOCAL_RANK=rank, **common, **environment) for rank in ("0", "1")
     ]

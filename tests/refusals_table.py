@@ -363,6 +363,7 @@ VALUES = [
     ("runtime.device", "gpu", "runtime.device: "),
     ("runtime.device", "cuda:x", "runtime.device: "),
     ("runtime.checkpoint_every", 0.5, "integer"),
+    ("runtime.timeout_hours", 1e12, "less than or equal to"),
 ]
 
 
@@ -505,6 +506,14 @@ LATER: list[tuple[str, Break, str]] = [
         "a batch that does not divide",
         all_of(params(runtime__accelerate_config="launch.yaml"), write("launch.yaml", "num_processes: 3")),
         "distill.batch_size 2 does not divide over 3 processes",
+    ),
+    (
+        "one GPU for two processes",
+        all_of(
+            params(runtime__accelerate_config="launch.yaml", runtime__device="cuda:1"),
+            write("launch.yaml", "num_processes: 2"),
+        ),
+        "runtime.device: cuda:1 is one device, and each of several processes needs its own: set it to cuda",
     ),
     (
         "a term that does not work sharded",

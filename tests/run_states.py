@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from cdm.params import Optimiser
 from cdm.training.optim import Learner
@@ -46,6 +46,16 @@ def train(learner: Learner, updates: range) -> None:
         learner.step()
 
 
+def restore(learner: Learner, state: dict[str, Tensor], updates_done: int) -> None:
+    """Sets the learner's states to whole ones."""
+
+    def fill(room: dict[str, Tensor]) -> None:
+        for name, value in room.items():
+            assign(value, state[name])
+
+    learner.restore(state, fill, updates_done)
+
+
 def sharded() -> Learner:
     return learner("8bit", dict(shard(Network(), torch.device("cpu")).named_parameters()))
 
@@ -58,7 +68,7 @@ if __name__ == "__main__":
     assert all(is_sharded(value) for value in first.state().values() if value.ndim)
     for name, value in gather(first.parameters).items():
         assign(second.parameters[name].detach(), value)
-    second.load_state(gather(first.state()), first.updates_done)
+    restore(second, gather(first.state()), first.updates_done)
     train(second, range(2, 5))
     for name, tensors in (("states", second.state()), ("weights", second.parameters)):
         whole = gather(tensors)

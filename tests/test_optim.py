@@ -19,7 +19,7 @@ from cdm.training.optim import Learner, fits_8bit, messages
 from tests.crashing import crash_rounds
 from tests.inputs import build_prompts
 from tests.launching import succeed_in_two_processes
-from tests.run_states import learner, network
+from tests.run_states import learner, network, restore
 from tests.test_training import assert_same, run
 from tests.write_params import write_params
 
@@ -104,7 +104,7 @@ class TestEightBit:
         save_file({name: value.detach() for name, value in first.parameters.items()}, tmp_path / "weights")
         for name, value in load_file(tmp_path / "weights").items():
             second.parameters[name].data.copy_(value)
-        second.load_state(load_file(tmp_path / "states"), first.updates_done)
+        restore(second, load_file(tmp_path / "states"), first.updates_done)
         train(second, range(4, 7))
         assert all(torch.equal(second.parameters[name], value) for name, value in whole.parameters.items())
         ends: list[dict[str, Tensor]] = [whole.state(), second.state()]
@@ -123,7 +123,7 @@ class TestEightBit:
         weights = load_file(tmp_path / "weights")
         for name in ("wide", "deep"):
             assert torch.equal(weights[name], whole.parameters[name])
-        second.load_state(state, 5)
+        restore(second, state, 5)
         assert all(torch.equal(value, state[name]) for name, value in second.state().items())
 
     def test_a_distillation_resumes_byte_for_byte(

@@ -118,6 +118,7 @@ def test_every_params_file_of_the_repository_is_accepted(path: Path) -> None:
         ("runtime.batch_size", 0, "greater than or equal to 1"),
         ("runtime.checkpoint_every", 0, "greater than or equal to 1"),
         ("runtime.pictures_every", -1, "greater than or equal to 0"),
+        ("runtime.timeout_hours", 0, "greater than 0"),
         ("runtime.tracker", "excel", "'tensorboard' or 'wandb'"),
     ],
 )

@@ -7,6 +7,7 @@ import math
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -373,6 +374,17 @@ def test_optimisers_and_files_have_the_planned_bytes(
     assert disk.student == 4 * count_stored(weights)
 
 
+def test_sharded_processes_keep_their_share_of_a_checkpoint_in_main_memory(
+    tiny: Architecture, tiny_params: Params
+) -> None:
+    made = plan.make_plan(tiny_params, tiny, processes=2, sharding="fsdp")
+    assert made.staging == made.disk.checkpoint // 2
+    row = "in main memory, a checkpoint to be written"
+    for each, said in ((made, [tables._bytes(made.staging)]), (replace(made, staging=0), [])):
+        printed = tables.table(each, tiny_params.distill, 1e12, 0.5)
+        assert [line.removeprefix(row).strip() for line in printed if row in line] == said
+
+
 @pytest.mark.parametrize(
     ("distill", "micro_batch"),
     [
@@ -490,6 +502,7 @@ def test_a_run_adds_up(tiny: Architecture, tiny_params: Params) -> None:
         },
     )  # fmt: skip
     made = plan.make_plan(params, tiny, processes=2, peak_flops=1e9, utilisation=0.5)
+    assert made.staging == 0
     forward, update = plan.flops(tiny)
     assert update == pytest.approx(3 * forward, rel=0.1)
     flops = 0.0

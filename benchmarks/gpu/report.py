@@ -121,10 +121,11 @@ def training(which: str) -> Callable[[Found], list[str]]:
             lines += ["", *table(("part of a round of ours", "s", "share"), shares)]
         if "checkpoint" in found:
             saved = found["checkpoint"]
+            gathered = f"{saved['gather']:.1f} s to gather, " if "gather" in saved else ""  # of older results
             lines += [
                 "",
-                f"A checkpoint of {gb(saved['bytes'])}: {saved['gather']:.1f} s to gather, {saved['write']:.1f} s to"
-                f" write, {saved['read']:.1f} s to read.",
+                f"A checkpoint of {gb(saved['bytes'])}: {gathered}{saved['write']:.1f} s to write,"
+                f" {saved['read']:.1f} s to read.",
             ]
         return lines
 

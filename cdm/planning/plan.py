@@ -95,6 +95,8 @@ class Plan:
     """As the parameters have it."""
     memory_otherwise: Memory
     """With gradient checkpointing the other way."""
+    staging: int
+    """Bytes of main memory that a process keeps for its part of a checkpoint: where the networks are sharded."""
     compute: Compute
     disk: Disk
 
@@ -132,6 +134,7 @@ def make_plan(
         raise CdmError(f"--utilisation is {utilisation:g}: give a share above 0 and up to 1")
     planner = MemoryPlanner(params, architecture, processes, sharding)
     checkpointing = params.distill.gradient_checkpointing
+    disk = plan_disk(params.distill, params.prompts.precision, architecture, planner.size, prompts)
     return Plan(
         architecture=architecture.name,
         parameters=planner.teacher_size.frozen,
@@ -142,6 +145,7 @@ def make_plan(
         micro_batch=planner.batch,
         memory=planner.plan(checkpointing),
         memory_otherwise=planner.plan(not checkpointing),
+        staging=disk.checkpoint // processes if planner.sharded else 0,
         compute=plan_compute(
             params.distill,
             params.schedule,
@@ -150,7 +154,7 @@ def make_plan(
             rate=processes * peak_flops * utilisation,
             speed=speed,
         ),
-        disk=plan_disk(params.distill, params.prompts.precision, architecture, planner.size, prompts),
+        disk=disk,
     )
 
 

@@ -28,6 +28,7 @@ def table(plan: Plan, distill: Distill, peak_flops: float, utilisation: float) -
         f" {plan.batch} samples each, {plan.micro_batch} at once",
         "",
         *_memory_lines(both, distill.gradient_checkpointing),
+        *([_row("in main memory, a checkpoint to be written", [_bytes(plan.staging)])] if plan.staging else []),
         "",
         "compute, all processes",
         _row("forward-equivalents a sample, an iteration", [f"{compute.equivalents:.2f}"]),

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cdm.errors import CdmError
+from cdm.system.parent import GRACE, SHUTDOWN
 
 LAUNCHED = "CDM_LAUNCHED"
 """Set in the environment of the processes that `launch` has started: a folder that those of this machine share."""
@@ -33,7 +34,7 @@ def launch(module: str, config: str | None) -> None:
 
     Ends with the exit code of the first process that failed, or 0. Returns where there is nothing to launch: no
     config, or this is one of the processes, whoever has started them. SIGINT and SIGTERM are passed on; the
-    processes then have 30 seconds. Raises CdmError if the file cannot be used.
+    processes then have the seconds of `parent.grace`. Raises CdmError if the file cannot be used.
 
     A command that calls this stays the same however it is run, so that DVC has no reason to run it again.
     """
@@ -43,6 +44,7 @@ def launch(module: str, config: str | None) -> None:
         raise CdmError(f"runtime.accelerate_config: {config}: no such file")
     with tempfile.TemporaryDirectory(prefix="cdm-") as shared:
         os.environ[LAUNCHED] = shared
+        os.environ.setdefault(SHUTDOWN, str(GRACE))
         sys.exit(_run(["--config_file", config, "--module", module, *sys.argv[1:]]))
 
 
@@ -54,6 +56,16 @@ def is_launched() -> bool:
 def rank() -> str:
     """The number of this process among all that were launched together; empty where it is alone."""
     return os.environ.get("RANK") or os.environ.get("LOCAL_RANK", "")
+
+
+def shared_device(device: str) -> str | None:
+    """What is wrong with `runtime.device` where there are several processes: that it names one device for all."""
+    if ":" not in device:
+        return None
+    kind = device.partition(":")[0]
+    return (
+        f"runtime.device: {device} is one device, and each of several processes needs its own: set it to {kind}"
+    )
 
 
 def speaks_for_all() -> bool:

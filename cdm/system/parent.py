@@ -9,23 +9,33 @@ import time
 
 EVERY = 1.0
 """Seconds between two looks at the parent."""
-GRACE = 30.0
-"""Seconds for the work after SIGTERM, as a launcher gives them."""
+SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""The variable by which torch's launcher is told how many seconds its processes have after a signal to stop."""
+GRACE = 3600
+"""What it is where the user has not set it: enough to finish a round and to write a large checkpoint to a slow disk."""
 
 
-def follow_parent(every: float = EVERY, grace: float = GRACE) -> None:
+def grace() -> float:
+    """Seconds that a process has to save after a signal to stop."""
+    try:
+        return float(os.environ.get(SHUTDOWN, GRACE))
+    except ValueError:
+        return GRACE
+
+
+def follow_parent() -> None:
     """Ends this process after the one that has started it, however that has ended.
 
-    By SIGTERM, on which a training saves, and `grace` seconds later by SIGKILL. A thread looks `every` so many seconds,
+    By SIGTERM, on which a training saves, and the seconds of `grace` later by SIGKILL. A thread looks now and then,
     because not every system can tell a process that its parent has died.
     """
-    watch = threading.Thread(target=_follow, args=(_parents(), every, grace), name="follow parent", daemon=True)
+    watch = threading.Thread(target=_follow, args=(_parents(), grace()), name="follow parent", daemon=True)
     watch.start()
 
 
-def _follow(parents: tuple[int, ...], every: float, grace: float) -> None:
+def _follow(parents: tuple[int, ...], grace: float) -> None:
     while _parents() == parents:
-        time.sleep(every)
+        time.sleep(EVERY)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace)
     os.kill(os.getpid(), signal.SIGKILL)

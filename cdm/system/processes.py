@@ -5,14 +5,45 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
 from torch import Tensor
 
+from cdm.errors import CdmError
 from cdm.system.device import choose_device
+from cdm.system.launcher import shared_device
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 Rows = dict[str, Tensor]
+
+TIMEOUT = timedelta(hours=2)
+"""How long processes wait for one another, where nothing else is said."""
+
+
+def join(device: str, timeout: timedelta = TIMEOUT) -> PartialState:
+    """The processes of `accelerate launch` or torchrun, each on its own GPU; without a launcher this one alone.
+
+    `device` is as in `choose_device`, which may raise CdmError; so does a numbered one where there are several
+    processes. The first call makes their group, with its `timeout`; later ones find it.
+    """
+    from accelerate import PartialState
+
+    # Weights would be read by one process of a machine alone, and be sent to the others by what is not used here.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and (problem := shared_device(device)):
+        raise CdmError(problem)
+    chosen = choose_device(device)
+    own: dict[str, Any] = {"device_id": chosen} if several and chosen.index is not None else {}
+    state = PartialState(cpu=chosen.type == "cpu", timeout=timeout, **own)
+    if state.num_processes == 1:
+        state.device = chosen  # accelerate takes the first one
+    return state
 
 
 @dataclass(frozen=True)
@@ -25,16 +56,10 @@ class Processes:
 
     @classmethod
     def join(cls, device: str) -> Processes:
-        """The processes of `accelerate launch` or torchrun, each on its own GPU; without a launcher this one alone.
-
-        `device` is as in `choose_device`, which may raise CdmError.
-        """
-        chosen = choose_device(device)
+        """As the function `join`."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls(0, 1, chosen)
-        from accelerate import PartialState
-
-        state = PartialState(cpu=chosen.type == "cpu")
+            return cls(0, 1, choose_device(device))
+        state = join(device)
         return cls(state.process_index, state.num_processes, state.device)
 
     @property

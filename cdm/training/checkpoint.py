@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-N` of safetensors and JSON files with their hashes. It is written under another
 name, flushed, and renamed, so that it is there whole or not at all; what is torn or altered is found by its
-hashes and the one before is used.
+hashes and the one before is used. A group of tensors is one file, or where they are sharded a file of each process;
+either can be read by any number of processes.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor
 
 from cdm.errors import CdmError
-from cdm.system.files import clear_removed, remove_folder
-from cdm.system.writing import open_up
+from cdm.system.files import clear_removed, remove_folder, sha256
+from cdm.training.tensor_file import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +38,61 @@ HASHES, STATE, LOCK = "hashes.json", "state.json", "lock"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`tensors`: groups of named tensors; `state`: plain JSON values."""
+    """`tensors`: groups of named tensors, those of the training itself; `state`: plain JSON values."""
 
     step: int
-    tensors: dict[str, dict[str, Tensor]]
+    tensors: Mapping[str, Mapping[str, Tensor]]
     state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on the disk, whole and unaltered. Its tensors stay there until they are asked for."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+    @cached_property
+    def _files(self) -> dict[Path, str]:
+        """The files of tensors, with the group of each: `fake.safetensors`, `fake-00001-of-00002.safetensors`."""
+        return {path: path.stem.partition("-")[0] for path in sorted(self.path.glob("*.safetensors"))}
+
+    @property
+    def groups(self) -> set[str]:
+        """The groups that it has."""
+        return set(self._files.values())
+
+    def shapes(self, group: str) -> dict[str, tuple[torch.dtype, torch.Size]]:
+        """Type and whole shape of each tensor of a group, in the order of their names."""
+        from cdm.training.slices import shapes_in
+
+        return dict(sorted(shapes_in(self._files, group).items()))
+
+    def fill(self, group: str, tensors: Mapping[str, Tensor]) -> None:
+        """Sets tensors in place to those of their names in a group; of a sharded one each process reads its slice.
+
+        Raises CdmError for a name that is not there, or another shape.
+        """
+        from cdm.training.slices import read_slices
+
+        try:
+            read_slices(self._files, group, tensors)
+        except (KeyError, ValueError) as error:
+            raise CdmError(
+                f"{self.path}: not of this training ({error}): remove it, or move it away"
+            ) from error
+
+    @property
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All groups, read into main memory: for tests and for looking at one."""
+        read = {}
+        for group in sorted(self.groups):
+            read[group] = {
+                name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in self.shapes(group).items()
+            }
+            self.fill(group, read[group])
+        return read
 
 
 @contextmanager
@@ -104,37 +156,60 @@ class Holder:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes the checkpoint, then deletes all but the newest `KEPT`."""
-    final = _path(folder, checkpoint.step)
-    partial = final.with_name(f"{final.name}.partial")
+    """Writes the checkpoint, then deletes all but the newest `KEPT`. Its tensors are whole, each in its own memory.
+
+    At most one of them is copied to main memory at a time.
+    """
+    partial = begin(folder, checkpoint.step)
+    hashes = {
+        f"{group}.safetensors": write_tensors(partial / f"{group}.safetensors", tensors)
+        for group, tensors in checkpoint.tensors.items()
+    }
+    commit(folder, checkpoint.step, hashes, json.dumps(checkpoint.state))
+
+
+def begin(folder: Path, step: int) -> Path:
+    """An empty folder in which the files of a checkpoint are written; what others have left unfinished is deleted."""
     for torn in folder.glob("step-*.partial"):
         shutil.rmtree(torn)
+    partial = partial_path(folder, step)
     partial.mkdir(parents=True)
-    for name, tensors in checkpoint.tensors.items():
-        save_file({key: value.contiguous() for key, value in tensors.items()}, partial / f"{name}.safetensors")
-    (partial / STATE).write_text(json.dumps(checkpoint.state))
-    open_up(partial)
-    hashes = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
-    (partial / HASHES).write_text(json.dumps(hashes))
-    for path in partial.iterdir():
-        _flush(path)
+    return partial
+
+
+def commit(folder: Path, step: int, hashes: dict[str, str], state: str) -> None:
+    """Makes a checkpoint of the files that have been written and flushed, and deletes all but the newest `KEPT`.
+
+    `hashes` are the SHA-256 of these files, `state` is a JSON text.
+    """
+    partial, final = partial_path(folder, step), _path(folder, step)
+    content = state.encode()
+    _write(partial / STATE, content)
+    hashes = dict(sorted({**hashes, STATE: hashlib.sha256(content).hexdigest()}.items()))
+    _write(partial / HASHES, json.dumps(hashes).encode())
+    _flush(partial)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     _flush(folder)
-    for step in _steps(folder)[KEPT:]:
-        shutil.rmtree(_path(folder, step))
+    for old in _steps(folder)[KEPT:]:
+        shutil.rmtree(_path(folder, old))
 
 
-def load_newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None; a damaged one is passed over with a warning."""
-    for step in _steps(folder):
+def load_newest(folder: Path, rank: int = 0, count: int = 1, most: Callable[[int], int] = int) -> Saved | None:
+    """The newest checkpoint that is whole, or None; a damaged one is passed over with a warning.
+
+    Of `count` processes that ask for the same one each, by its `rank`, looks at some of the files; `most` is the
+    largest of a number over them.
+    """
+    steps = _steps(folder)
+    while (step := most(max(steps, default=-1))) >= 0:
         path = _path(folder, step)
-        problem = _damage(path)
+        problem = _damage(path, rank, count)
         if problem:
             log.warning("checkpoint %s is damaged (%s): using the one before", path.name, problem)
-            continue
-        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-        return Checkpoint(step, tensors, json.loads((path / STATE).read_text()))
+        if not most(bool(problem)):
+            return Saved(path, step, json.loads((path / STATE).read_text()))
+        steps = [each for each in steps if each < step]
     return None
 
 
@@ -152,15 +227,24 @@ def give_back(folder: Path, iterations: int) -> None:
         log.warning("%s is left there: %s", folder, error)
 
 
-def _damage(path: Path) -> str | None:
+def _damage(path: Path, rank: int, count: int) -> str | None:
+    """What is wrong with this process's share of the files of a checkpoint: missing, torn or altered."""
     try:
         hashes = json.loads((path / HASHES).read_text())
-        for name, expected in hashes.items():
-            if _sha256(path / name) != expected:
+        missing = [name for name in hashes if not (path / name).exists()]
+        if missing or not hashes:
+            return f"{missing[0] if missing else 'all'} is missing"
+        for name, expected in sorted(hashes.items())[rank::count]:
+            if sha256(path / name) != expected:
                 return f"{name} has changed"
     except (OSError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def partial_path(folder: Path, step: int) -> Path:
+    """Where a checkpoint is until it is whole."""
+    return folder / f"{_path(folder, step).name}.partial"
 
 
 def _path(folder: Path, step: int) -> Path:
@@ -173,9 +257,9 @@ def _steps(folder: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    _flush(path)
 
 
 def _flush(path: Path) -> None:

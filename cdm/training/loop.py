@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -10,8 +11,8 @@ import torch.distributed
 from accelerate import Accelerator
 
 from cdm.params import Params
-from cdm.system.device import choose_device
 from cdm.system.problems import naming
+from cdm.system.processes import join
 from cdm.system.progress import track
 from cdm.system.signals import StopRequest
 from cdm.training import checkpoint, sharding
@@ -19,10 +20,14 @@ from cdm.training.distiller import Distiller, Metrics
 from cdm.training.identity import fingerprint
 from cdm.training.inputs import Inputs
 from cdm.training.probe import QualityProbe, falls_due
+from cdm.training.saver import Saver
 from cdm.training.saving import check_place, save_student, write_log
 from cdm.training.setup import largest, open_probe, prepare
 from cdm.training.state import TrainingState
 from cdm.training.watch import Places, Watch, open_watch
+
+FAILED = 1000
+"""Above all signals: that a checkpoint could not be written."""
 
 
 def distill(
@@ -39,21 +44,27 @@ def distill(
     check_place(student)
     name = f"distill-{fingerprint(params, inputs)}"
     folder = checkpoints / name
+    timeout = timedelta(hours=params.runtime.timeout_hours)
+    device = join(params.runtime.device, timeout).device
     accelerator = Accelerator(
-        cpu=choose_device(params.runtime.device).type == "cpu",
+        cpu=device.type == "cpu",
         log_with=params.runtime.tracker if places is not None else None,
         project_dir=places.trackers / name if places is not None else None,
     )
     state, distiller = prepare(params, inputs, accelerator)
-    with checkpoint.locked(folder, accelerator.is_main_process), StopRequest().listening() as stop:
-        saved = checkpoint.load_newest(folder)
+    with (
+        checkpoint.locked(folder, accelerator.is_main_process),
+        StopRequest().listening() as stop,
+        Saver(folder, accelerator, timeout) as saver,
+    ):
+        saved = saver.newest()
         if saved is not None:
             state.restore(saved)
             accelerator.print(f"resuming at iteration {state.iteration} of {params.distill.iterations}")
         probe = open_probe(params, inputs, distiller, accelerator)
         watch = open_watch(params, inputs, distiller, accelerator, places, folder)
         with watch.running(state.iteration):
-            train(state, distiller, params, stop, accelerator, folder, probe, watch)
+            train(state, distiller, params, stop, accelerator, saver, probe, watch)
         state.choose_best()
         average = sharding.gather(state.average, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
@@ -70,7 +81,7 @@ def train(
     params: Params,
     stop: StopRequest,
     accelerator: Accelerator,
-    folder: Path,
+    saver: Saver,
     probe: QualityProbe | None,
     watch: Watch,
 ) -> None:
@@ -89,17 +100,17 @@ def train(
             state.note(probe.measure(state.student.parameters, state.average), distill.keep)
         watch.after_round(state.rows, state.student.parameters, state.average)
         # A signal that any process has received: all save the same step.
-        wanted = largest(stop.signal, accelerator)
+        wanted = largest(FAILED if saver.failed else stop.signal, accelerator)
+        if wanted == FAILED:
+            saver.stop()
         done = state.iteration >= iterations
         if done or wanted or state.iteration // between > iteration // between:
-            saved = state.checkpoint(keep=accelerator.is_main_process)
-            if accelerator.is_main_process:
-                with naming(folder):
-                    checkpoint.save(folder, saved)
-            accelerator.wait_for_everyone()
-            if wanted and not done:
-                accelerator.print(f"stopped and saved at iteration {state.iteration}: the same command resumes")
-                raise SystemExit(128 + wanted)
+            saver.save(state.checkpoint())
+        if done or wanted:
+            saver.wait()
+        if wanted and not done:
+            accelerator.print(f"stopped and saved at iteration {state.iteration}: the same command resumes")
+            raise SystemExit(128 + wanted)
 
 
 def over_processes(metrics: Metrics, accelerator: Accelerator) -> Metrics:

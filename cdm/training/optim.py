@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from cdm.params import Optimiser
-from cdm.training.sharding import as_slice, assign, is_sharded, slice_of, whole_of
+from cdm.training.sharding import as_slice, is_sharded, slice_of, whole_of
 
 MESSAGE = 2**26
 """Numbers that processes average at once: gradients are copied into a message, which is to stay small (268 MB)."""
@@ -96,11 +96,15 @@ class AdamW(Protocol):
         ...
 
     def state(self, name: str) -> dict[str, Tensor]:
-        """The states of a parameter, sharded as it is; those that are changed in place by `load`."""
+        """The states of a parameter, sharded as it is."""
         ...
 
-    def load(self, name: str, key: str, whole: Tensor) -> None:
-        """Sets one state of a parameter to its whole value, which every process has."""
+    def room(self, name: str, key: str) -> Tensor:
+        """A tensor for one state of a parameter, sharded as it is, to be set in place and then given to `take`."""
+        ...
+
+    def take(self, name: str, key: str, state: Tensor) -> None:
+        """Goes on from one state of a parameter, in a tensor of `room`."""
         ...
 
 
@@ -127,14 +131,14 @@ class Float32AdamW:
     def state(self, name: str) -> dict[str, Tensor]:
         return dict(self.adamw.state[self.parameters[name]])
 
-    def load(self, name: str, key: str, whole: Tensor) -> None:
+    def room(self, name: str, key: str) -> Tensor:
         parameter = self.parameters[name]
         if key == "step":
-            state = whole.to(parameter.device)
-        else:
-            state = torch.zeros_like(parameter, requires_grad=False)
-            assign(state, whole)
-        self.adamw.state[parameter][key] = state
+            return torch.zeros((), device=parameter.device)
+        return torch.zeros_like(parameter, requires_grad=False)
+
+    def take(self, name: str, key: str, state: Tensor) -> None:
+        self.adamw.state[self.parameters[name]][key] = state
 
 
 class EightBitAdamW:
@@ -178,11 +182,12 @@ class EightBitAdamW:
         scales = {key: as_slice(state[key].view(-1, blocks), parameter, (rows, blocks)) for key in self.SCALES}
         return {"step": torch.tensor(float(state["step"])), **codes, **scales}
 
-    def load(self, name: str, key: str, whole: Tensor) -> None:
-        if key == "step":
-            self.adamw.state[self.slices[name]]["step"] = int(whole)
-        else:
-            assign(self.state(name)[key], whole)
+    def room(self, name: str, key: str) -> Tensor:
+        return self.state(name)[key]
+
+    def take(self, name: str, key: str, state: Tensor) -> None:
+        if key == "step":  # the others have been changed in place
+            self.adamw.state[self.slices[name]]["step"] = int(state)
 
 
 class Learner:
@@ -226,9 +231,16 @@ class Learner:
             for key, value in self.optimiser_of[name].state(name).items()
         }
 
-    def load_state(self, state: dict[str, Tensor], updates_done: int) -> None:
-        """Restores `state()` after `updates_done` updates."""
+    def restore(
+        self, keys: Iterable[str], fill: Callable[[dict[str, Tensor]], None], updates_done: int
+    ) -> None:
+        """Goes on after `updates_done` updates; `fill` sets tensors, named as in `state`, to what they were then.
+
+        `keys` are those that there are.
+        """
         self.updates_done = updates_done
-        for key, value in state.items():
-            moment, name = key.split("/", 1)
-            self.optimiser_of[name].load(name, moment, value)
+        names = {key: tuple(key.split("/", 1)) for key in keys}
+        room = {key: self.optimiser_of[name].room(name, moment) for key, (moment, name) in names.items()}
+        fill(room)
+        for key, (moment, name) in names.items():
+            self.optimiser_of[name].take(name, moment, room[key])

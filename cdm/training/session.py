@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,14 @@ from cdm.params import Params
 from cdm.preflight import check_paths
 from cdm.randomness import picture_noise
 from cdm.system import host
-from cdm.system.device import DTYPES, choose_device
+from cdm.system.device import DTYPES
 from cdm.system.files import at_home
-from cdm.training import checkpoint
+from cdm.system.processes import join
 from cdm.training.distiller import Metrics
 from cdm.training.identity import fingerprint
 from cdm.training.inputs import Inputs
 from cdm.training.probe import draw_student, exchanged
+from cdm.training.saver import Saver
 from cdm.training.saving import save_student, write_log
 from cdm.training.setup import prepare
 
@@ -67,10 +69,12 @@ class Distillation:
                 runtime=runtime,
             )
         self.inputs = Inputs.gather(params, teacher, encoded)
-        self.accelerator = Accelerator(cpu=choose_device(params.runtime.device).type == "cpu")
+        timeout = timedelta(hours=params.runtime.timeout_hours)
+        self.accelerator = Accelerator(cpu=join(params.runtime.device, timeout).device.type == "cpu")
         self.state, self.distiller = prepare(params, self.inputs, self.accelerator)
-        self._checkpoints = self.folder / "checkpoints" / fingerprint(params, self.inputs)
-        saved = checkpoint.load_newest(self._checkpoints)
+        checkpoints = self.folder / "checkpoints" / fingerprint(params, self.inputs)
+        self._saver = Saver(checkpoints, self.accelerator, timeout)
+        saved = self._saver.newest()
         if saved is not None:
             self.state.restore(saved)
         self._pipeline: Any = None
@@ -123,7 +127,8 @@ class Distillation:
 
     def checkpoint(self) -> None:
         """Saves the state of the training, so that the same `Distillation` goes on from here another time."""
-        checkpoint.save(self._checkpoints, self.state.checkpoint())
+        self._saver.save(self.state.checkpoint())
+        self._saver.wait()
 
     def save(self, student: str | Path) -> Path:
         """Writes the moving average of the student as a folder that diffusers loads, with its log beside it."""

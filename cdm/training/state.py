@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from cdm.errors import CdmError
 from cdm.params import Distill
-from cdm.training import sharding
-from cdm.training.checkpoint import Checkpoint
+from cdm.training.checkpoint import Checkpoint, Saved
 from cdm.training.distiller import Metrics
 from cdm.training.networks import Networks
 from cdm.training.optim import Learner, blend, ema_decay
@@ -78,25 +78,23 @@ class TrainingState:
         newest = self.rows[-1] if self.rows else {}
         return " ".join(f"{name[5:]} {value:.3f}" for name, value in newest.items() if name.startswith("loss_"))
 
-    def checkpoint(self, keep: bool = True) -> Checkpoint:
-        """The state in whole tensors, gathered where it is sharded: all processes take part, those that `keep`
-        it get it."""
+    def checkpoint(self) -> Checkpoint:
+        """The state, in the tensors of the training itself."""
         groups: dict[str, Mapping[str, Tensor]] = {
             "student": self.student.parameters,
             "fake": self.fake.parameters,
             "average": self.average,
             "student_optimiser": self.student.state(),
             "fake_optimiser": self.fake.state(),
+            "best": self.best,
         }
-        if self.best:
-            groups["best"] = self.best
-        tensors = {name: sharding.gather(group, keep) for name, group in groups.items() if group}
         updates = {"student": self.student.updates_done, "fake": self.fake.updates_done}
+        tensors = {name: group for name, group in groups.items() if group}
         return Checkpoint(self.iteration, tensors, {"rows": self.rows, "updates": updates})
 
-    def restore(self, saved: Checkpoint) -> None:
+    def restore(self, saved: Saved) -> None:
         """Takes up the training where a checkpoint has left it."""
-        if "best" in saved.tensors:
+        if "best" in saved.groups:
             self.best = {name: torch.empty_like(value) for name, value in self.average.items()}
         groups: dict[str, Mapping[str, Tensor]] = {
             "student": self.student.parameters,
@@ -105,11 +103,10 @@ class TrainingState:
             "best": self.best,
         }
         for name, into in groups.items():
-            for key, value in into.items():
-                sharding.assign(value, saved.tensors[name][key])
-        updates = saved.state["updates"]
-        self.student.load_state(saved.tensors.get("student_optimiser", {}), updates["student"])
-        self.fake.load_state(saved.tensors.get("fake_optimiser", {}), updates["fake"])
+            saved.fill(name, into)
+        for name, learner in (("student", self.student), ("fake", self.fake)):
+            group = f"{name}_optimiser"
+            learner.restore(saved.shapes(group), partial(saved.fill, group), saved.state["updates"][name])
         self.iteration, self.rows = saved.step, saved.state["rows"]
 
 

@@ -12,6 +12,7 @@ from cdm.families import get_family
 from cdm.params import Params, load, parse
 from cdm.training.distiller import Distiller
 from cdm.training.networks import FullNetworks, LoraNetworks, Networks, Place
+from cdm.training.sharding import whole_of
 from cdm.training.state import TrainingState
 
 DEVICE = torch.device("cuda")
@@ -92,7 +93,7 @@ def go_on(state: TrainingState, distiller: Distiller, rounds: int) -> dict[str, 
 
 def weights(state: TrainingState) -> dict[str, Tensor]:
     """A copy of the student's weights, on the CPU."""
-    return {name: value.clone() for name, value in state.checkpoint().tensors["student"].items()}
+    return {name: whole_of(value.detach()).cpu().clone() for name, value in state.student.parameters.items()}
 
 
 def change(state: TrainingState, before: dict[str, Tensor]) -> dict[str, Tensor]:
