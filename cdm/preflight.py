@@ -135,15 +135,20 @@ def _problems(settings: Params) -> Iterator[str]:
         for name in getattr(settings.prompts, key):
             if not _is(Path.is_file, Path(name)) and not _is(Path.is_dir, Path(name)):
                 yield f"prompts.{key}: {name}: no such file"
+    yield from problems_of_evaluation(evaluate)
+    if settings.runtime.accelerate_config is not None:
+        yield from _problems_of_processes(Path(settings.runtime.accelerate_config), settings.distill)
+    yield from _missing_packages(settings.distill, settings.runtime)
+
+
+def problems_of_evaluation(evaluate: Evaluate) -> Iterator[str]:
+    """A line for everything that an evaluation needs and that is not there, or not what it should be."""
     if evaluate.judge is not None:
         yield from _problems_of_judge(Path(evaluate.judge))
     if evaluate.real is not None:
         yield from _problems_of_real(Path(evaluate.real), evaluate.neighbours)
     yield from missing_models(evaluate)
     yield from _missing_scorers(evaluate)
-    if settings.runtime.accelerate_config is not None:
-        yield from _problems_of_processes(Path(settings.runtime.accelerate_config), settings.distill)
-    yield from _missing_packages(settings.distill, settings.runtime)
 
 
 def _is(kind: Callable[[Path], bool], path: Path) -> bool:
