@@ -294,7 +294,9 @@ def judge(
         typer.Option(help="A params file whose `evaluate.models` say where models of measures are."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise, the same for all models.", min=0)] = 0,
-    precision: Annotated[DType, typer.Option(help="Arithmetic of the models.")] = DType.bf16,
+    precision: Annotated[
+        SampleDType, typer.Option(help="Arithmetic; auto is fp32 on a CPU and bf16 elsewhere.")
+    ] = SampleDType.auto,
     batch: Annotated[int, typer.Option(help="Pictures drawn at once.", min=1)] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     out: Annotated[
@@ -303,8 +305,12 @@ def judge(
 ) -> None:
     """Judge MODELS on the same prompts and seeds: a table with intervals and paired differences, and a page."""
     check_out(out / "table.md")
+    from cdm.handover.drawing import default_precision
     from cdm.judging.arguments import judging_of
     from cdm.params import load
+    from cdm.system.device import choose_device
+
+    chosen = default_precision(choose_device(device)) if precision == "auto" else precision.value
 
     settings: dict[str, object] = {
         "metrics": measure or [],
@@ -314,7 +320,7 @@ def judge(
         "count": count,
         "column": column,
         "seed": seed,
-        "precision": precision.value,
+        "precision": chosen,
         "runtime": {"device": device, "batch_size": batch},
     }
     if params is not None:

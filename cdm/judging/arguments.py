@@ -79,7 +79,10 @@ def judging_of(
     try:
         return validated(Judging, values)
     except ParamsError as error:
-        raise CdmError(str(error).replace(f"prompts.{SET}.", "").replace("models.", "MODEL ")) from None
+        text = str(error).replace(f"prompts.{SET}.", "")
+        for name, argument in sorted(zip(names, arguments, strict=True), reverse=True):
+            text = text.replace(f"models.{name}", f"MODEL {argument}: ")
+        raise CdmError(text.replace(": .", ": ").replace(": : ", ": ")) from None
 
 
 def _reference(wanted: str | None, models: dict[str, dict[str, Any]]) -> str:

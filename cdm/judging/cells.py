@@ -147,6 +147,13 @@ def resolve(judging: Judging, places: Places, memory: Memory) -> dict[str, Model
     }
     for row, model in found.items():
         _named(f"models.{row}", lambda model=model: models.check(model))
+    shapes = {
+        row: _named(
+            f"models.{row}", lambda row=row, model=model: models.latent_shape(judging.models[row], model)
+        )
+        for row, model in found.items()
+    }
+    _check_sizes(judging, {row: _size(model, shapes[row]) for row, model in found.items()})
     digests = {row: models.digest(model, memory) for row, model in found.items()}
     shutil.rmtree(places.cells, ignore_errors=True)
     for name in judging.sets:
@@ -159,15 +166,12 @@ def resolve(judging: Judging, places: Places, memory: Memory) -> dict[str, Model
         _write(inputs, {"settings": settings | {"seed": judging.seed}, "files": read_json(inputs)})
         for row, model in found.items():
             judged = judging.models[row]
-            shape = _named(
-                f"models.{row}", lambda judged=judged, model=model: models.latent_shape(judged, model)
-            )
             drawing = Drawing(
                 row=row,
                 set=name,
                 family=model.family.name,
                 model=digests[row],
-                latent_shape=list(shape),
+                latent_shape=list(shapes[row]),
                 sigmas=judged.levels,
                 guidance_scale=judged.guidance_scale,
                 precision=judging.precision_of(row),
@@ -179,6 +183,26 @@ def resolve(judging: Judging, places: Places, memory: Memory) -> dict[str, Model
             )
             _write(places.drawing(row, name), asdict(drawing))
     return found
+
+
+def _size(model: Model, latent_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of its pictures."""
+    pixels = model.family.pixels_per_latent(model.base)
+    return latent_shape[1] * pixels, latent_shape[2] * pixels
+
+
+def _check_sizes(judging: Judging, sizes: dict[str, tuple[int, int]]) -> None:
+    """Raises CdmError where a judge would see pictures of different sizes."""
+    expected = sizes[judging.reference]
+    judges = [name for name in judging.sets if judging.prompts[name].judge is not None]
+    problems = [
+        f"models.{row}: draws {size[0]} x {size[1]} pixels, and {judging.reference} {expected[0]} x {expected[1]}: the"
+        f" judge of {judges[0]} needs one size: set resolution"
+        for row, size in sizes.items()
+        if judges and size != expected
+    ]
+    if problems:
+        raise CdmError("\n".join(problems))
 
 
 def _named(key: str, find: Any) -> Any:
