@@ -14,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
+from cdm.cli import app
 from cdm.data.store import Store
 from cdm.errors import CdmError
 from cdm.evaluation.metrics import measure_chosen
@@ -530,6 +532,50 @@ def test_models_have_names_of_their_own_and_the_first_is_the_reference() -> None
     assert judging_of(arguments, [Path("x.txt")], "Our best", metrics=["clip_score"]).reference == "our-best"
     with pytest.raises(CdmError, match="--reference is nobody: give one of the models: student, student-2"):
         judging_of(arguments, [Path("x.txt")], "nobody", metrics=["clip_score"])
+
+
+def test_the_command_makes_a_judging_of_its_options(
+    judged: tuple[Judging, Places], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Judging, Path]] = []
+
+    def follow(judging: Judging, out: Path) -> Standing:
+        asked.append((judging, out))
+        return Standing.read(*judged)
+
+    monkeypatch.setattr(run, "judge", follow)
+    arguments = [
+        "judge",
+        "one,steps=8",
+        "two",
+        "--prompts",
+        "a.txt",
+        "--prompts",
+        "b.txt",
+        "--measure",
+        "clip_score",
+    ]
+    more = [
+        "--reference",
+        "two",
+        "--per-prompt",
+        "3",
+        "--seed",
+        "7",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = CliRunner().invoke(app, [*arguments, *more])
+    assert done.exit_code == 0, done.output
+    assert "Scored: 8 prompts, 1 picture a prompt" in done.output
+    ((judging, out),) = asked
+    assert out == tmp_path / "out"
+    assert (judging.rows, judging.reference, judging.seed) == (["one-8-steps", "two"], "two", 7)
+    assert judging.precision == "fp32", "auto, on a CPU"
+    assert judging.prompts["prompts"].files == ["a.txt", "b.txt"]
+    assert judging.prompts["prompts"].per_prompt == 3
 
 
 # The pipeline.
