@@ -24,6 +24,8 @@ OPTIONS = {
 }
 """What may stand behind a place, and the key of a judging's `models` that it sets."""
 NUMBERS = {"steps": int, "guidance": float, "tokens": int, "resolution": int}
+SHARED = ("metric_models", "precision", "runtime", "seed")
+"""Settings of a judging that are not those of a prompt set."""
 SET = "prompts"
 """The name of the prompt set of `cdm judge`."""
 
@@ -62,9 +64,7 @@ def judging_of(
         title = values.pop("name", None) or _title(str(values["source"]), values)
         name = _name(title, models)
         models[name] = {"title": title, **values}
-    shared = {
-        key: settings.pop(key) for key in ("seed", "precision", "metric_models", "runtime") if key in settings
-    }
+    shared = {key: settings.pop(key) for key in SHARED if key in settings}
     names = list(models)
     chosen = _reference(reference, models)
     title = ", ".join(path.name for path in prompts)

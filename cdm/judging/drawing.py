@@ -118,5 +118,5 @@ def _write_pictures(store: Store, drawing: Drawing, texts: Sequence[str], folder
         for prompt in spread(len(texts), drawing.pictures):
             sample = prompt * drawing.per_prompt
             image = store.rows([sample])["images"][0]
-            facts = {"prompt": texts[prompt], "steps": drawing.steps, "seed": drawing.seed, "sample": sample}
-            write_png(staged / f"{prompt:06d}.png", image, **facts)
+            facts = {"steps": drawing.steps, "seed": drawing.seed, "sample": sample}
+            write_png(staged / f"{prompt:06d}.png", image, prompt=texts[prompt], **facts)

@@ -92,7 +92,7 @@ def measure_cell(judging: Judging, places: Places, row: str, name: str) -> Resul
     measured = measure_chosen(
         section, samples, real, places.answers, seed=judging.seed, runtime=judging.runtime
     )
-    sources = {}
+    sources: dict[str, str] = {}
     if measured is not None:
         figures |= _of(measured.figures, own)
         replicates["prompts"] |= _of(measured.replicates, own)
