@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -434,7 +435,23 @@ def test_a_cell_without_a_result_is_named(standing: Standing) -> None:
     results = {cell: each for cell, each in standing.results.items() if cell != ("other", "judged")}
     partial = Standing(standing.judging, results)
     assert partial.missing == ["other-judged"]
-    assert "1 cells have no result yet: other-judged" in tables.text_table(partial)
+    assert "Cells without a result: other-judged" in tables.text_table(partial)
+
+
+def test_a_result_of_other_measures_is_left_out(
+    judged: tuple[Judging, Places], standing: Standing, tmp_path: Path
+) -> None:
+    """As long as the pictures are there, which Git does not have."""
+    judging, places = judged
+    moved = Places(tmp_path / "moved")
+    shutil.copytree(places.root, moved.root)
+    moved.measuring("scored").write_text("{}")
+    found = Standing.read(judging, moved)
+    assert found.outdated == ("base-scored", "other-scored")
+    assert found.missing == []
+    assert "left out: base-scored, other-scored" in tables.text_table(found)
+    shutil.rmtree(moved.root / "samples")
+    assert Standing.read(judging, moved).results == standing.results
 
 
 # Published figures.

@@ -36,7 +36,7 @@ def render(standing: Standing, places: Places) -> str:
         verdict=standing.verdict(),
         agrees=all(each.outcome == "agrees" for each in standing.checks()),
         checks=[_check(standing, each) for each in standing.checks()],
-        missing=standing.missing,
+        gaps=tables.gaps(standing),
         chance=CHANCE.partition(". ")[0] + ".",
         themes=[
             (theme, {f"e{index}": colour(index, theme) for index in range(len(judging.rows))})

@@ -11,7 +11,7 @@ from typing import Literal
 from cdm.errors import CdmError
 from cdm.experiments.figures import Difference, Figure, Relation
 from cdm.judging.design import Judging
-from cdm.judging.measuring import Result
+from cdm.judging.measuring import Result, asked
 from cdm.judging.places import Places
 from cdm.measures import JUDGED, Quantity, quantities
 
@@ -50,20 +50,26 @@ class Standing:
     judging: Judging
     results: dict[tuple[str, str], Result]
     """By row and set; a cell that has not run is not there."""
+    outdated: tuple[str, ...] = ()
+    """Cells whose result is of other pictures or measures than those that are there, and which are left out."""
 
     @classmethod
     def read(cls, judging: Judging, places: Places) -> Standing:
         """The results that are there. Raises CdmError if there is none, or one is damaged."""
         found = {cell: Result.read(places.result(*cell)) for cell in judging.cells()}
-        results = {cell: result for cell, result in found.items() if result is not None}
+        outdated = [
+            cell for cell, result in found.items() if result and not _is_current(result, judging, places, cell)
+        ]
+        results = {cell: each for cell, each in found.items() if each is not None and cell not in outdated}
         if not results:
             raise CdmError(f"{places.root / 'results'}: no results yet: run `dvc repro` in judging/ first")
-        return cls(judging, results)
+        return cls(judging, results, tuple("-".join(cell) for cell in outdated))
 
     @property
     def missing(self) -> list[str]:
         """Cells without a result."""
-        return [f"{row}-{name}" for row, name in self.judging.cells() if (row, name) not in self.results]
+        cells = ((cell, "-".join(cell)) for cell in self.judging.cells())
+        return [name for cell, name in cells if cell not in self.results and name not in self.outdated]
 
     def rows(self, name: str) -> list[str]:
         """The rows of a set that have a result."""
@@ -176,3 +182,12 @@ class Standing:
 
 def _listed(checks: list[Check], judging: Judging) -> str:
     return ", ".join(f"{each.quantity.title} of {judging.models[each.row].title}" for each in checks)
+
+
+def _is_current(result: Result, judging: Judging, places: Places, cell: tuple[str, str]) -> bool:
+    """Whether a result is of the pictures and measures that are there; where the pictures are not, it is taken as it
+    is: Git has results, and not what they are of."""
+    try:
+        return result.asked == asked(judging, places, *cell)
+    except CdmError:
+        return True

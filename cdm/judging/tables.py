@@ -34,9 +34,16 @@ def remarks(standing: Standing) -> list[str]:
         f" than {reference} and - is worse, * differs: the 95 % interval of the difference leaves out 0, of pictures"
         " paired by prompt and noise. About one mark in twenty is chance."
     ]
-    if standing.missing:
-        lines.append(f"{len(standing.missing)} cells have no result yet: {', '.join(standing.missing[:8])}")
-    return lines
+    return lines + gaps(standing)
+
+
+def gaps(standing: Standing) -> list[str]:
+    """What is missing, a line each."""
+    found = {
+        "without a result": standing.missing,
+        "with a result of other pictures or measures, left out": standing.outdated,
+    }
+    return [f"Cells {what}: {', '.join(names[:8])}" for what, names in found.items() if names]
 
 
 def _wrapped(lines: Sequence[str]) -> list[str]:
