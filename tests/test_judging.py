@@ -192,9 +192,9 @@ def test_a_model_without_a_source_is_in_no_row(two: dict[str, Any]) -> None:
             "models.other.source: nowhere: no such folder or file, and not a hub id",
         ),
         ("prompts.scored.files", ["none.txt"], "prompts.scored.files: none.txt: no such file"),
-        ("prompts.judged.count", 99, "prompts.judged: count is 99, but the files hold 8 prompts"),
+        ("prompts.judged.count", 99, "prompts.judged.files: they hold 8 prompts, but count is 99"),
         ("prompts.judged.judge", "none", "prompts.judged.judge: none: no such folder"),
-        ("prompts.judged.neighbours", 9, "prompts.judged.neighbours 9 is too many for 8 pictures of 2 prompts"),
+        ("prompts.judged.neighbours", 9, "prompts.judged.neighbours 9 is too many for 8 samples of 2 prompts"),
         (
             "metric_models.clip",
             "none",
@@ -208,6 +208,40 @@ def test_what_is_named_and_not_there_is_a_line_before_anything(
     with pytest.raises(CdmError, match=f"^{re.escape(says)}"):
         check(validated(Judging, changed(two, key, value)), Places(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("models.base.resolution", 33, r"^models\.base: resolution is 33, but this model draws multiples of"),
+        (
+            "models.other.max_sequence_length",
+            8000,
+            r"^models\.other: max_sequence_length is 8000: this model takes",
+        ),
+        ("models.other.revision", "main", r"^models\.other: revision is 'main', but .* is here and has none"),
+    ],
+)
+def test_what_a_model_cannot_do_is_a_line_of_the_first_step(
+    two: dict[str, Any], tmp_path: Path, key: str, value: Any, says: str
+) -> None:
+    with pytest.raises(CdmError, match=says):
+        resolve(validated(Judging, changed(two, key, value)), Places(tmp_path), Memory())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_model_of_a_measure_is_said_before_anything_is_drawn(
+    two: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(two["metric_models"]["clip"], tmp_path / "clip")
+    (tmp_path / "clip/model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(CdmError, match=r"clip"):
+        resolve(
+            validated(Judging, changed(two, "metric_models.clip", str(tmp_path / "clip"))),
+            Places(tmp_path / "out"),
+            Memory(),
+        )
+    assert not (tmp_path / "out/samples").exists()
 
 
 def test_a_damaged_model_is_named_by_the_first_step(
@@ -374,7 +408,7 @@ def test_a_reference_has_no_distance_to_itself(judged: tuple[Judging, Places]) -
 def test_a_judge_sees_pictures_of_one_size(two: dict[str, Any], tmp_path: Path) -> None:
     judging = validated(Judging, changed(two, "models.other.resolution", 64))
     with pytest.raises(
-        CdmError, match=r"^models\.other: draws 64 x 64 pixels, and base 32 x 32: the judge of judged"
+        CdmError, match=r"^models\.other: draws 64 x 64 pixels, and base draws 32 x 32: the judge of judged"
     ):
         resolve(judging, Places(tmp_path), Memory())
     scored = validated(Judging, changed(two, "models.other.resolution", 64) | {"sets": ["scored"]})

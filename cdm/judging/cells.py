@@ -12,14 +12,15 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from cdm import limits, measures
-from cdm.data.prompts import read_prompts
+from cdm.data.prompt_lists import read_prompts
 from cdm.errors import CdmError
 from cdm.external import record_evaluation
 from cdm.judging import models
 from cdm.judging.design import JudgedSet, Judging
 from cdm.judging.places import Places
 from cdm.models.student import Model
-from cdm.preflight import problems_of_evaluation
+from cdm.params import Evaluate
+from cdm.preflight import check_models, problems_of_evaluation, problems_of_reals, real_size, too_few_pictures
 from cdm.system.files import Memory, digest_of, read_json, write_json
 from cdm.system.places import check_folder
 from cdm.system.records import parse_record
@@ -100,36 +101,48 @@ def _problems(judging: Judging) -> Iterator[str]:
         chosen = judging.prompts[name]
         missing = [path for path in chosen.files if not Path(path).exists()]
         yield from (f"prompts.{name}.files: {path}: no such file" for path in missing)
-        for problem in problems_of_evaluation(judging.evaluation(name)):
-            yield problem.replace("evaluate.models.", "metric_models.").replace("evaluate.", f"prompts.{name}.")
-        if not missing:
-            yield from _problems_of_prompts(name, chosen)
+        problems = list(problems_of_evaluation(judging.evaluation(name)))
+        if not (missing or problems):
+            problems = list(_problems_of_prompts(chosen, judging.evaluation(name)))
+        yield from (_in_words_of(name, problem) for problem in problems)
 
 
-def _problems_of_prompts(name: str, chosen: JudgedSet) -> Iterator[str]:
+def _problems_of_prompts(chosen: JudgedSet, evaluation: Evaluate) -> Iterator[str]:
+    """What is wrong with the prompts of a set, for its measures; keys are those of a params file of the pipeline."""
     try:
-        count = len(prompts_of(chosen))
+        texts = prompts_of(chosen)
     except CdmError as error:
-        yield f"prompts.{name}: {error}"
+        yield f"evaluate.files: {error}"
         return
-    users = [measure.name for measure in measures.chosen(chosen.metrics) if measure.uses_neighbours]
-    pictures = count * chosen.per_prompt
-    resampled = users and chosen.resamples and count >= measures.FEWEST_PROMPTS
-    most = (count // 2 * chosen.per_prompt if resampled else pictures) - 1
-    if (users or chosen.judge) and chosen.neighbours > most:
-        yield (
-            f"prompts.{name}.neighbours {chosen.neighbours} is too many for {pictures} pictures of {count} prompts:"
-            " lower it, or raise per_prompt or count"
-        )
+    users = any(measure.uses_neighbours for measure in measures.chosen(chosen.metrics))
+    if users or chosen.judge is not None:
+        yield from too_few_pictures(evaluation, len(texts), chosen.per_prompt)
+    if chosen.real is not None:
+        yield from problems_of_reals(evaluation, texts, chosen.per_prompt)
+
+
+def _in_words_of(name: str, problem: str) -> str:
+    """A problem of an evaluation with the keys of the prompt set `name`."""
+    words = {
+        "evaluate.models.": "metric_models.",
+        "evaluate.scorers: ": "scorers: ",
+        "evaluate.": f"prompts.{name}.",
+        "latents.per_prompt": "per_prompt",
+        "prompts.eval_count": "count",
+        "compare with the teacher": "compare with the reference's pictures",
+    }
+    for theirs, ours in words.items():
+        problem = problem.replace(theirs, ours)
+    return problem
 
 
 def prompts_of(chosen: JudgedSet) -> list[str]:
     """The prompts of a set. Raises CdmError for files that cannot be used, or that hold too few."""
     texts, _ = read_prompts(chosen.files, chosen.column)
     if not texts:
-        raise CdmError("files: no prompt in them")
+        raise CdmError("no prompt in them")
     if chosen.count is not None and len(texts) < chosen.count:
-        raise CdmError(f"count is {chosen.count:,}, but the files hold {len(texts):,} prompts")
+        raise CdmError(f"they hold {len(texts):,} prompts, but count is {chosen.count:,}")
     texts = texts[: chosen.count]
     if len(texts) * chosen.per_prompt > limits.PROMPTS:
         raise CdmError(f"{len(texts):,} prompts of {chosen.per_prompt:,} pictures are too many")
@@ -146,7 +159,7 @@ def resolve(judging: Judging, places: Places, memory: Memory) -> dict[str, Model
         row: _named(f"models.{row}", lambda row=row: models.find(judging.models[row])) for row in judging.rows
     }
     for row, model in found.items():
-        _named(f"models.{row}", lambda model=model: models.check(model))
+        _named(f"models.{row}", lambda row=row, model=model: models.check(judging.models[row], model))
     shapes = {
         row: _named(
             f"models.{row}", lambda row=row, model=model: models.latent_shape(judging.models[row], model)
@@ -162,6 +175,7 @@ def resolve(judging: Judging, places: Places, memory: Memory) -> dict[str, Model
         inputs = places.measuring(name)
         evaluation = judging.evaluation(name)
         record_evaluation(evaluation, inputs, memory)
+        _check_measuring(name, evaluation, inputs, memory)
         settings = evaluation.model_dump(mode="json", include={"neighbours", "metrics", "resamples", "scorers"})
         _write(inputs, {"settings": settings | {"seed": judging.seed}, "files": read_json(inputs)})
         for row, model in found.items():
@@ -192,17 +206,38 @@ def _size(model: Model, latent_shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _check_sizes(judging: Judging, sizes: dict[str, tuple[int, int]]) -> None:
-    """Raises CdmError where a judge would see pictures of different sizes."""
-    expected = sizes[judging.reference]
-    judges = [name for name in judging.sets if judging.prompts[name].judge is not None]
-    problems = [
-        f"models.{row}: draws {size[0]} x {size[1]} pixels, and {judging.reference} {expected[0]} x {expected[1]}: the"
-        f" judge of {judges[0]} needs one size: set resolution"
-        for row, size in sizes.items()
-        if judges and size != expected
-    ]
+    """Raises CdmError where a judge would see pictures of different sizes: of models, or real ones."""
+    problems = []
+    for name in judging.sets:
+        if judging.prompts[name].judge is None:
+            continue
+        expected, owner = real_size(judging.evaluation(name)), f"the real pictures of {name} have"
+        if expected is None:
+            expected, owner = sizes[judging.reference], f"{judging.reference} draws"
+        problems += [
+            f"models.{row}: draws {size[0]} x {size[1]} pixels, and {owner} {expected[0]} x {expected[1]}: the judge of"
+            f" {name} needs one size: set resolution"
+            for row, size in sizes.items()
+            if size != expected
+        ]
     if problems:
         raise CdmError("\n".join(problems))
+
+
+def _check_measuring(name: str, evaluation: Evaluate, inputs: Path, memory: Memory) -> None:
+    """Loads the models of a set's measures once, so that one that is broken is said before anything is drawn.
+
+    `inputs` has the hashes of their files; `memory` those that were in order. Raises CdmError.
+    """
+    known: dict[str, str] = memory.values.setdefault("judging", {})
+    key = digest_of([read_json(inputs), evaluation.metrics])
+    if known.get(name) == key:
+        return
+    try:
+        check_models(evaluation)
+    except CdmError as error:
+        raise CdmError("\n".join(_in_words_of(name, line) for line in str(error).splitlines())) from None
+    known[name] = key
 
 
 def _named(key: str, find: Any) -> Any:

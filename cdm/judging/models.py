@@ -12,6 +12,7 @@ from cdm.models.hub import is_hub_id, resolve
 from cdm.models.manifest import file_hashes, pipeline_class
 from cdm.models.parts import check_parts, read_headers
 from cdm.models.student import FULL, Model, find_student
+from cdm.models.use import Use, check_use
 from cdm.system.files import Memory, at_home, digest_of
 
 
@@ -38,9 +39,14 @@ def find(judged: JudgedModel) -> Model:
     return Model(family_of_pipeline(pipeline_class(folder)), folder)
 
 
-def check(model: Model) -> None:
-    """Raises CdmError if the diffusers folder of a model is not whole, or not what its configs say."""
+def check(judged: JudgedModel, model: Model) -> None:
+    """Raises CdmError if the diffusers folder of a model is not whole, not what its configs say, or does not draw or
+    read what is asked of it."""
     check_parts(model.base, model.family, read_headers(model.base))
+    try:
+        check_use(model.family, model.base, judged.resolution, Use(text_tokens(judged, model)))
+    except CdmError as error:
+        raise CdmError(str(error).replace("teacher.", "").replace("prompts.", "")) from None
 
 
 def digest(model: Model, memory: Memory) -> str:
@@ -59,13 +65,10 @@ def digest(model: Model, memory: Memory) -> str:
 
 
 def latent_shape(judged: JudgedModel, model: Model) -> tuple[int, ...]:
-    """Shape of a sample at the resolution that is asked for. Raises CdmError if the model does not draw at it."""
+    """Shape of a sample at the resolution that is asked for, which `check` has seen."""
     if judged.resolution is None:
         return model.latent_shape()
-    try:
-        return model.family.latent_shape(model.base, judged.resolution)
-    except CdmError as error:
-        raise CdmError(str(error).replace("teacher.", "")) from None
+    return model.family.latent_shape(model.base, judged.resolution)
 
 
 def text_tokens(judged: JudgedModel, model: Model) -> int | None:
