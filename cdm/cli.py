@@ -265,6 +265,75 @@ def compare(
 
 
 @app.command()
+def judge(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="What `cdm sample` takes, or a diffusers folder or hub id of a known family; behind it, if wanted,"
+            " ,steps=50 ,guidance=4.5 ,sigmas=1/0.75/0.5/0.25 ,name=base ,precision=bf16 ,revision=main ,tokens=256"
+            " ,resolution=1024.",
+        ),
+    ],
+    prompts: Annotated[list[Path], typer.Option(help="File or folder of prompts; may be given several times.")],
+    measure: Annotated[
+        list[str] | None, typer.Option(help="A measure, as in `evaluate.metrics`; may be given several times.")
+    ] = None,
+    judge_folder: Annotated[
+        Path | None, typer.Option("--judge", help="Folder of a judge of what the prompts name.")
+    ] = None,
+    real: Annotated[Path | None, typer.Option(help="File of real pictures of the prompts.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The model that others are compared with; otherwise the first.")
+    ] = None,
+    per_prompt: Annotated[int, typer.Option(help="Pictures of each prompt.", min=1)] = 1,
+    count: Annotated[int | None, typer.Option(help="The first so many prompts; otherwise all.", min=1)] = None,
+    column: Annotated[str, typer.Option(help="Column or key of the prompts.")] = "prompt",
+    params: Annotated[
+        Path | None,
+        typer.Option(help="A params file whose `evaluate.models` say where models of measures are."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise, the same for all models.", min=0)] = 0,
+    precision: Annotated[
+        SampleDType, typer.Option(help="Arithmetic; auto is fp32 on a CPU and bf16 elsewhere.")
+    ] = SampleDType.auto,
+    batch: Annotated[int, typer.Option(help="Pictures drawn at once.", min=1)] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    out: Annotated[
+        Path, typer.Option(help="Folder of pictures, figures, table and page; what is there is not made again.")
+    ] = Path("judged"),
+) -> None:
+    """Judge MODELS on the same prompts and seeds: a table with intervals and paired differences, and a page."""
+    check_out(out / "table.md")
+    from cdm.handover.drawing import default_precision
+    from cdm.judging.arguments import judging_of
+    from cdm.params import load
+    from cdm.system.device import choose_device
+
+    chosen = default_precision(choose_device(device)) if precision == "auto" else precision.value
+
+    settings: dict[str, object] = {
+        "metrics": measure or [],
+        "judge": None if judge_folder is None else str(judge_folder),
+        "real": None if real is None else str(real),
+        "per_prompt": per_prompt,
+        "count": count,
+        "column": column,
+        "seed": seed,
+        "precision": chosen,
+        "runtime": {"device": device, "batch_size": batch},
+    }
+    if params is not None:
+        settings["metric_models"] = load(params).evaluate.models.model_dump(mode="json")
+    judging = judging_of(models, prompts, reference, **settings)
+    from cdm.judging.run import judge as run
+    from cdm.judging.tables import text_table
+
+    print(text_table(run(judging, out)))
+    print(f"{out / 'table.md'}, {out / 'table.csv'}, {out / 'page/index.html'}: the same, and pictures")
+
+
+@app.command()
 def baseline(
     check: Annotated[
         bool, typer.Option("--check", help="Only say whether there is something to commit.")

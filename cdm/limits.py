@@ -46,3 +46,5 @@ PROMPT = 10_000
 """Characters of a prompt: no text encoder reads a tenth of it, and a tokenizer takes minutes for a million."""
 ZOOM = 64
 """Pixels on a side of the square that a pixel becomes."""
+NAME = 60
+"""Characters of the name of a judged model or a prompt set, which is that of a file too."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -80,6 +80,9 @@ class ParamsError(CdmError):
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class Teacher(Section):
@@ -651,11 +654,16 @@ class Params(Section):
 
 def parse(values: Any) -> Params:
     """`Params` from plain values, or `ParamsError` with a line for each problem, naming its key."""
+    return validated(Params, values)
+
+
+def validated(kind: type[AnySection], values: Any) -> AnySection:
+    """A section from plain values, or `ParamsError` with a line for each problem, naming its key."""
     try:
-        return Params.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-    lines = [line(_describe(problem)) for problem in problems[:MOST_PROBLEMS]]
+    lines = [line(_describe(problem, kind)) for problem in problems[:MOST_PROBLEMS]]
     if len(problems) > MOST_PROBLEMS:
         lines.append(f"and {len(problems) - MOST_PROBLEMS:,} more problems")
     raise ParamsError("\n".join(lines))
@@ -718,11 +726,11 @@ def changed(values: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _describe(problem: Any) -> str:
+def _describe(problem: Any, kind: type[Section]) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "the file"
     match problem["type"]:
         case "extra_forbidden":
-            return f"{key}: unknown key{_suggestion(problem['loc'])}"
+            return f"{key}: unknown key{_suggestion(problem['loc'], kind)}"
         case "missing":
             return f"{key}: missing"
         case "value_error":
@@ -734,9 +742,9 @@ def _describe(problem: Any) -> str:
             return f"{key}: {message}, not {shown(problem['input'])}"
 
 
-def _suggestion(loc: tuple[Any, ...]) -> str:
-    """The known keys of the section in which an unknown one was found."""
-    model: Any = Params
+def _suggestion(loc: tuple[Any, ...], kind: type[Section]) -> str:
+    """The known keys of the section in which an unknown one was found, somewhere in a section of this `kind`."""
+    model: Any = kind
     for part in loc[:-1]:
         field = model.model_fields.get(part) if isinstance(part, str) else None
         if field is None or not (

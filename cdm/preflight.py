@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 def check_run(settings: Params) -> None:
     """Raises CdmError with a line for everything that a stage would refuse, as far as it can be known before a run."""
-    _raise([*_problems(settings), *_too_few_pictures(settings)])
+    pictures = too_few_pictures(settings.evaluate, settings.prompts.eval_count, settings.latents.per_prompt)
+    _raise([*_problems(settings), *pictures])
 
 
 def check_lists(settings: Params) -> None:
@@ -40,7 +41,7 @@ def check_lists(settings: Params) -> None:
     pictures. It reads all of them, and so only the first stage asks."""
     split, _ = read_split(settings.prompts, settings.seed)
     if settings.evaluate.real is not None:
-        _raise(list(_problems_of_reals(settings, split.eval)))
+        _raise(list(problems_of_reals(settings.evaluate, split.eval, settings.latents.per_prompt)))
 
 
 def check_teacher(settings: Params) -> None:
@@ -136,17 +137,22 @@ def _problems(settings: Params) -> Iterator[str]:
         for name in getattr(settings.prompts, key):
             if not _is(Path.is_file, Path(name)) and not _is(Path.is_dir, Path(name)):
                 yield f"prompts.{key}: {name}: no such file"
+    yield from problems_of_evaluation(evaluate)
+    if settings.runtime.accelerate_config is not None:
+        yield from _problems_of_processes(
+            Path(settings.runtime.accelerate_config), settings.distill, settings.runtime.device
+        )
+    yield from _missing_packages(settings.distill, settings.runtime)
+
+
+def problems_of_evaluation(evaluate: Evaluate) -> Iterator[str]:
+    """A line for everything that an evaluation needs and that is not there, or not what it should be."""
     if evaluate.judge is not None:
         yield from _problems_of_judge(Path(evaluate.judge))
     if evaluate.real is not None:
         yield from _problems_of_real(Path(evaluate.real), evaluate.neighbours)
     yield from missing_models(evaluate)
     yield from _missing_scorers(evaluate)
-    if settings.runtime.accelerate_config is not None:
-        yield from _problems_of_processes(
-            Path(settings.runtime.accelerate_config), settings.distill, settings.runtime.device
-        )
-    yield from _missing_packages(settings.distill, settings.runtime)
 
 
 def _is(kind: Callable[[Path], bool], path: Path) -> bool:
@@ -157,9 +163,9 @@ def _is(kind: Callable[[Path], bool], path: Path) -> bool:
         return False
 
 
-def _too_few_pictures(settings: Params) -> Iterator[str]:
-    """Lines where the evaluation would compare fewer pictures than its measures need."""
-    evaluate, prompts, each = settings.evaluate, settings.prompts.eval_count, settings.latents.per_prompt
+def too_few_pictures(evaluate: Evaluate, prompts: int, each: int) -> Iterator[str]:
+    """Lines where an evaluation of so many prompts would compare fewer pictures, `each` of a prompt, than its measures
+    need."""
     count = prompts * each
     most = measures.most_neighbours(count, count if evaluate.real is None else None)
     if evaluate.neighbours > most:
@@ -219,9 +225,9 @@ def _problems_of_real(path: Path, neighbours: int) -> Iterator[str]:
         yield f"evaluate.neighbours {neighbours} is too many for the {shape[0]} pictures of {path}: lower it"
 
 
-def _problems_of_reals(settings: Params, prompts: Sequence[str]) -> Iterator[str]:
-    """What is wrong with real pictures for these evaluation prompts: each needs one, and halves of them enough."""
-    evaluate = settings.evaluate
+def problems_of_reals(evaluate: Evaluate, prompts: Sequence[str], each: int) -> Iterator[str]:
+    """What is wrong with real pictures for these evaluation prompts, of which samples have `each`: every prompt needs
+    one, and halves of them enough."""
     path = Path(evaluate.real or "")
     counts = Counter(json.loads(_header(path)[1]["prompts"]))
     missing = [text for text in prompts if text not in counts]
@@ -232,14 +238,14 @@ def _problems_of_reals(settings: Params, prompts: Sequence[str]) -> Iterator[str
         )
         return
     total = sum(counts[text] for text in prompts)
-    drawn = len(prompts) * settings.latents.per_prompt
+    drawn = len(prompts) * each
     if evaluate.neighbours > measures.most_neighbours(drawn, total):
         yield (
             f"evaluate.neighbours {evaluate.neighbours} is too many for {total} real pictures of the {len(prompts)}"
             " evaluation prompts: lower it, or raise prompts.eval_count"
         )
     users = [measure.name for measure in measures.chosen(evaluate.metrics) if measure.uses_neighbours]
-    fewest = min(settings.latents.per_prompt, *(counts[text] for text in prompts))
+    fewest = min(each, *(counts[text] for text in prompts))
     half = len(prompts) // 2 * fewest
     resampled = bool(evaluate.resamples) and len(prompts) >= measures.FEWEST_PROMPTS
     if users and resampled and evaluate.neighbours >= half:

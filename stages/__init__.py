@@ -21,7 +21,7 @@ from cdm.system.parent import follow_parent
 STARTED_BY_DVC = "DVC_STAGE"
 """Variable of the environment in which DVC names the stage that it runs."""
 
-IN_GIT = ("logs/distill.csv", "metrics", "plots", "comparison/results")
+IN_GIT = ("logs/distill.csv", "metrics", "plots", "comparison/results", "judging/results")
 """Results that are in Git and take their time: files, and folders with all that is in them."""
 
 

@@ -16,7 +16,7 @@ from cdm.params import Params
 from cdm.system.provenance import THE_FAMILY
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("cdm", "comparison", "stages", "miniature")
+PACKAGES = ("cdm", "comparison", "judging", "stages", "miniature")
 
 FAMILIES = "cdm.families"
 """The package that imports one of its modules by the name of `teacher.family`."""

@@ -258,13 +258,15 @@ def check_artifact(name: str) -> None:
 @cache
 def stages(folder: Path) -> tuple[str, ...]:
     """The stages of the folder's dvc.yaml, and what it makes of one for each of a list: `updates@cdm-0`."""
-    files = [(folder / name).read_text() for name in ("dvc.yaml", "dvc.lock")]
+    files = [path.read_text() for name in ("dvc.yaml", "dvc.lock") if (path := folder / name).exists()]
     return tuple(name for text in files for name in re.findall(r"^  ([\w@.-]+):", text, re.MULTILINE))
 
 
 def check_targets(folder: Path, targets: Sequence[str]) -> None:
     for target in targets:
         pattern = re.escape(target).replace(r"\*", ".*")
+        if not (folder / "dvc.lock").exists():  # before the first run nobody knows what a matrix makes
+            pattern = pattern.partition("@")[0]
         if not is_placeholder(target) and not any(re.fullmatch(pattern, name) for name in stages(folder)):
             raise UnknownCommandError(f"{folder.name}/dvc.yaml has no stage {target}")
 

@@ -290,7 +290,7 @@ def test_a_fresh_clone_does_not_train_the_miniature() -> None:
             )
 
 
-@pytest.mark.parametrize("folder", ["comparison", "miniature"])
+@pytest.mark.parametrize("folder", ["comparison", "judging", "miniature"])
 def test_another_pipeline_is_a_project_of_its_own(folder: str) -> None:
     """So that DVC, asked in the repository, speaks of the six stages alone."""
     assert (ROOT / folder / ".dvc/config").read_text() == (ROOT / ".dvc/config").read_text()

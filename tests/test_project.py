@@ -50,7 +50,7 @@ def imports(path: Path) -> set[str]:
         ("tests", {"benchmarks"}),
         ("benchmarks", {"tests"}),
         ("reference", {"benchmarks", "tests"}),
-        ("cdm", {"benchmarks", "comparison", "miniature", "reference", "stages", "tests"}),
+        ("cdm", {"benchmarks", "comparison", "judging", "miniature", "reference", "stages", "tests"}),
     ],
 )
 def test_packages_stay_apart(folder: str, others: set[str]) -> None:

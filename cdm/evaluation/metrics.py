@@ -187,7 +187,7 @@ class _Bench:
         intervals: Bounds = {}
         differences: Bounds = {}
         replicates: Bounds = {}
-        full = self.estimates[self.samples.full.model, self.samples.full.key]
+        full = self.estimates.get((self.samples.full.model, self.samples.full.key), {})
         for (model, key), row in self.estimates.items():
             figures.setdefault(model, {})[key] = {
                 name: _digits(estimate.value) for name, estimate in row.items()
@@ -242,13 +242,15 @@ class _Bench:
 
     def _features(self, model: FeatureModel) -> tuple[list[tuple[SampleSet, FeatureSet]], FeatureSet]:
         """Features of all sample sets, and those of the reference, which may be one of them."""
-        sets = [
+        samples = self.samples
+        found = [
             (pictures, FeatureSet(self._extract(model, pictures), self.prompt))
-            for pictures in track(self.samples.sets, "features", unit="set")
+            for pictures in track(samples.sets if self.real else samples.needed, "features", unit="set")
         ]
         if self.real is not None:
-            return sets, FeatureSet(self._extract(model, self.real), self.real.prompt)
-        return sets, next(features for pictures, features in sets if pictures is self.samples.full)
+            return found, FeatureSet(self._extract(model, self.real), self.real.prompt)
+        reference = next(features for pictures, features in found if pictures is samples.full)
+        return found[: len(samples.sets)], reference
 
     def _extract(self, model: FeatureModel, pictures: SampleSet | RealPictures) -> Tensor:
         """Distances are computed where double precision is fast: on a CUDA device, or on the CPU."""

@@ -102,7 +102,7 @@ def evaluate(
     measure = _measurer(samples, real, extractor)
     raw = {
         (pictures.model, pictures.key): measure(pictures)
-        for pictures in track(samples.sets, "features", unit="set")
+        for pictures in track(samples.needed, "features", unit="set")
     }
     full = raw[samples.full.model, samples.full.key]
     target = full if real is None else measure(real)

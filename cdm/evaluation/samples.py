@@ -73,7 +73,7 @@ class Samples:
     student: list[SampleSet]
     teacher: list[SampleSet]
     full: SampleSet
-    """The teacher at its full number of steps (one of `teacher`)."""
+    """The teacher at its full number of steps: one of `teacher`, or a set that is compared with and not measured."""
     texts: list[str]
     per_prompt: int
     prompts_sha256: str
@@ -88,6 +88,11 @@ class Samples:
     @property
     def sets(self) -> list[SampleSet]:
         return [*self.student, *self.teacher]
+
+    @property
+    def needed(self) -> list[SampleSet]:
+        """The sets that are measured, and `full`, which they are compared with."""
+        return self.sets if self.full in self.sets else [*self.sets, self.full]
 
     @property
     def hashes(self) -> dict[str, str]:
