@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from cdm.params import ParamsError, Runtime, validated
 from cdm.randomness import sample_noise
 from cdm.system.files import Memory
 from tests import tiny_pipelines
-from tests.metric_models import write_clip
+from tests.metric_models import write_aesthetic, write_clip, write_inception
 from tests.repository import ROOT, Repository, make_repository
 
 TEXTS = [f"a {ink} {digit} on {paper} paper" for ink in ("red", "blue") for digit in ("two", "six")
@@ -528,7 +529,7 @@ def test_published_figures_stand_beside_the_measured_ones(
     both = known(standing, 11.0, 1.0)
     text = tables.text_table(both)
     assert re.search(r"^    published +11\.00$", text, re.MULTILINE)
-    assert re.search(r"^  Paper, published +12\.30 +0\.300$", text, re.MULTILINE)
+    assert re.search(r"^  Paper +published +12\.30 +0\.300$", text, re.MULTILINE)
     html = render(both, judged[1])
     assert "published 11.00" in html
     assert "Paper, published" in html
@@ -541,6 +542,92 @@ def test_a_known_model_that_was_not_measured_is_named(standing: Standing) -> Non
     plain["agreement"]["tolerance"]["hps"] = 0.1
     text = replace(standing, judging=validated(Judging, plain)).verdict()
     assert str(text).endswith("Not measured: HPS v2 of Model base.")
+
+
+SCORER = """
+import json, sys
+request = json.load(open(sys.argv[-2]))
+json.dump({"scores": {"score": [len(each["prompt"]) / 10 for each in request["images"]]}}, open(sys.argv[-1], "w"))
+"""
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Callable[[str], Path]) -> None:
+    """In a home and a hub's cache of their own, something tiny for whatever the files in judging/ name."""
+    import huggingface_hub
+
+    home, cache, commit = tmp_path / "home", tmp_path / "hub", 40 * "0"
+    sets = home / "cdm-sets"
+    for name in ("hpsv3", "ella", "image-reward"):
+        program = home / f"envs/{name}/bin/python"
+        program.parent.mkdir(parents=True)
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {home}/scorer.py "$@"\n')
+        program.chmod(0o755)
+    (home / "scorer.py").write_text(SCORER)
+    for folder in ("pickscore", "annotations", "ELLA/dpg_bench/prompts"):
+        (sets / folder).mkdir(parents=True)
+    (sets / "pickscore/test.txt").write_text("\n".join(TEXTS))
+    for number, text in enumerate(TEXTS):
+        (sets / f"ELLA/dpg_bench/prompts/{number}.txt").write_text(text)
+    captions = [{"image_id": number, "id": number, "caption": text} for number, text in enumerate(TEXTS)]
+    (sets / "annotations/captions_val2017.json").write_text(json.dumps({"annotations": captions}))
+    write_aesthetic(sets / "sac+logos+ava1-l14-linearMSE.pth")
+    write_inception(sets / "weights-inception-2015-12-05-6726825d.pth")
+    write_clip(sets / "hps", seed=6)
+    hub = {
+        "openai/clip-vit-large-patch14": write_clip(tmp_path / "clip"),
+        "yuvalkirstain/PickScore_v1": write_clip(tmp_path / "pick", seed=5),
+        "stabilityai/stable-diffusion-3-medium-diffusers": tiny_pipeline("sd3_t5"),
+        "byliutao/stable-diffusion-3-medium-turbo": tiny_pipeline("sd3"),
+        "meituan-longcat/LongCat-Image": tiny_pipeline("longcat"),
+        "byliutao/Longcat-Image-Turbo": tiny_pipeline("longcat"),
+        "stabilityai/stable-diffusion-3.5-large": tiny_pipeline("sd3_t5"),
+        "stabilityai/stable-diffusion-3.5-large-turbo": tiny_pipeline("sd3"),
+    }
+    for name, folder in hub.items():
+        place = cache / f"models--{name.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs/main").write_text(commit)
+        (place / "snapshots").mkdir()
+        (place / "snapshots" / commit).symlink_to(folder)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "paper-sd3",
+        pytest.param("paper-longcat", marks=pytest.mark.nightly),
+        pytest.param("teacher-coco", marks=pytest.mark.nightly),
+    ],
+)
+def test_the_files_that_are_ready_run_on_stand_ins(name: str, stand_ins: None, tmp_path: Path) -> None:
+    """Every name in them is looked up; but for the resolution and COCO's count they run as they are."""
+    plain = YAML(typ="safe").load((ROOT / f"judging/{name}.yaml").read_text())
+    for model in plain["models"].values():
+        model["resolution"] = tiny_pipelines.RESOLUTION
+    if "coco" in plain["prompts"]:
+        plain["prompts"]["coco"]["count"] = len(TEXTS)
+    judging = validated(Judging, plain)
+    standing = run.judge(judging, tmp_path / "out")
+    text = tables.text_table(standing)
+    assert standing.missing == []
+    assert standing.unchecked() == [], "every known figure with a tolerance is measured"
+    assert {each.row for each in standing.checks()} == set(judging.rows)
+    assert "does not agree with the published figures" in str(standing.verdict()), "random models are others"
+    for model in judging.models.values():
+        assert tables.cut(model.title) in text
+    assert max(map(len, text.splitlines())) <= tables.WIDTH
+    (tmp_path / "home/cdm-sets/sac+logos+ava1-l14-linearMSE.pth").unlink()
+    if "aesthetic" in text.lower():
+        with pytest.raises(
+            CdmError, match=r"^metric_models\.aesthetic: .*no such file or folder, but prompts\.pickapic"
+        ):
+            run.judge(judging, tmp_path / "out")
 
 
 # The command.

@@ -108,7 +108,7 @@ def _set(standing: Standing, name: str) -> str:
             shown = [cells[i] for i in block]
             if any(shown) or evaluations:
                 text = "".join(f"{each:>{widths[i]}}" for each, i in zip(shown, block, strict=True))
-                lines.append(f"  {cut(label):<{NAME}}{evaluations:>11}{text}")
+                lines.append(f"  {label if evaluations == ' ' else cut(label):<{NAME}}{evaluations:>11}{text}")
         lines.append("")
     return "\n".join(line.rstrip() for line in lines[:-1])
 
@@ -126,7 +126,7 @@ def _grid(
             yield "  published", "", [_published(standing, row, name, each) for each in quantities]
     for row in standing.published_rows(name):
         title = standing.judging.models[row].title
-        yield f"{title}, published", "", [_published(standing, row, name, each) for each in quantities]
+        yield title, "published", [_published(standing, row, name, each) for each in quantities]
     others = [row for row in standing.rows(name) if row != standing.judging.reference]
     if others and standing.judging.reference in standing.rows(name):
         yield f"difference to {reference}", " ", [""] * len(quantities)
@@ -156,13 +156,14 @@ def _agreement(standing: Standing) -> str:
     verdict = standing.verdict()
     if verdict is None:
         return ""
-    lines = ["Agreement with published figures"]
+    head = "Agreement with published figures"
+    lines = [f"{head:<{NAME + 26}}{'measured':>18}{'published':>12}{'tolerance':>12}"]
     for each in standing.checks():
-        title, measured = standing.judging.models[each.row].title, value(each.measured, each.quantity)
+        title, figure = standing.judging.models[each.row].title, each.quantity.title[:22]
         published = number(each.published, each.quantity)
         lines.append(
-            f"  {cut(title):<{NAME}}{each.quantity.title[:22]:<24}{measured:>18}  published {published:>7},"
-            f" tolerance {each.tolerance:g}: {OUTCOMES[each.outcome]}"
+            f"  {cut(title):<{NAME}}{figure:<24}{value(each.measured, each.quantity):>18}{published:>12}"
+            f"{each.tolerance:>12g}  {OUTCOMES[each.outcome]}"
         )
     return "\n".join([*lines, *_wrapped([verdict])])
 
