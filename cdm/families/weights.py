@@ -16,8 +16,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from cdm.errors import CdmError
-from cdm.families.folder import STEMS, WEIGHTS, plain_index
+from cdm.families.folder import STEMS, WEIGHTS
 
+LARGEST = "10GB"
+"""Size of a file from which weights are split into several, as by diffusers."""
 _TYPES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
@@ -108,17 +110,21 @@ def fill_constants(model: nn.Module, weights: MappedWeights) -> None:
             constant.copy_(weights.read(name, constant.shape))
 
 
-def write(folder: Path, like: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]]) -> None:
+def write(
+    folder: Path,
+    like: Mapping[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
+    stem: str = STEMS["diffusers"],
+) -> None:
     """Writes a model's `tensors`, in any order, into `folder`, as diffusers would: the same bytes.
 
     `like` are all of them by name, of which only shapes and types are read. One at a time is asked for, and copied to
-    the CPU.
+    the CPU. `stem` begins the names of the files.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    stem = STEMS["diffusers"]
     shards = split_torch_state_dict_into_shards(
-        dict(like), filename_pattern=f"{stem}{{suffix}}{WEIGHTS}", max_shard_size="10GB"
+        dict(like), filename_pattern=f"{stem}{{suffix}}{WEIGHTS}", max_shard_size=LARGEST
     )
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -136,7 +142,7 @@ def write(folder: Path, like: Mapping[str, Tensor], tensors: Iterable[tuple[str,
     assert not places, f"never given: {', '.join(places)}"
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        (folder / plain_index("diffusers")).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        (folder / f"{stem}{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:

@@ -1,0 +1,28 @@
+"""Loading a transformer without this project: what networks that are read from mapped files are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+from cdm.families import Family
+
+TYPES = (torch.float32, torch.bfloat16)
+
+
+def reference(family: Family, folder: Path) -> nn.Module:
+    """The transformer in float32, by diffusers."""
+    kind = getattr(diffusers, family.transformer_class_name)
+    transformer: nn.Module = kind.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
+    return transformer
+
+
+def constants(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers, and tensors that modules keep as plain attributes, by name."""
+    found = dict(model.named_buffers())
+    for name, module in model.named_modules():
+        found |= {f"{name}.{key}": value for key, value in vars(module).items() if isinstance(value, Tensor)}
+    return found
