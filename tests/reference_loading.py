@@ -6,7 +6,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cdm.families import Family
 
@@ -18,11 +18,3 @@ def reference(family: Family, folder: Path) -> nn.Module:
     kind = getattr(diffusers, family.transformer_class_name)
     transformer: nn.Module = kind.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
     return transformer
-
-
-def constants(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers, and tensors that modules keep as plain attributes, by name."""
-    found = dict(model.named_buffers())
-    for name, module in model.named_modules():
-        found |= {f"{name}.{key}": value for key, value in vars(module).items() if isinstance(value, Tensor)}
-    return found

@@ -1,4 +1,4 @@
-"""Networks that are read slice by slice, in one of two processes: `RANK=0 ... python -m tests.run_loading FOLDER NAME...`.
+"""Networks that are read slice by slice, in one of two processes: `RANK=0 ... python -m tests.run_loading FOLDER NAME`.
 
 FOLDER holds a pipeline of each NAME. What both processes hold together is what one that loads the teacher by diffusers
 would have.
@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cdm.families import get_family
-from cdm.families.weights import MappedWeights
+from cdm.families.weights import MappedWeights, constants, fill
 from cdm.params import Lora
 from cdm.training import sharding
 from cdm.training.networks import FullNetworks, LoraNetworks
 from cdm.training.start import InFiles, _held_here
-from tests.reference_loading import TYPES, constants, reference
+from tests.reference_loading import TYPES, reference
 
 CPU = torch.device("cpu")
 UNEVEN = {"blocks.0.weight": (3, 4), "blocks.0.bias": (3,), "last.weight": (1, 3), "last.bias": (1,)}
@@ -50,7 +50,9 @@ def compare(name: str, folder: Path) -> None:
                     assert held[key].requires_grad == value.requires_grad, key
                     local = held[key].to_local()
                     assert same(local, half(value.detach())), (name, dtype, key)
-                    assert local.untyped_storage().nbytes() <= -(-len(value) // 2) * value[0].nbytes, "no more is kept"
+                    assert local.untyped_storage().nbytes() <= -(-len(value) // 2) * value[0].nbytes, (
+                        "no more is kept"
+                    )
                 found = constants(mine)
                 assert all(same(found[key], value) for key, value in constants(theirs).items())
 
@@ -85,8 +87,6 @@ def compare_uneven(folder: Path) -> None:
     weights = MappedWeights([file], lambda names: None)
     with torch.device("meta"):
         model: nn.Module = Uneven()
-    from cdm.families.weights import fill
-
     model = place(model, lambda model, device: fill(model, weights, device, take=_held_here))
     x = torch.randn(5, 4)
     assert torch.equal(model(x), whole(x))

@@ -15,11 +15,12 @@ from torch import nn
 from cdm.errors import CdmError
 from cdm.families import Family, get_family
 from cdm.families import weights as weights_module
+from cdm.families.weights import constants
 from cdm.params import Lora
 from cdm.training.networks import FullNetworks, LoraNetworks
 from cdm.training.start import InFiles
 from tests.launching import succeed_in_two_processes
-from tests.reference_loading import TYPES, constants, reference
+from tests.reference_loading import TYPES, reference
 from tests.tiny_pipelines import BUILDERS
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -41,6 +42,10 @@ def assert_same(mine: nn.Module, theirs: nn.Module) -> None:
             assert one[name].device == value.device, name
             assert one[name].requires_grad == value.requires_grad, name
             assert torch.equal(one[name], value), name
+
+
+def models(networks: Any) -> list[nn.Module]:
+    return list(networks.models.values()) if hasattr(networks, "models") else [networks.model]
 
 
 @pytest.fixture(params=["file", "shards of fp16"])
@@ -82,11 +87,16 @@ def test_networks_start_alike_from_files_and_from_memory(
     family, folder = of(name), tiny_pipeline(name)
     mine = kind(family, InFiles(family, folder), autocast=autocast)
     theirs = kind(family, reference(family, folder), autocast=autocast)
-    for here, there in zip(*(getattr(each, "models", {"": getattr(each, "model", None)}).values() for each in (mine, theirs)), strict=True):
+    for here, there in zip(
+        *(getattr(each, "models", {"": getattr(each, "model", None)}).values() for each in (mine, theirs)),
+        strict=True,
+    ):
         assert_same(here, there)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow][: name != "sd3"]) for name in BUILDERS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow][: name != "sd3"]) for name in BUILDERS]
+)
 def test_two_processes_read_their_slices_alone(
     name: str, tiny_pipeline: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -103,7 +113,10 @@ def test_weights_that_are_not_whole_are_refused(tiny_sd3: Path, tmp_path: Path) 
     name, lora = "transformer_blocks.0.attn.to_q.weight", Lora(rank=2, alpha=2)
 
     def refused(match: str) -> None:
-        for load in (family.load_transformer, lambda folder: LoraNetworks(family, InFiles(family, folder), lora, seed=0)):
+        for load in (
+            family.load_transformer,
+            lambda folder: LoraNetworks(family, InFiles(family, folder), lora, seed=0),
+        ):
             with pytest.raises(CdmError, match=match) as error:
                 load(tmp_path)
             assert str(error.value).startswith(f"{tmp_path}: cannot be loaded as SD3Transformer2DModel: ")

@@ -39,7 +39,13 @@ def transformer(folder: Path, blocks: int | None = None) -> None:
 def pipeline(folder: Path) -> None:
     """The whole pipeline: with CLIP-L, CLIP-bigG, T5-XXL and the autoencoder, and tokenizers of few words."""
     import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        T5Config,
+        T5EncoderModel,
+        T5TokenizerFast,
+    )
 
     from miniature.teacher import build_tokenizer
 
@@ -102,7 +108,9 @@ def _save(model: nn.Module, folder: Path, library: str) -> None:
     model.to(torch.float16)
     config.save_config(folder) if library == "diffusers" else config.config.save_pretrained(folder)
     tensors = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-    tied = [name for name in tensors if name.endswith("encoder.embed_tokens.weight") and "shared.weight" in tensors]
+    tied = [
+        name for name in tensors if name.endswith("encoder.embed_tokens.weight") and "shared.weight" in tensors
+    ]
     for name in tied:  # which is stored once
         del tensors[name]
     write(folder, tensors, _random(tensors), stem=STEMS[library])

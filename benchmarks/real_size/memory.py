@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-BETWEEN = 0.05
+BETWEEN = 0.1
 """Seconds between two looks."""
 
 
@@ -55,6 +55,19 @@ def watch(
     return peaks
 
 
+def processes(count: int) -> list[dict[str, str]]:
+    """The environments of so many processes that share the networks; of one that has none to share with."""
+    if count == 1:
+        return [dict(os.environ)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    number = str(count)
+    shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [os.environ | shared | rank | {"ACCELERATE_USE_FSDP": "true"} for rank in ranks]
+
+
 def now() -> int:
     """Anonymous bytes of this process."""
     return _of("self")[0]
@@ -62,12 +75,15 @@ def now() -> int:
 
 def _tree(pid: int) -> tuple[int, int]:
     """Of a process and of those below it."""
+    anonymous, resident = _of(str(pid))
     try:
-        below = [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
+        below = Path("/proc", str(pid), "task", str(pid), "children").read_text().split()
+    except OSError:
         below = []
-    each = [_of(str(one)) for one in (pid, *below)]
-    return sum(anonymous for anonymous, _ in each), sum(resident for _, resident in each)
+    for child in below:
+        more = _tree(int(child))
+        anonymous, resident = anonymous + more[0], resident + more[1]
+    return anonymous, resident
 
 
 def _of(pid: str) -> tuple[int, int]:
@@ -76,5 +92,6 @@ def _of(pid: str) -> tuple[int, int]:
         lines = Path("/proc", pid, "status").read_text().splitlines()
     except OSError:
         return 0, 0
-    kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if name in ("RssAnon", "VmRSS")}
-    return 1024 * kilobytes.get("RssAnon", 0), 1024 * kilobytes.get("VmRSS", 0)
+    said = dict(line.split(":", 1) for line in lines)
+    anonymous, resident = (1024 * int(said.get(name, "0").split()[0]) for name in ("RssAnon", "VmRSS"))
+    return anonymous, resident

@@ -36,7 +36,7 @@ from cdm.families.common import (
 from cdm.families.configs import AUTOENCODER, SCHEDULER, TRANSFORMER, Configs, read_config
 from cdm.families.folder import copy_parts
 from cdm.families.folder import weights as weight_files
-from cdm.families.weights import MappedWeights, fill, fill_constants, write
+from cdm.families.weights import MappedWeights, constants, fill, fill_constants, write
 from cdm.system.progress import quieten_libraries
 
 
@@ -214,12 +214,10 @@ class Family(PromptEmbedding, ABC):
     def mapped_weights(self, source: Path) -> MappedWeights:
         """The transformer's weights in their files, by the names of its parameters. Raises CdmError if they cannot be
         read."""
-        import diffusers
-
-        kind: Any = getattr(diffusers, self.transformer_class_name)
         with torch.device("meta"):
-            rename = kind.from_config(read_config(source, TRANSFORMER))._fix_state_dict_keys_on_load  # noqa: SLF001
+            model: Any = self.build_transformer(source)
         names = weight_files(source, "transformer", "diffusers")
+        rename = model._fix_state_dict_keys_on_load  # noqa: SLF001 - names that its loader knows, too
         return MappedWeights([source / "transformer" / name for name in names], rename)
 
     def empty_transformer(self, source: Path, dtype: torch.dtype | None = None) -> nn.Module:
@@ -231,10 +229,14 @@ class Family(PromptEmbedding, ABC):
         from accelerate import init_empty_weights
 
         with loading(self.transformer_class_name, source):
-            # Constants are computed in float32 whatever type is asked for, and rounded then.
-            with init_empty_weights(include_buffers=False):
+            stored = self.mapped_weights(source)
+            with torch.device("meta"):
                 transformer = self.build_transformer(source)
-            fill_constants(transformer, self.mapped_weights(source))
+            if not set(constants(transformer)) <= stored.keys():
+                # Some are to be computed: in float32, whatever type is asked for, and rounded then.
+                with init_empty_weights(include_buffers=False):
+                    transformer = self.build_transformer(source)
+            fill_constants(transformer, stored)
             known: Any = transformer
             known.register_to_config(_name_or_path=str(source))
         return transformer.to(dtype or torch.float32)

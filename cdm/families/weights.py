@@ -7,7 +7,7 @@ read in the type in which it is wanted, or a slice of it alone, and written, wit
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, KeysView, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -49,13 +49,16 @@ class MappedWeights:
             try:
                 self._open[path] = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise CdmError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())})") from None
+                raise CdmError(
+                    f"{path}: not a readable safetensors file ({' '.join(str(error).split())})"
+                ) from None
             names = {name: name for name in self._open[path].keys()}  # noqa: SIM118 - not a mapping
             rename(names)
             self._of |= {name: (path, key) for name, key in names.items()}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._of
+    def keys(self) -> KeysView[str]:
+        """Names of all tensors."""
+        return self._of.keys()
 
     def read(self, name: str, shape: torch.Size, rows: slice | None = None) -> Tensor:
         """The tensor `name`, or some rows of it, on its file's pages: copy it before anything is done to it.
@@ -101,13 +104,22 @@ def fill(
                 setattr(module, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
 
 
-@torch.no_grad()
+def constants(model: nn.Module) -> dict[str, Tensor]:
+    """What a model holds beside its parameters, by name: buffers, and tensors that modules keep as plain attributes."""
+    found = dict(model.named_buffers())
+    for path, module in model.named_modules():
+        found |= {f"{path}.{name}": value for name, value in vars(module).items() if isinstance(value, Tensor)}
+    return found
+
+
 def fill_constants(model: nn.Module, weights: MappedWeights) -> None:
-    """Sets the constants of a model that are stored beside its weights, such as positions."""
-    stored = model.state_dict()
-    for name, constant in model.named_buffers():
-        if name in stored and name in weights:
-            constant.copy_(weights.read(name, constant.shape))
+    """Sets the constants of a model that are stored beside its weights, such as positions, on the CPU."""
+    kept = model.state_dict().keys() & weights.keys()
+    for path, module in model.named_modules():
+        for name, constant in list(module.named_buffers(recurse=False)):
+            full = f"{path}.{name}" if path else name
+            if full in kept:
+                setattr(module, name, weights.read(full, constant.shape).to(constant.dtype, copy=True))
 
 
 def write(

@@ -16,7 +16,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-
 Fill = Callable[[nn.Module, torch.device], None]
 """Gives a model those parameters that are on the meta device, on a device."""
 

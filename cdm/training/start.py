@@ -27,8 +27,8 @@ class Start(Protocol):
         ...
 
     def fill(self, model: nn.Module, device: torch.device, prefix: str = "") -> None:
-        """Gives those parameters to a built network, of which this process may hold a slice alone, or to the part of one
-        whose names begin with `prefix`."""
+        """Gives a built network those parameters, of which this process may hold slices alone; or to a part of it, whose
+        names begin with `prefix`."""
         ...
 
 
