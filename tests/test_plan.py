@@ -37,7 +37,7 @@ from cdm.training.distiller import Distiller
 from cdm.training.networks import FullNetworks, LoraNetworks
 from cdm.training.quantised import quantised_bytes, quantised_layers
 from cdm.training.state import TrainingState
-from reference import costs
+from reference import costs, watched
 from reference.memory import measure
 from reference.world import build, distill_settings
 from tests.tiny_pipelines import BUILDERS, PROMPTS, RESOLUTION, TEXT_TOKENS
@@ -411,23 +411,21 @@ def test_planned_memory_is_what_the_engine_takes(
 def test_main_memory_is_that_of_the_networks_on_a_cpu_and_of_a_tensor_beside_a_gpu(
     tiny: Architecture, tiny_params: Params
 ) -> None:
-    def main_memory(device: str = "cpu", **sections: dict[str, Any]) -> tuple[plan.MainMemory, memory.Memory]:
-        params = changed(tiny_params, **({"runtime": {"device": device}} | sections))
-        planner = memory.MemoryPlanner(params, tiny, 2, "fsdp")
-        planned = planner.plan(False)
-        return plan.plan_main_memory(planner, planned, device == "cpu"), planned
-
+    visiting = {"runtime": {"offload_encoders": True}, "prompts": {"embed": "online"}}
+    planner = memory.MemoryPlanner(tiny_params, tiny, 2, "fsdp")
+    waiting = memory.MemoryPlanner(changed(tiny_params, **visiting), tiny, 2, "fsdp")
+    device = memory.Memory(False, 0, planner._kept(), {"rollout": 5, "optimiser step": 70})
     program = main_memory_module.PROGRAM
-    here, planned = main_memory()
-    networks = ("teacher", "student", "fake score", "moving average")
-    assert here.start - program == sum(planned.kept[name] for name in networks)
-    assert here.training - program == planned.peak
-    there, _ = main_memory("cuda")
+
+    here = main_memory_module.plan_main_memory(planner, device, on_cpu=True)
+    networks = sum(device.kept[name] for name in ("teacher", "student", "fake score", "moving average"))
+    assert here.start - program == networks
+    assert here.training - program == sum(device.kept.values()) + 70
+    there = main_memory_module.plan_main_memory(planner, device, on_cpu=False)
     assert there.start == there.training
-    assert there.start - program < sum(planned.kept[name] for name in networks)
-    visiting = {"runtime": {"device": "cuda", "offload_encoders": True}, "prompts": {"embed": "online"}}
-    waiting, _ = main_memory("cuda", **visiting)
-    assert waiting.training - there.training == 4 * tiny.encoder_parameters
+    assert 0 < there.start - program < networks / 2
+    online = main_memory_module.plan_main_memory(waiting, device, on_cpu=False)
+    assert online.training - there.training == 4 * tiny.encoder_parameters
 
 
 @pytest.mark.slow
@@ -442,7 +440,6 @@ def test_planned_main_memory_is_what_processes_take(
     tiny_params: Params, tiny_sd3: Path, tmp_path: Path, distill: dict[str, Any], processes: int
 ) -> None:
     """At 50 million parameters: what is their own (RssAnon) at the start, and at most in two rounds."""
-    from benchmarks.real_size import memory as measured
     from miniature.teacher import build_transformer
 
     teacher = tmp_path / "teacher"
@@ -456,10 +453,10 @@ def test_planned_main_memory_is_what_processes_take(
         runtime={"device": "cpu"},
     )
     (tmp_path / "params.json").write_text(params.model_dump_json())
-    environments = measured.processes(processes)
+    environments = watched.processes(processes)
     outs = [tmp_path / f"{rank}.json" for rank in range(processes)]
-    start = [sys.executable, "-m", "benchmarks.real_size.start", str(tmp_path / "params.json")]
-    peaks = measured.watch([[*start, str(out), "2"] for out in outs], environments, Path.cwd())
+    start = [sys.executable, "-m", "reference.start", str(tmp_path / "params.json")]
+    peaks = watched.watch([[*start, str(out), "2"] for out in outs], environments, Path.cwd())
     sharding: memory.Sharding = "fsdp" if processes > 1 else "none"
     architecture_ = architecture.find(params.teacher, None)
     planned = plan.make_plan(params, architecture_, processes=processes, sharding=sharding).main_memory

@@ -27,7 +27,7 @@ class Start(Protocol):
         ...
 
     def fill(self, model: nn.Module, device: torch.device, prefix: str = "") -> None:
-        """Gives a built network those parameters, of which this process may hold slices alone; or to a part of it, whose
+        """Gives a built network those parameters, of which this process may hold slices alone; or a part of it, whose
         names begin with `prefix`."""
         ...
 

@@ -1,4 +1,4 @@
-"""The start of a training alone, or with rounds: `python -m benchmarks.real_size.start PARAMS.json OUT.json ROUNDS`.
+"""The start of a training alone, or with rounds: `python -m reference.start PARAMS.json OUT.json ROUNDS`.
 
 Networks, optimisers and the moving average are made as the stage `distill` makes them, in one process or, by the
 launcher's variables, in one of several that share them. OUT has the anonymous bytes before and after, and the bytes of
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import torch.distributed
 
-from benchmarks.real_size import memory
 from cdm.params import load
 from cdm.planning.architecture import find
 from cdm.training import sharding
 from cdm.training.state import TrainingState
+from reference import watched
 from reference.memory import rounds
 
 
@@ -30,10 +30,10 @@ def main(params_file: Path, out: Path, count: int) -> None:
         torch.distributed.init_process_group("gloo")
     architecture = find(params.teacher, params.prompts.max_sequence_length)
     architecture.family.count_parameters(architecture.configs)  # loads the libraries
-    before = memory.now()
+    before = watched.now()
 
     def started(state: TrainingState) -> None:
-        out.write_text(json.dumps({"before": before, "after": memory.now(), **held(state)}))
+        out.write_text(json.dumps({"before": before, "after": watched.now(), **held(state)}))
 
     rounds(params, architecture, count, started)
     if torch.distributed.is_initialized():
