@@ -433,18 +433,18 @@ def test_main_memory_is_that_of_the_networks_on_a_cpu_and_of_a_tensor_beside_a_g
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(
     "distill",
-    [{}, {"precision": "bf16"}, {"lora": {"rank": 64, "alpha": 64.0}}],
-    ids=["all weights", "bf16", "LoRA"],
+    [{}, {"lora": {"rank": 64, "alpha": 64.0}}],
+    ids=["all weights", "LoRA"],
 )
 def test_planned_main_memory_is_what_processes_take(
     tiny_params: Params, tiny_sd3: Path, tmp_path: Path, distill: dict[str, Any], processes: int
 ) -> None:
-    """At 50 million parameters: what is their own (RssAnon) at the start, and at most in two rounds."""
+    """At 21 million parameters: what is their own (RssAnon) at the start, and at most in a round."""
     from miniature.teacher import build_transformer
 
     teacher = tmp_path / "teacher"
     shutil.copytree(tiny_sd3, teacher)
-    build_transformer(layers=6, heads=10, head_dim=64).save_pretrained(teacher / "transformer")
+    build_transformer(layers=4, heads=8, head_dim=64).save_pretrained(teacher / "transformer")
     params = changed(
         tiny_params,
         teacher={"source": str(teacher)},
@@ -456,7 +456,7 @@ def test_planned_main_memory_is_what_processes_take(
     environments = watched.processes(processes)
     outs = [tmp_path / f"{rank}.json" for rank in range(processes)]
     start = [sys.executable, "-m", "reference.start", str(tmp_path / "params.json")]
-    peaks = watched.watch([[*start, str(out), "2"] for out in outs], environments, Path.cwd())
+    peaks = watched.watch([[*start, str(out), "1"] for out in outs], environments, Path.cwd())
     sharding: memory.Sharding = "fsdp" if processes > 1 else "none"
     architecture_ = architecture.find(params.teacher, None)
     planned = plan.make_plan(params, architecture_, processes=processes, sharding=sharding).main_memory
