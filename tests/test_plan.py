@@ -439,7 +439,7 @@ def test_main_memory_is_that_of_the_networks_on_a_cpu_and_of_a_tensor_beside_a_g
 def test_planned_main_memory_is_what_processes_take(
     tiny_params: Params, tiny_sd3: Path, tmp_path: Path, distill: dict[str, Any], processes: int
 ) -> None:
-    """At 21 million parameters: what is their own (RssAnon) at the start, and at most in a round."""
+    """At 36 million parameters: what is their own (RssAnon) at the start, and at most in a round."""
     from miniature.teacher import build_transformer
 
     teacher = tmp_path / "teacher"
