@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,31 +15,28 @@ from cdm.families import get_family
 from cdm.params import Params
 from cdm.planning.architecture import Architecture, find
 from cdm.training.distiller import Distiller
-from cdm.training.networks import FullNetworks, LoraNetworks, Networks
+from cdm.training.setup import build_networks
 from cdm.training.state import TrainingState
 
 
-def rounds(params: Params, architecture: Architecture, count: int = 2) -> None:
-    """The engine's first rounds, with everything that a run keeps, on random prompts."""
+def rounds(
+    params: Params,
+    architecture: Architecture,
+    count: int = 2,
+    started: Callable[[TrainingState], None] | None = None,
+) -> None:
+    """The engine's first rounds, with everything that a run keeps, on random prompts; `started` is called before."""
     family, source = get_family(params.teacher.family), Path(params.teacher.source)
-    teacher, lora = family.load_transformer(source), params.distill.lora
-    options: dict[str, Any] = {
-        "autocast": torch.bfloat16 if params.distill.precision == "bf16" else None,
-        "gradient_checkpointing": params.distill.gradient_checkpointing,
-        "fake": params.distill.losses.ask_fake,
-    }
-    networks: Networks = (
-        FullNetworks(family, teacher, **options)
-        if lora is None
-        else LoraNetworks(family, teacher, lora, seed=0, **options)
-    )
-    del teacher
-    state = TrainingState.start(networks, params.distill)
     inputs = {
         name: torch.randn_like(value)
         for name, value in architecture.inputs(1).items()
         if name in architecture.text_shapes
     }
+    of_training: Any = SimpleNamespace(family=family, source=source, empty=inputs)
+    networks = build_networks(params.distill, params.seed, of_training, torch.device("cpu"))
+    state = TrainingState.start(networks, params.distill)
+    if started is not None:
+        started(state)
     distiller = Distiller(
         networks,
         state.student,

@@ -442,3 +442,15 @@ def test_a_lora_that_is_none_is_a_one_line_error(case: Case, tmp_path: Path) -> 
 def test_an_unknown_family_is_named() -> None:
     with pytest.raises(CdmError, match=r"unknown family 'dalle' \(known: .*sd3"):
         get_family("dalle")
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_an_autoencoder_is_loaded_without_a_transformer(
+    name: str, tiny_pipeline: Callable[[str], Path]
+) -> None:
+    """Which is many times as large: pictures while training need none."""
+    pipeline = get_family(name.removesuffix("_t5")).load_pipeline(
+        tiny_pipeline(name), text=False, transformer=False
+    )
+    assert pipeline.transformer is None
+    assert pipeline.vae is not None

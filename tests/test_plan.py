@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import weakref
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from cdm.families import family_names, get_family
 from cdm.models.manifest import describe
 from cdm.params import Lora, Optimiser, Params, Schedule, Teacher, parse
 from cdm.planning import architecture, forwards, memory, plan, tables
+from cdm.planning import main_memory as main_memory_module
 from cdm.planning.architecture import Architecture
 from cdm.planning.footprint import Footprint, Network
 from cdm.randomness import Draws
@@ -35,7 +37,7 @@ from cdm.training.distiller import Distiller
 from cdm.training.networks import FullNetworks, LoraNetworks
 from cdm.training.quantised import quantised_bytes, quantised_layers
 from cdm.training.state import TrainingState
-from reference import costs
+from reference import costs, watched
 from reference.memory import measure
 from reference.world import build, distill_settings
 from tests.tiny_pipelines import BUILDERS, PROMPTS, RESOLUTION, TEXT_TOKENS
@@ -406,6 +408,66 @@ def test_planned_memory_is_what_the_engine_takes(
     assert planned.peak == pytest.approx(measure(params, "allocated"), rel=0.1)
 
 
+def test_main_memory_is_that_of_the_networks_on_a_cpu_and_of_a_tensor_beside_a_gpu(
+    tiny: Architecture, tiny_params: Params
+) -> None:
+    visiting = {"runtime": {"offload_encoders": True}, "prompts": {"embed": "online"}}
+    planner = memory.MemoryPlanner(tiny_params, tiny, 2, "fsdp")
+    waiting = memory.MemoryPlanner(changed(tiny_params, **visiting), tiny, 2, "fsdp")
+    device = memory.Memory(False, 0, planner._kept(), {"rollout": 5, "optimiser step": 70})
+    program = main_memory_module.PROGRAM
+
+    here = main_memory_module.plan_main_memory(planner, device, on_cpu=True)
+    networks = sum(device.kept[name] for name in ("teacher", "student", "fake score", "moving average"))
+    assert here.start - program == networks
+    assert here.training - program == sum(device.kept.values()) + 70
+    there = main_memory_module.plan_main_memory(planner, device, on_cpu=False)
+    assert there.start == there.training
+    assert 0 < there.start - program < networks / 2
+    online = main_memory_module.plan_main_memory(waiting, device, on_cpu=False)
+    assert online.training - there.training == 4 * tiny.encoder_parameters
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    "distill",
+    [{}, {"lora": {"rank": 64, "alpha": 64.0}}],
+    ids=["all weights", "LoRA"],
+)
+def test_planned_main_memory_is_what_processes_take(
+    tiny_params: Params, tiny_sd3: Path, tmp_path: Path, distill: dict[str, Any], processes: int
+) -> None:
+    """At 36 million parameters: what is their own (RssAnon) at the start, and at most in a round."""
+    from miniature.teacher import build_transformer
+
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_sd3, teacher)
+    build_transformer(layers=4, heads=8, head_dim=64).save_pretrained(teacher / "transformer")
+    params = changed(
+        tiny_params,
+        teacher={"source": str(teacher)},
+        distill={"batch_size": 4, "student_every": 1, "fake_only": 0, "fake_knows_level": False, **distill},
+        schedule={"min_len": 1, "max_len": 2},
+        runtime={"device": "cpu"},
+    )
+    (tmp_path / "params.json").write_text(params.model_dump_json())
+    environments = watched.processes(processes)
+    outs = [tmp_path / f"{rank}.json" for rank in range(processes)]
+    start = [sys.executable, "-m", "reference.start", str(tmp_path / "params.json")]
+    peaks = watched.watch([[*start, str(out), "1"] for out in outs], environments, Path.cwd())
+    sharding: memory.Sharding = "fsdp" if processes > 1 else "none"
+    architecture_ = architecture.find(params.teacher, None)
+    planned = plan.make_plan(params, architecture_, processes=processes, sharding=sharding).main_memory
+    program = main_memory_module.PROGRAM
+    for out, peak in zip(outs, peaks, strict=True):
+        values = json.loads(out.read_text())
+        assert values["before"] < program + 100e6
+        assert values["after"] - values["before"] == pytest.approx(planned.start - program, rel=0.1, abs=40e6)
+        assert peak.anonymous - values["before"] == pytest.approx(planned.training - program, rel=0.3, abs=60e6)
+
+
 FLOAT32_STATES = Optimiser(lr=1e-3)
 ONE_GRAPH = {"ca": {"weight": 0.0, "scale": 0.0}, "dm": {"weight": 1.0}, "cdm": {"weight": 0.0}}
 """Losses of a student's update with a single forward to learn from, which is the quickest to count."""
@@ -422,6 +484,7 @@ def test_8bit_states_take_a_quarter_of_those_that_fit() -> None:
         stored=0,
         largest_block=(0, 0),
         outside=(0, 0),
+        largest=0,
     )
     small = memory.optimiser_bytes(size, Optimiser(lr=1e-3, states="8bit"))
     assert small == 2 * 512_000 + 2 * 4 * 2_000 + 8 * 488_000 + 40

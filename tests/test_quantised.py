@@ -18,6 +18,7 @@ from cdm.preflight import check_paths
 from cdm.training import setup
 from cdm.training.networks import LoraNetworks
 from cdm.training.quantised import RoundedLinear, quantised_layers
+from cdm.training.start import InFiles
 from tests.crashing import crash_rounds
 from tests.inputs import build_prompts
 from tests.test_lora import WEIGHTS, plain_pipeline, points, trained  # noqa: F401 - a fixture
@@ -181,3 +182,24 @@ def scales(layer: nn.Linear) -> int:
         held += state.absmax.nbytes + state.code.nbytes
         state = state.state2
     return held
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bitsandbytes")
+@pytest.mark.parametrize("base", BASES)
+def test_a_base_that_is_read_layer_by_layer_is_the_same(tiny_sd3: Path, base: str) -> None:
+    """As one that is loaded whole and rounded then."""
+    options: dict[str, Any] = {"seed": 1, "autocast": torch.bfloat16}
+    mine = LoraNetworks(FAMILY, InFiles(FAMILY, tiny_sd3), settings(base), **options).model
+    theirs = LoraNetworks(FAMILY, FAMILY.load_transformer(tiny_sd3), settings(base), **options).model
+    held, expected = dict(mine.named_parameters()), dict(theirs.named_parameters())
+    assert held.keys() == expected.keys()
+    assert any(value.dtype == torch.uint8 for value in expected.values())
+    for name, value in expected.items():
+        assert held[name].dtype == value.dtype, name
+        assert torch.equal(held[name], value), name
+    layers = [module for module in mine.modules() if isinstance(module, RoundedLinear)]
+    others = [module for module in theirs.modules() if isinstance(module, RoundedLinear)]
+    assert layers
+    for layer, other in zip(layers, others, strict=True):
+        assert torch.equal(layer.whole(torch.float32), other.whole(torch.float32))

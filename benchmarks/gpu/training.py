@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -62,7 +62,7 @@ class Meter:
     def backward(self, role: Trained, loss: Tensor) -> None:
         self.networks.backward(role, loss)
 
-    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+    def save_student(self, weights: Mapping[str, Tensor], source: Path, folder: Path) -> None:
         self.networks.save_student(weights, source, folder)
 
 

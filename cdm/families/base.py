@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -27,12 +28,15 @@ from cdm.families.common import (
     Conditioning,
     dynamic_shift,
     load,
+    loading,
     set_scheduler,
     to_unit_range,
     token_limit,
 )
 from cdm.families.configs import AUTOENCODER, SCHEDULER, TRANSFORMER, Configs, read_config
 from cdm.families.folder import copy_parts
+from cdm.families.folder import weights as weight_files
+from cdm.families.weights import MappedWeights, constants, fill, fill_constants, write
 from cdm.system.progress import quieten_libraries
 
 
@@ -207,16 +211,61 @@ class Family(PromptEmbedding, ABC):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def load_transformer(self, source: Path, dtype: torch.dtype | None = None) -> nn.Module:
-        """The transformer alone, on the CPU, in evaluation mode. Raises CdmError if it cannot be loaded."""
-        transformer: nn.Module = load(self.transformer_class_name, source, dtype, subfolder="transformer")
-        return transformer.eval()
+    def mapped_weights(self, source: Path) -> MappedWeights:
+        """The transformer's weights in their files, by the names of its parameters. Raises CdmError if they cannot be
+        read."""
+        with torch.device("meta"):
+            model: Any = self.build_transformer(source)
+        names = weight_files(source, "transformer", "diffusers")
+        rename = model._fix_state_dict_keys_on_load  # noqa: SLF001 - names that its loader knows, too
+        return MappedWeights([source / "transformer" / name for name in names], rename)
 
-    def save_student(self, transformer: nn.Module, source: Path, folder: Path) -> None:
-        """A complete diffusers folder: the student's transformer beside copies of the teacher's other parts."""
+    def empty_transformer(self, source: Path, dtype: torch.dtype | None = None) -> nn.Module:
+        """The transformer that is to be filled with weights, in evaluation mode: its parameters are on the meta device,
+        its constants on the CPU, stored ones as in its files.
+
+        `dtype` None is float32. Raises CdmError if it cannot be built.
+        """
+        from accelerate import init_empty_weights
+
+        with loading(self.transformer_class_name, source):
+            stored = self.mapped_weights(source)
+            with torch.device("meta"):
+                transformer = self.build_transformer(source)
+            if not set(constants(transformer)) <= stored.keys():
+                # Some are to be computed: in float32, whatever type is asked for, and rounded then.
+                with init_empty_weights(include_buffers=False):
+                    transformer = self.build_transformer(source)
+            fill_constants(transformer, stored)
+            known: Any = transformer
+            known.register_to_config(_name_or_path=str(source))
+        return transformer.to(dtype or torch.float32)
+
+    def load_transformer(self, source: Path, dtype: torch.dtype | None = None) -> nn.Module:
+        """The transformer alone, on the CPU, in evaluation mode; `dtype` None is float32, and nothing is ever in
+        another type than the files' and this. Raises CdmError if it cannot be loaded."""
+        transformer = self.empty_transformer(source, dtype)
+        with loading(self.transformer_class_name, source):
+            fill(transformer, self.mapped_weights(source), torch.device("cpu"))
+        return transformer
+
+    def save_student(
+        self,
+        transformer: nn.Module,
+        source: Path,
+        folder: Path,
+        weights: Iterable[tuple[str, Tensor]] | None = None,
+    ) -> None:
+        """A complete diffusers folder: the student's transformer beside copies of the teacher's other parts.
+
+        `weights` are its parameters, asked for one after the other, if it has none itself (`empty_transformer`).
+        """
         copy_parts(source, folder, without="transformer")
-        save: Any = transformer.save_pretrained  # of every diffusers model
-        save(folder / "transformer")
+        model: Any = transformer  # of diffusers
+        model.save_config(folder / "transformer")
+        tensors: dict[str, Tensor] = transformer.state_dict()
+        held = ((name, tensor) for name, tensor in tensors.items() if not tensor.is_meta)
+        write(folder / "transformer", tensors, chain(held, weights or ()))
         scheduler = read_config(folder, SCHEDULER)
         if scheduler.get("shift_terminal") is not None:  # see `set_scheduler`
             (folder / SCHEDULER).write_text(json.dumps(scheduler | {"shift_terminal": None}, indent=2) + "\n")

@@ -77,21 +77,27 @@ def load(class_name: str, source: Path, dtype: torch.dtype | None, **options: An
     import diffusers
 
     quieten_libraries()
-    with plain_view(source) as view:
-        try:
-            loaded = getattr(diffusers, class_name).from_pretrained(
-                view, dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True, **options
-            )
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever libraries make of a folder that is damaged
-            problem = str(error).replace(str(view), str(source))
-            raise CdmError(line(f"{source}: cannot be loaded as {class_name}: {problem}")) from None
+    with plain_view(source) as view, loading(class_name, source, view):
+        loaded = getattr(diffusers, class_name).from_pretrained(
+            view, dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True, **options
+        )
     if view != source:  # which is gone, and no two are called alike: a student is saved with this name
         for each in getattr(loaded, "components", {"": loaded}).values():
             if hasattr(each, "register_to_config"):
                 each.register_to_config(_name_or_path=str(source))
     return loaded
+
+
+@contextmanager
+def loading(class_name: str, source: Path, view: Path | None = None) -> Iterator[None]:
+    """Makes a CdmError, which names `source`, of whatever goes wrong while it is loaded, as `view` if that is given."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever libraries make of a folder that is damaged
+        problem = str(error).replace(str(view or source), str(source))
+        raise CdmError(line(f"{source}: cannot be loaded as {class_name}: {problem}")) from None
 
 
 def token_limit(asked: int | None, default: int, most: int) -> int:

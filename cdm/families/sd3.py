@@ -95,7 +95,7 @@ class StableDiffusion3(Family):
         parts = [name for name in self.text_components if not text or not (index.get(name) or [None])[0]]
         if not image:
             parts.append("vae")
-        if not transformer and "text_encoder_3" not in parts:  # else its width is that of T5's stand-in
+        if not transformer and not (text and "text_encoder_3" in parts):  # whose stand-in is as wide as it says
             parts.append("transformer")
         return parts
 

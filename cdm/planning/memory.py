@@ -41,6 +41,8 @@ class Sizes:
     """Parameters of the largest block, frozen and learning: what sharding gathers at once."""
     outside: tuple[int, int]
     """Parameters in no block, frozen and learning."""
+    largest: int
+    """Elements of the largest tensor."""
 
 
 def sizes(architecture: Architecture) -> Sizes:
@@ -65,6 +67,7 @@ def sizes(architecture: Architecture) -> Sizes:
         stored=sum(value.numel() for value in model.state_dict().values()),
         largest_block=max(blocks, key=sum, default=(0, 0)),
         outside=(frozen - sum(b[0] for b in blocks), learning - sum(b[1] for b in blocks)),
+        largest=max(value.numel() for value in model.state_dict().values()),
     )
 
 
@@ -104,6 +107,7 @@ class MemoryPlanner:
     def __init__(self, params: Params, architecture: Architecture, processes: int, sharding: Sharding) -> None:
         self.params, self.architecture, self.processes = params, architecture, processes
         self.sharded = sharding == "fsdp" and processes > 1
+        self.spread = processes if self.sharded else 1
         self.share = per_process(params.distill.batch_size, processes)
         self.batch = at_once(params, processes)
         self.parts = -(-self.share // self.batch)
@@ -125,8 +129,9 @@ class MemoryPlanner:
         one = self._update(1, checkpointing)
         return Memory(checkpointing, one.held, self._kept(), self._moments(checkpointing, one))
 
-    def _kept(self) -> dict[str, int]:
-        size, spread = self.size, self.processes if self.sharded else 1
+    def networks(self) -> dict[str, int]:
+        """Bytes of the networks and of the moving average: what a training starts with."""
+        size, spread = self.size, self.spread
         learning = FLOAT32 * size.learning // spread
         lora, fake = self.params.distill.lora, self.params.distill.losses.ask_fake
         teacher = self.running_bytes * (self.teacher_size.frozen // spread + size.buffers) - self._spared()
@@ -135,13 +140,17 @@ class MemoryPlanner:
             kept = {"teacher": teacher, "student": network} | ({"fake score": network} if fake else {})
         else:
             kept = {"teacher, the base of all": teacher, f"adapters of {trained(fake)}": (1 + fake) * learning}
-        kept["moving average"] = learning
-        if self.params.distill.keep == "best":
-            kept["moving average of the best probe"] = learning
-        kept[f"AdamW of {trained(fake)}"] = all_optimisers_bytes(size, self.params.distill) // spread
+        return kept | {"moving average": learning}
+
+    def _kept(self) -> dict[str, int]:
+        kept, distill = self.networks(), self.params.distill
+        if distill.keep == "best":
+            kept["moving average of the best probe"] = kept["moving average"]
+        states = all_optimisers_bytes(self.size, distill) // self.spread
+        kept[f"AdamW of {trained(distill.losses.ask_fake)}"] = states
         kept["the batch's conditioning and latents"] = self.share * self.row_bytes
         if self.params.prompts.embed == "online" and not self.params.runtime.offload_encoders:
-            kept["text encoders"] = self._encoders()
+            kept["text encoders"] = self.encoders()
         return kept
 
     def _spared(self) -> int:
@@ -162,7 +171,8 @@ class MemoryPlanner:
             (quantised_bytes(shape, "precision", self.running_bytes) for shape in self.rounded), default=0
         )
 
-    def _encoders(self) -> int:
+    def encoders(self) -> int:
+        """Bytes of the text encoders."""
         return ENCODED[self.params.prompts.precision] * self.architecture.encoder_parameters
 
     def _update(self, graphs: int, checkpointing: bool) -> Footprint:
@@ -183,7 +193,7 @@ class MemoryPlanner:
         accumulated = gradients if self.parts > 1 else 0
         reduced = min(gradients, FLOAT32 * MESSAGE) if self.processes > 1 and not self.sharded else 0
         visiting = self.params.prompts.embed == "online" and self.params.runtime.offload_encoders
-        encoding = {"encoding a batch's prompts": self._encoders()} if visiting else {}
+        encoding = {"encoding a batch's prompts": self.encoders()} if visiting else {}
         matched = {"fake score's update": kept + one.peak + gathered} if losses.ask_fake else {}
         return {
             **encoding,
@@ -215,7 +225,7 @@ class MemoryPlanner:
 
     def _gradients(self) -> int:
         """Of one role: those of the other are gone when it starts."""
-        return FLOAT32 * self.size.learning // (self.processes if self.sharded else 1)
+        return FLOAT32 * self.size.learning // self.spread
 
     def _gathered(self) -> int:
         """Sharded: parameters outside the blocks, the block at work and the next, in the type in which they run, and

@@ -18,6 +18,7 @@ from cdm.errors import CdmError
 from cdm.params import Distill, Params, Prompts, Schedule
 from cdm.planning.architecture import ENCODED, FLOAT32, Architecture
 from cdm.planning.forwards import forwards_of_round, forwards_of_training
+from cdm.planning.main_memory import MainMemory, plan_main_memory
 from cdm.planning.memory import Memory, MemoryPlanner, Sharding, Sizes, all_optimisers_bytes, as_learner
 from cdm.training.checkpoint import KEPT
 
@@ -97,6 +98,7 @@ class Plan:
     """With gradient checkpointing the other way."""
     staging: int
     """Bytes of main memory that a process keeps for its part of a checkpoint: where the networks are sharded."""
+    main_memory: MainMemory
     compute: Compute
     disk: Disk
 
@@ -135,6 +137,9 @@ def make_plan(
     planner = MemoryPlanner(params, architecture, processes, sharding)
     checkpointing = params.distill.gradient_checkpointing
     disk = plan_disk(params.distill, params.prompts.precision, architecture, planner.size, prompts)
+    planned = planner.plan(checkpointing)
+    on_cpu = params.runtime.device == "cpu" or speed is not None
+    staging = disk.checkpoint // processes if planner.sharded else 0
     return Plan(
         architecture=architecture.name,
         parameters=planner.teacher_size.frozen,
@@ -143,9 +148,10 @@ def make_plan(
         sharding=sharding,
         batch=planner.share,
         micro_batch=planner.batch,
-        memory=planner.plan(checkpointing),
+        memory=planned,
         memory_otherwise=planner.plan(not checkpointing),
-        staging=disk.checkpoint // processes if planner.sharded else 0,
+        staging=staging,
+        main_memory=plan_main_memory(planner, planned, on_cpu, staging),
         compute=plan_compute(
             params.distill,
             params.schedule,

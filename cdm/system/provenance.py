@@ -21,6 +21,7 @@ FAMILY = (
     "cdm/families/common.py",
     "cdm/families/configs.py",
     "cdm/families/folder.py",
+    "cdm/families/weights.py",
     THE_FAMILY,
 )
 DRAWING = (
@@ -76,6 +77,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "cdm/training/saving.py",
         "cdm/training/setup.py",
         "cdm/training/sharding.py",
+        "cdm/training/start.py",
         "cdm/training/state.py",
         "cdm/training/terms.py",
         "stages/distill.py",

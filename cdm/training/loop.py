@@ -66,12 +66,13 @@ def distill(
         with watch.running(state.iteration):
             train(state, distiller, params, stop, accelerator, saver, probe, watch)
         state.choose_best()
-        average = sharding.gather(state.average, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
             with naming(log):
                 write_log(state.rows, log)
             with naming(student):
-                save_student(state.networks, average, inputs, params, student, name)
+                save_student(state.networks, state.average, inputs, params, student, name)
+        else:
+            sharding.lend(state.average)
         accelerator.wait_for_everyone()
 
 

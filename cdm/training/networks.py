@@ -6,9 +6,9 @@ of one.
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,6 +21,8 @@ from cdm.families.common import Conditioning
 from cdm.params import Lora
 from cdm.randomness import philox
 from cdm.training.quantised import quantise
+from cdm.training.sharding import Fill, nothing, whole_of
+from cdm.training.start import InMemory, Start
 
 Role = Literal["teacher", "student", "fake"]
 Trained = Literal["student", "fake"]
@@ -42,8 +44,11 @@ class Networks(Protocol):
         """Adds the loss's gradient to the role's parameters."""
         ...
 
-    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
-        """A student of these `weights`, named as the student's parameters, on the teacher at `source`."""
+    def save_student(self, weights: Mapping[str, Tensor], source: Path, folder: Path) -> None:
+        """A student of these `weights`, named as the student's parameters, on the teacher at `source`.
+
+        They are made whole one after the other: where they are sharded, all other processes `lend` theirs.
+        """
         ...
 
 
@@ -52,17 +57,26 @@ def trained_roles(fake: bool) -> tuple[Trained, ...]:
     return ("student", "fake") if fake else ("student",)
 
 
-Place = Callable[[nn.Module], nn.Module]
-"""Moves a model to a device, or shards it over the devices of several processes."""
+class Place(Protocol):
+    """Moves a model to a device, or shards it over the devices of several processes, where `fill` gives it those
+    parameters that are on the meta device."""
+
+    def __call__(self, model: nn.Module, fill: Fill = nothing, /) -> nn.Module: ...
 
 
-def stay(model: nn.Module) -> nn.Module:
-    """Leaves the model where it is."""
+def stay(model: nn.Module, fill: Fill = nothing, /) -> nn.Module:
+    """Leaves the model where it is, on the CPU if it is to be filled."""
+    fill(model, torch.device("cpu"))
     return model
 
 
+def start_from(teacher: nn.Module | Start) -> Start:
+    """The start of networks from a `teacher`; one that is loaded becomes one of them."""
+    return InMemory(teacher) if isinstance(teacher, nn.Module) else teacher
+
+
 class FullNetworks:
-    """Three models: `teacher` as loaded, and two trainable copies of it in float32, each put in its `place`.
+    """Three models that start as the `teacher`: itself, and two trainable ones in float32, each put in its `place`.
 
     Without `fake` there is no fake score.
     """
@@ -70,7 +84,7 @@ class FullNetworks:
     def __init__(
         self,
         family: Family,
-        teacher: nn.Module,
+        teacher: nn.Module | Start,
         *,
         autocast: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
@@ -80,14 +94,16 @@ class FullNetworks:
         self.family = family
         self.autocast = autocast
 
+        start = start_from(teacher)
+
         def learning() -> nn.Module:
-            model = copy.deepcopy(teacher).float().requires_grad_(True)
+            model = start.build(torch.float32).requires_grad_(True)
             if gradient_checkpointing:
                 model.enable_gradient_checkpointing()  # type: ignore[operator]
-            return place(model)
+            return place(model, start.fill)
 
         trained: dict[str, nn.Module] = {role: learning() for role in trained_roles(fake)}
-        frozen = place(teacher.to(autocast or torch.float32).requires_grad_(False))
+        frozen = place(start.build(autocast or torch.float32, last=True).requires_grad_(False), start.fill)
         self.models: dict[str, nn.Module] = {"teacher": frozen, **trained}
         for model in self.models.values():
             model.eval()  # no dropout: the rollout and the update must see the same student
@@ -102,10 +118,10 @@ class FullNetworks:
     def backward(self, role: Trained, loss: Tensor) -> None:
         loss.backward()
 
-    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
-        student = self.family.load_transformer(source)
-        _fill(student, weights)
-        self.family.save_student(student, source, folder)
+    def save_student(self, weights: Mapping[str, Tensor], source: Path, folder: Path) -> None:
+        student = self.family.empty_transformer(source)
+        _check_names(student, weights)
+        self.family.save_student(student, source, folder, _whole(weights))
 
 
 class LevelAwareFake:
@@ -145,7 +161,7 @@ class LevelAwareFake:
     def backward(self, role: Trained, loss: Tensor) -> None:
         self.networks.backward(role, loss)
 
-    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+    def save_student(self, weights: Mapping[str, Tensor], source: Path, folder: Path) -> None:
         self.networks.save_student(weights, source, folder)
 
 
@@ -160,7 +176,7 @@ class LoraNetworks:
     def __init__(
         self,
         family: Family,
-        teacher: nn.Module,
+        teacher: nn.Module | Start,
         lora: Lora,
         *,
         seed: int,
@@ -173,10 +189,11 @@ class LoraNetworks:
 
         self.family = family
         self.autocast = autocast
-        self.model = teacher.to(autocast or torch.float32).requires_grad_(False).eval()
+        start = start_from(teacher)
+        self.model = start.build(autocast or torch.float32, last=True).requires_grad_(False).eval()
         if gradient_checkpointing:
             self.model.enable_gradient_checkpointing()  # type: ignore[operator]
-        quantise(self.model, lora.base, place)
+        quantise(self.model, lora.base, lambda layer, name: place(layer, partial(start.fill, prefix=name)))
         config = adapter_config(family, self.model, lora)
         self.config, self.scale = _plain(config.to_dict()), lora.alpha / lora.rank
         roles = trained_roles(fake)
@@ -187,9 +204,9 @@ class LoraNetworks:
                 self.model.add_adapter(config, role)  # type: ignore[operator]
         self.layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
         for role in roles:
-            _start(self._adapter(role), seed)
+            _start(self.model, role, seed)
         self._let_learn([self._adapter(role) for role in roles])
-        self.model = place(self.model)
+        self.model = place(self.model, start.fill)
         self.adapters = {role: self._adapter(role) for role in roles}
 
     def _adapter(self, role: Trained) -> dict[str, nn.Parameter]:
@@ -225,9 +242,9 @@ class LoraNetworks:
         self._activate(role)  # gradient checkpointing runs forwards again
         loss.backward()
 
-    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+    def save_student(self, weights: Mapping[str, Tensor], source: Path, folder: Path) -> None:
         # Some programs never read alpha and take the factors as they are: so these carry the whole strength.
-        whole = {name: value * self.scale if ".lora_B." in name else value for name, value in weights.items()}
+        whole = {name: value * self.scale if ".lora_B." in name else value for name, value in _whole(weights)}
         self.family.save_lora(whole, self.config | {"lora_alpha": self.config["r"]}, folder)
 
 
@@ -239,21 +256,31 @@ def adapter_config(family: Family, model: nn.Module, lora: Lora) -> Any:
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)
 
 
-def _start(adapter: dict[str, nn.Parameter], seed: int) -> None:
-    """An adapter's first values: float32, the first factors as torch starts a linear layer, the second zero."""
-    for index, (name, value) in enumerate(adapter.items()):
-        value.data = torch.zeros_like(value, dtype=torch.float32)
+def _start(model: nn.Module, role: Trained, seed: int) -> None:
+    """The first values of a role's adapter: float32, the first factors as torch starts a linear layer, the second zero.
+
+    They are on the device of the weights that they adapt, or the CPU where these are still to be filled.
+    """
+    adapter = [(name, value) for name, value in model.named_parameters() if f".{role}." in name]
+    for index, (name, value) in enumerate(adapter):
+        device = torch.device("cpu") if value.is_meta else value.device
+        first = torch.zeros(value.shape, device=device)
         if ".lora_A." in name:
             bound = value.shape[1] ** -0.5
-            first = philox(seed, "lora", index).uniform(-bound, bound, value.shape)
-            value.data.copy_(torch.from_numpy(first))
+            first.copy_(torch.from_numpy(philox(seed, "lora", index).uniform(-bound, bound, value.shape)))
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(first))
 
 
-def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Sets every parameter of the model to the weights of its name; buffers stay.
+def _whole(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Each of the weights with its name, whole, when it is asked for."""
+    for name, value in weights.items():
+        yield name, whole_of(value.detach())
 
-    Raises CdmError unless these are the names of its parameters: what is left unfilled would be the teacher's.
-    """
+
+def _check_names(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raises CdmError unless the weights are named as the parameters of the model: what is missing would be the
+    teacher's."""
     names = {name for name, _ in model.named_parameters()}
     if names != weights.keys():
         other = sorted(names ^ weights.keys())
@@ -261,7 +288,6 @@ def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
             f"the student cannot be saved: {len(other)} parameters are not named as the teacher's ({other[0]}): this is"
             " a fault of the code; the checkpoints are kept"
         )
-    model.load_state_dict(weights, strict=False)  # without the buffers
 
 
 def _precision(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:

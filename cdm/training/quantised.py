@@ -41,13 +41,14 @@ def quantised_bytes(shape: tuple[int, int], base: str, number: int) -> int:
     return number * count
 
 
-def quantise(model: nn.Module, base: str, place: Callable[[nn.Module], nn.Module]) -> None:
+def quantise(model: nn.Module, base: str, place: Callable[[nn.Module, str], nn.Module]) -> None:
     """Keeps the linear layers of the blocks of a frozen model on a `distill.lora.base`, each rounded in its `place`, so
-    that the model is never whole there."""
+    that the model is never whole there. `place` is told a layer's name in the model."""
     if base == "precision":
         return
+    names = {module: name for name, module in model.named_modules()}
     for parent, name, layer in list(quantised_layers(model)):
-        setattr(parent, name, RoundedLinear(place(layer), base))
+        setattr(parent, name, RoundedLinear(place(layer, names.pop(layer)), base))
 
 
 class RoundedLinear(nn.Linear):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,15 @@ def check_place(folder: Path) -> None:
 
 def save_student(
     networks: Networks,
-    average: dict[str, Tensor],
+    average: Mapping[str, Tensor],
     inputs: Inputs,
     params: Params,
     folder: Path,
     training: str = "",
 ) -> None:
     """The moving average of the student, with the record of what it was made from: a pipeline folder of the teacher's
-    kind, or a LoRA for the teacher. `training` is the name of the folder of its checkpoints.
+    kind, or a LoRA for the teacher. `training` is the name of the folder of its checkpoints. A sharded average is made
+    whole tensor by tensor: the other processes lend their slices (`sharding.lend`).
 
     An older student in `folder` is replaced, whatever it was: nothing of it is left. Raises CdmError as `check_place`.
     """

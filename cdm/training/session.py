@@ -133,6 +133,6 @@ class Distillation:
     def save(self, student: str | Path) -> Path:
         """Writes the moving average of the student as a folder that diffusers loads, with its log beside it."""
         folder = at_home(student)
-        save_student(self.state.networks, dict(self.state.average), self.inputs, self.params, folder)
+        save_student(self.state.networks, self.state.average, self.inputs, self.params, folder)
         write_log(self.state.rows, folder.with_name(f"{folder.name}.csv"))
         return folder

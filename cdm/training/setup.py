@@ -17,6 +17,7 @@ from cdm.training.distiller import Distiller
 from cdm.training.inputs import Inputs, pair_source, prompt_source
 from cdm.training.networks import FullNetworks, LevelAwareFake, LoraNetworks, Networks
 from cdm.training.probe import QualityProbe
+from cdm.training.start import InFiles
 from cdm.training.state import TrainingState
 
 
@@ -62,13 +63,18 @@ def build_networks(distill: Distill, seed: int, inputs: Inputs, device: torch.de
     """
     if sharding.is_wanted():
         _check_sharded(distill)
-    teacher = inputs.family.load_transformer(inputs.source)
     autocast = torch.bfloat16 if distill.precision == "bf16" else None
 
-    def place(model: nn.Module, compute: torch.dtype | None = None) -> nn.Module:
-        return sharding.shard(model, device, compute) if sharding.is_wanted() else model.to(device)
+    def place(
+        model: nn.Module, fill: sharding.Fill = sharding.nothing, compute: torch.dtype | None = None
+    ) -> nn.Module:
+        if sharding.is_wanted():
+            return sharding.shard(model, device, compute, fill)
+        fill(model, device)
+        return model.to(device)
 
     family, fake = inputs.family, distill.losses.ask_fake
+    teacher = InFiles(family, inputs.source)
     options: dict[str, Any] = {
         "autocast": autocast,
         "gradient_checkpointing": distill.gradient_checkpointing,

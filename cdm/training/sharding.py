@@ -7,7 +7,7 @@ Processes must therefore use the network equally often.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed
@@ -15,6 +15,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+Fill = Callable[[nn.Module, torch.device], None]
+"""Gives a model those parameters that are on the meta device, on a device."""
+
+
+def nothing(model: nn.Module, device: torch.device) -> None:
+    """The `Fill` of a model that has all its parameters."""
 
 
 def is_wanted() -> bool:
@@ -33,12 +40,18 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
             yield from part
 
 
-def shard(model: nn.Module, device: torch.device, compute: torch.dtype | None = None) -> nn.Module:
+def shard(
+    model: nn.Module,
+    device: torch.device,
+    compute: torch.dtype | None = None,
+    fill: Fill = nothing,
+) -> nn.Module:
     """The model with its parameters spread over the processes' devices, block by block.
 
-    Put in from the CPU, the model is never whole on a device. With `compute`, parameters are gathered in that type, in
-    which autocast would take them anyway: that halves what travels, and no copy of them waits for the backward pass.
-    What this process holds keeps its type, and gradients are summed in float32.
+    Put in from the CPU, the model is never whole on a device. Parameters on the meta device have only a shape until
+    `fill` gives each process its slices: so they are whole nowhere. With `compute`, parameters are gathered in that
+    type, in which autocast would take them anyway: that halves what travels, and no copy of them waits for the backward
+    pass. What this process holds keeps its type, and gradients are summed in float32.
     """
     # Inputs are left to autocast: as bfloat16 a timestep of 1000 would be rounded to a multiple of 4.
     gradients = None if compute is None else torch.float32
@@ -48,6 +61,7 @@ def shard(model: nn.Module, device: torch.device, compute: torch.dtype | None = 
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # Let go of the rest too: by default it stays whole until a backward, and would miss a change of its parameters.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    fill(model, device)
     return model
 
 
@@ -59,6 +73,16 @@ def is_sharded(tensor: Tensor) -> bool:
 def slice_of(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor: some of its rows where it is sharded, else all of them."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def rows_of(tensor: Tensor) -> slice | None:
+    """Which rows of a sharded tensor this process holds; None: it is not sharded."""
+    if not isinstance(tensor, DTensor):
+        return None
+    mesh = tensor.device_mesh
+    each = -(-len(tensor) // mesh.size())  # as torch.chunk cuts it: the last may have fewer, or none
+    first = min(each * mesh.get_local_rank(), len(tensor))
+    return slice(first, first + len(tensor.to_local()))
 
 
 def as_slice(rows: Tensor, like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -79,6 +103,12 @@ def gather(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor
         if keep:
             whole[name] = value.cpu()
     return whole
+
+
+def lend(tensors: Mapping[str, Tensor]) -> None:
+    """Gives this process's slices of `tensors` to one that asks for each whole, by `whole_of`, in their order."""
+    for tensor in tensors.values():
+        whole_of(tensor.detach())
 
 
 def whole_of(tensor: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class TimedNetworks:
         with self.stopwatch.measure(role):
             self.networks.backward(role, loss)
 
-    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+    def save_student(self, weights: Mapping[str, Tensor], source: Path, folder: Path) -> None:
         self.networks.save_student(weights, source, folder)
 
 
