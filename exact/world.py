@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,9 +125,9 @@ class ExactNetworks:
     def backward(self, role: Trained, loss: Tensor) -> None:
         loss.backward()
 
-    def save_student(self, weights: dict[str, Tensor], source: Path, folder: Path) -> None:
+    def save_student(self, weights: Mapping[str, Tensor], source: Path, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, folder / "student.safetensors")
+        save_file(dict(weights), folder / "student.safetensors")
 
 
 class BatchDraws(Draws):
