@@ -143,7 +143,7 @@ def write(
     with ExitStack() as stack:
         places: dict[str, tuple[BinaryIO, int]] = {}
         for shard, names in shards.filename_to_tensors.items():
-            file = stack.enter_context((folder / shard).open("wb"))
+            file: BinaryIO = stack.enter_context((folder / shard).open("wb"))
             header, offsets = _layout({name: like[name] for name in names})
             file.write(header)
             places |= {name: (file, len(header) + offset) for name, offset in offsets.items()}
