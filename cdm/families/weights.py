@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, KeysView, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -140,7 +141,7 @@ def write(
     )
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        places = {}
+        places: dict[str, tuple[BinaryIO, int]] = {}
         for shard, names in shards.filename_to_tensors.items():
             file = stack.enter_context((folder / shard).open("wb"))
             header, offsets = _layout({name: like[name] for name in names})
