@@ -118,8 +118,11 @@ def test_sharded_over_nccl(
     before = weights(plain)
     expected = go_on(plain, distiller, 1)
 
+    def spread_over(model: torch.nn.Module, fill: sharding.Fill = sharding.nothing) -> torch.nn.Module:
+        return sharding.shard(model, DEVICE, autocast, fill)
+
     def spread() -> tuple[Any, Any]:
-        return build(params, DEVICE, lambda model: sharding.shard(model, DEVICE, autocast))
+        return build(params, DEVICE, spread_over)
 
     state, distiller = spread()
     assert all(sharding.is_sharded(value) for value in state.student.parameters.values())
