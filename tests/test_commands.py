@@ -64,8 +64,9 @@ def test_openmp_takes_the_number_of_spins(set_by_user: dict[str, str], expected:
 
 FOLLOWER = """
 import os, time
-from cdm.system.parent import follow_parent
-follow_parent(every=0.01)
+from cdm.system import parent
+parent.EVERY = 0.01
+parent.follow_parent()
 print(os.getpid(), flush=True)
 time.sleep(60)
 """
