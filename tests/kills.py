@@ -80,6 +80,9 @@ class Left:
         return self.committed or self.newest == ITERATIONS
 
 
+TORN_LOCK = "Unable to read RWLock-file"
+
+
 @dataclass
 class Report:
     """What all trials have found."""
@@ -87,11 +90,15 @@ class Report:
     kills: Counter[str] = field(default_factory=Counter)
     finished: int = 0
     """Kills after the end of a training."""
+    torn_locks: int = 0
+    """Kills in the moment in which DVC wrote its own lock, which it cannot read then: see docs/trouble.md."""
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {self.kills[kind]}" for kind in KINDS if self.kills[kind])
         counts = f"{self.kills.total()} kills ({kinds}), {self.finished} of them after the end of a training"
+        if self.torn_locks:
+            counts += f", {self.torn_locks} in the writing of DVC's own lock"
         return "\n".join([counts, *self.problems, f"{len(self.problems)} problems"])
 
 
@@ -202,6 +209,9 @@ class Trial:
             run.kill()
         code, text = run.finish()
         self._check(text)
+        if TORN_LOCK in text:
+            self._mend()
+            return False
         if code == 0:
             return False
         self.report.kills[kind] += 1
@@ -217,6 +227,9 @@ class Trial:
     def finish(self) -> None:
         """Lets a run come to its end, and compares what it has made."""
         code, text = Run(self.repository, "sample").finish()
+        if code and TORN_LOCK in text:
+            self._mend()
+            code, text = Run(self.repository, "sample").finish()
         if code:
             self._problem(f"the last run failed with {code}", text)
         elif self.left.newest and not self.left.committed and "resuming at" not in text:
@@ -228,7 +241,7 @@ class Trial:
         ]
         if wrong:
             self._problem(f"other than without a kill: {', '.join(wrong)}", text)
-        if remains := [path.name for path in (self.folder / "checkpoints").iterdir()]:
+        if remains := [path.name for path in (self.folder / "checkpoints").glob("*")]:
             self._problem(f"left in checkpoints: {', '.join(remains)}", text)
         if not wrong and not remains:
             shutil.rmtree(self.folder)
@@ -243,6 +256,11 @@ class Trial:
                 self._problem(f"it went on at {step}, after {before}", text)
         if not self.left.committed and self.left.newest < before.newest:
             self._problem(f"checkpoints were lost: {self.left}, after {before}", text)
+
+    def _mend(self) -> None:
+        """As docs/trouble.md says."""
+        self.report.torn_locks += 1
+        (self.folder / ".dvc/tmp/rwlock").unlink()
 
     def _problem(self, problem: str, text: str) -> None:
         self.report.problems.append(f"{self.folder}: {problem}")
