@@ -290,7 +290,10 @@ def test_a_stage_refuses_parameters_that_change_under_it(workspace: Path, tiny_p
         edit_while_it_runs()
 
 
-def test_threads_are_those_of_the_parameters(workspace: Path, tiny_params: Params) -> None:
+def test_threads_are_those_of_the_parameters(
+    workspace: Path, tiny_params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which is set, too, and must not stay so
     before = torch.get_num_threads()
     try:
         as_file(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -13,9 +14,16 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def prepare(threads: int) -> None:
-    """Use so many threads (0 leaves torch's default), and keep the memory that tensors free."""
+    """Use so many threads (0 leaves torch's default), and keep the memory that tensors free.
+
+    Torch is told if it is here. If not, it reads the number when it is imported, which a stage with nothing to do
+    never does.
+    """
     keep_memory()
-    if threads:
+    if not threads:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
         import torch
 
         torch.set_num_threads(threads)
