@@ -101,12 +101,8 @@ def check_models_once(evaluate: Evaluate, recorded: Path, memory: Memory) -> Non
 def use_of(settings: Params) -> Use:
     """What these parameters ask of the teacher. Raises CdmError for real pictures that cannot be read."""
     lora = settings.distill.lora
-    listed = lora is not None and not isinstance(lora.targets, str)
-    return Use(
-        settings.prompts.max_sequence_length,
-        real_size(settings.evaluate),
-        tuple(lora.targets) if lora is not None and listed else None,
-    )
+    targets = None if lora is None or isinstance(lora.targets, str) else tuple(lora.targets)
+    return Use(settings.prompts.max_sequence_length, real_size(settings.evaluate), targets)
 
 
 def real_size(evaluate: Evaluate) -> tuple[int, int] | None:
@@ -173,12 +169,20 @@ def too_few_pictures(evaluate: Evaluate, prompts: int, each: int) -> Iterator[st
             f"evaluate.neighbours {evaluate.neighbours} is too many for {count} samples of"
             f" {prompts} prompts: lower it, or raise latents.per_prompt or prompts.eval_count"
         )
+    if evaluate.real is None:
+        yield from _too_few_in_halves(evaluate, prompts, each, "samples")
+
+
+def _too_few_in_halves(evaluate: Evaluate, prompts: int, each: int, what: str) -> Iterator[str]:
+    """A line where half of the prompts, which intervals are resampled from, have fewer pictures than a measure needs:
+    `each` of a prompt at least. `what` these are called."""
     users = [measure.name for measure in measures.chosen(evaluate.metrics) if measure.uses_neighbours]
     resampled = bool(evaluate.resamples) and prompts >= measures.FEWEST_PROMPTS
-    if users and resampled and evaluate.real is None and evaluate.neighbours >= prompts // 2 * each:
+    half = prompts // 2 * each
+    if users and resampled and evaluate.neighbours >= half:
         yield (
-            f"evaluate.neighbours {evaluate.neighbours} is too many for the {prompts // 2 * each} samples of half of"
-            f" the prompts, which {users[0]} resamples: lower it, or set evaluate.resamples to 0"
+            f"evaluate.neighbours {evaluate.neighbours} is too many for the {half} {what} of half of the prompts,"
+            f" which {users[0]} resamples: lower it, or set evaluate.resamples to 0"
         )
 
 
@@ -244,15 +248,8 @@ def problems_of_reals(evaluate: Evaluate, prompts: Sequence[str], each: int) -> 
             f"evaluate.neighbours {evaluate.neighbours} is too many for {total} real pictures of the {len(prompts)}"
             " evaluation prompts: lower it, or raise prompts.eval_count"
         )
-    users = [measure.name for measure in measures.chosen(evaluate.metrics) if measure.uses_neighbours]
     fewest = min(each, *(counts[text] for text in prompts))
-    half = len(prompts) // 2 * fewest
-    resampled = bool(evaluate.resamples) and len(prompts) >= measures.FEWEST_PROMPTS
-    if users and resampled and evaluate.neighbours >= half:
-        yield (
-            f"evaluate.neighbours {evaluate.neighbours} is too many for the {half} pictures of half of the prompts,"
-            f" which {users[0]} resamples: lower it, or set evaluate.resamples to 0"
-        )
+    yield from _too_few_in_halves(evaluate, len(prompts), fewest, "pictures")
 
 
 def _header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:

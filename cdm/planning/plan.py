@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cdm.data.prompt_lists import read_split
 from cdm.errors import CdmError
 from cdm.params import Distill, Params, Prompts, Schedule
 from cdm.planning.architecture import ENCODED, FLOAT32, Architecture
@@ -219,8 +220,6 @@ def plan_disk(
 
 def stored_prompts(settings: Prompts, seed: int) -> int | None:
     """Number of prompts whose embeddings the stage `prompts` stores; None if the lists cannot be read."""
-    from cdm.data.prompt_lists import read_split
-
     try:
         split, _ = read_split(settings, seed)
     except CdmError:
