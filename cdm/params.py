@@ -593,6 +593,9 @@ class Runtime(Section):
     """A file of configs/: `distill` starts itself through `accelerate launch` with it."""
     micro_batch: Batch | None = None
     """Samples of a process in one forward and backward (gradients accumulate); null means all of them."""
+    compile: bool = False
+    """Whether the blocks of the networks that learn are compiled by torch: minutes at the start of a training, faster
+    rounds on a GPU from there on. Rounds otherwise, as another device does."""
     offload_encoders: bool = False
     """With prompts.embed online: the text encoders wait in the CPU's memory between two batches."""
     checkpoint_every: Iterations = 200

@@ -36,23 +36,28 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("lora",),
     ("full",),
     ("sampling",),
+    ("stages",),
     ("miniature", "tests"),  # at once: neither keeps the device busy
     ("compile",),
     ("settings",),
     ("allocator",),
     ("compiled_round",),
 )
-"""By value: what the time does not suffice for is left out at the end. `plans` runs beside all of them, on the CPU."""
+"""By value: what the time does not suffice for is left out at the end."""
+BESIDE = ("plans", "cpu_stages")
+"""On the processor alone, from the beginning, beside all others."""
 QUICK_ORDER: tuple[tuple[str, ...], ...] = (
     ("machine",),
     ("lora", "sampling"),
     ("full",),
-    ("miniature", "tests", "settings", "compile", "allocator"),
+    ("stages", "miniature", "tests", "settings", "compile", "allocator"),
 )
 """Of a quick run: whether everything works, not how fast it is, so that parts share the device. A compiled round
 would take too long."""
 LIMITS = {
     "plans": 400,
+    "cpu_stages": 400,
+    "stages": 240,
     "machine": 60,
     "lora": 130,
     "full": 90,
@@ -65,7 +70,7 @@ LIMITS = {
     "compiled_round": 400,
 }
 """Seconds that a part may take on a GPU."""
-LEAST = {"allocator": 50, "compiled_round": 180}
+LEAST = {"allocator": 50, "compiled_round": 120}
 """Seconds that must be left for a part to begin: without an entry, `LEAST_ELSE`."""
 LEAST_ELSE = 15
 SECONDS = 470.0
@@ -158,7 +163,7 @@ class Session:
         self.start = time.monotonic()
         order = QUICK_ORDER if scale == "quick" else ORDER
         self.groups = [group for names in order if (group := [name for name in names if name in parts])]
-        self.with_plans = "plans" in parts
+        self.beside = [name for name in BESIDE if name in parts]
         self.results: dict[str, Any] = {
             "command": f"python -m benchmarks.gpu --out OUT{_options(scale, parts, seconds)}",
             "scale": scale,
@@ -174,18 +179,19 @@ class Session:
         """Runs everything; whether nothing failed or had to be stopped."""
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
             work = Path(folder)
-            plans = Process("plans", self.scale, work)
+            beside = [Process(name, self.scale, work) for name in self.beside]
             groups = [[Process(name, self.scale, work) for name in group] for group in self.groups]
-            for process in [*([plans] if self.with_plans else []), *(groups[0] if groups else [])]:
+            for process in [*beside, *(groups[0] if groups else [])]:
                 process.prepare()
-            if self.with_plans:
-                plans.begin(self.left)
-                planned = threads.submit(plans.finish)
+            ends = {}
+            for process in beside:
+                process.begin(self.left)
+                ends[threads.submit(process.finish)] = process
             for index, group in enumerate(groups):
                 self._run_group(group, groups[index + 1] if index + 1 < len(groups) else [], threads)
-            if self.with_plans:
-                planned.result()
-                self._keep(plans)
+            for end in as_completed(ends):
+                end.result()
+                self._keep(ends[end])
         return all(each["status"] in ("done", "left out") for each in self.results["parts"].values())
 
     def _run_group(self, group: list[Process], following: list[Process], threads: ThreadPoolExecutor) -> None:

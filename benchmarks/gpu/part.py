@@ -20,6 +20,8 @@ PARTS: dict[str, tuple[str, str]] = {
     "lora": ("training", "measure_lora"),
     "full": ("training", "measure_full"),
     "sampling": ("sampling", "measure"),
+    "cpu_stages": ("stages", "measure_made"),
+    "stages": ("stages", "measure"),
     "miniature": ("miniature", "measure"),
     "tests": ("tests", "measure"),
     "settings": ("training", "measure_settings"),
@@ -53,9 +55,9 @@ def load(name: str) -> Callable[..., None]:
 
 def preload(name: str) -> None:
     """Imports what takes long, and nothing that would touch the device."""
-    if PARTS[name][0] in ("training", "sampling", "plans"):
+    if PARTS[name][0] in ("training", "sampling", "plans", "stages"):
         import_module("diffusers.models.transformers.transformer_sd3")
-    if name == "sampling":
+    if name in ("sampling", "cpu_stages"):
         import_module("diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3")
 
 
@@ -68,7 +70,7 @@ def main() -> None:
 
     if not sys.stdin.readline():
         return  # nobody wants it any more
-    if name == "plans":
+    if name in ("plans", "cpu_stages"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     measure(SCALES[scale], Notes(Path(result)))
 

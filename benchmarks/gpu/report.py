@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 Found = dict[str, Any]
+RECIPE = "sd3-medium-lora-24gb"
+"""Of the stages on a teacher in files."""
 
 
 def markdown(results: Found) -> str:
@@ -155,6 +157,30 @@ def sampling(parts: Found) -> list[str]:
     ]
 
 
+def stages(which: str, where: str) -> Callable[[Found], list[str]]:
+    """The table of the six stages on a teacher of files."""
+
+    def write(parts: Found) -> list[str]:
+        found = parts[which]
+        pixels = (
+            f"{found['resolution']} x {found['resolution']} pixels" if found["resolution"] else "its own size"
+        )
+        made = found.get("teacher_bytes")
+        lines = [
+            f"`{RECIPE}` with a teacher of random weights in fp16 files, {where}, pictures of {pixels}, 4 evaluation"
+            f" prompts, batches of {found['batch']}. `main memory` is what cannot be dropped (RssAnon)."
+            + (f" The files, {gb(made)}, were made in {found['teacher_seconds']:.0f} s." if made else ""),
+            "",
+        ]
+        rows = [
+            (row["stage"], f"{row['seconds']:.0f}", gb(row["anonymous"]), gb(row.get("device")))
+            for row in found["stages"]
+        ]
+        return lines + table(("stage", "seconds", "main memory", "device"), rows)
+
+    return write
+
+
 def miniature(parts: Found) -> list[str]:
     found = parts["miniature"]
     lines = [
@@ -246,6 +272,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Found], list[str]]], ...] = (
     ("SD3-Medium at 1024 x 1024, a LoRA of rank 64", "lora", training("lora")),
     ("SD3-Medium at 1024 x 1024, all weights", "full", training("full")),
     ("Sampling SD3-Medium at 1024 x 1024", "sampling", sampling),
+    ("All stages on files of SD3-Medium's size", "stages", stages("stages", "on the device")),
+    ("The same on the processor", "cpu_stages", stages("cpu_stages", "on the processor alone")),
     ("The miniature, all stages", "miniature", miniature),
     ("Settings", "settings", settings),
     ("Compiled blocks", "compile", compiled),

@@ -181,7 +181,7 @@ _TINY_CONFIG = {
     "pos_embed_max_size": 8,
 }
 _TINY_CLIP = {
-    "vocab_size": 99,
+    "vocab_size": 128,
     "hidden_size": 32,
     "intermediate_size": 32,
     "num_hidden_layers": 2,
@@ -210,7 +210,7 @@ TINY = replace(
     matrix=64,
     clip_l=_TINY_CLIP,
     clip_g=_TINY_CLIP,
-    t5={"vocab_size": 99, "d_model": 64, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 2},
+    t5={"vocab_size": 128, "d_model": 64, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 2},
     autoencoder_channels=(8, 8, 8, 8),
     autoencoder_groups=4,
     pictures=(("student", 2, 1.0, 1), ("teacher", 3, 4.5, 2)),

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 Medium as it is published, in fp16 safetensors files, with random numbers in them.
+"""Stable Diffusion 3 Medium as it is published, or another of a `Scale`, in fp16 safetensors files of random numbers.
 
 Files are written tensor by tensor, so that no model is ever whole in memory.
 """
@@ -12,31 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.scale import CLIP_G, CLIP_L, T5_XXL
-from cdm.families import get_family
-from cdm.families.configs import AUTOENCODER, TRANSFORMER
+from benchmarks.gpu.scale import DEFAULT, Scale
+from cdm.families.configs import TRANSFORMER
 from cdm.families.folder import STEMS
 from cdm.families.weights import write
 
-HUB_ID = "stabilityai/stable-diffusion-3-medium-diffusers"
+LATENT_CHANNELS = 16
 NUMBERS = 2**22
 """Random numbers that all tensors share, each beginning elsewhere."""
 SPREAD = 0.02
 """Their standard deviation: activations stay finite."""
 
 
-def transformer(folder: Path, blocks: int | None = None) -> None:
+def transformer(folder: Path, blocks: int | None = None, scale: Scale = DEFAULT) -> None:
     """The transformer alone, or with so many of its blocks, as a part of `folder`."""
     from diffusers import SD3Transformer2DModel
 
-    config = dict(get_family("sd3").published[HUB_ID].configs[TRANSFORMER])
+    config = dict(scale.architecture.configs[TRANSFORMER])
     config |= {"num_layers": blocks or config["num_layers"]}
     with torch.device("meta"):
         model: Any = SD3Transformer2DModel(**config)
     _save(model, folder / "transformer", "diffusers")
 
 
-def pipeline(folder: Path) -> None:
+def pipeline(folder: Path, scale: Scale = DEFAULT) -> None:
     """The whole pipeline: with CLIP-L, CLIP-bigG, T5-XXL and the autoencoder, and tokenizers of few words."""
     import diffusers
     from transformers import (
@@ -54,25 +53,32 @@ def pipeline(folder: Path) -> None:
     letters = [("▁", -2.0), *((chr(code), -3.0) for code in range(ord("a"), ord("z") + 1))]
     words = T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], extra_ids=0)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    published = get_family("sd3").published[HUB_ID].configs[AUTOENCODER]
-    count = len(published["block_out_channels"])
+    channels = scale.autoencoder_channels
     with torch.device("meta"):
         models: dict[str, tuple[str, Any]] = {
-            "text_encoder": ("transformers", CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_L, **ends))),
-            "text_encoder_2": ("transformers", CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G, **ends))),
-            "text_encoder_3": ("transformers", T5EncoderModel(T5Config(**T5_XXL))),
+            "text_encoder": (
+                "transformers",
+                CLIPTextModelWithProjection(CLIPTextConfig(**scale.clip_l, **ends)),
+            ),
+            "text_encoder_2": (
+                "transformers",
+                CLIPTextModelWithProjection(CLIPTextConfig(**scale.clip_g, **ends)),
+            ),
+            "text_encoder_3": ("transformers", T5EncoderModel(T5Config(**scale.t5))),
             "vae": (
                 "diffusers",
                 diffusers.AutoencoderKL(
-                    down_block_types=("DownEncoderBlock2D",) * count,
-                    up_block_types=("UpDecoderBlock2D",) * count,
+                    down_block_types=("DownEncoderBlock2D",) * len(channels),
+                    up_block_types=("UpDecoderBlock2D",) * len(channels),
+                    block_out_channels=channels,
                     layers_per_block=2,
+                    latent_channels=LATENT_CHANNELS,
+                    norm_num_groups=scale.autoencoder_groups,
                     sample_size=1024,
                     scaling_factor=1.5305,
                     shift_factor=0.0609,
                     use_quant_conv=False,
                     use_post_quant_conv=False,
-                    **published,
                 ),
             ),
         }
@@ -89,7 +95,7 @@ def pipeline(folder: Path) -> None:
         kinds[part] = (library, type(model).__name__)
         _save(model, folder / part, library)
     _name_parts(folder, kinds)
-    transformer(folder)
+    transformer(folder, scale=scale)
 
 
 def _name_parts(folder: Path, kinds: dict[str, tuple[str, str]]) -> None:

@@ -66,6 +66,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "cdm/randomness.py",
         "cdm/rollout.py",
         "cdm/schedule.py",
+        "cdm/training/compiling.py",
         "cdm/training/distiller.py",
         "cdm/training/inputs.py",
         "cdm/training/loop.py",

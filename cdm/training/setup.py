@@ -13,6 +13,7 @@ from cdm.errors import CdmError
 from cdm.params import Distill, Params
 from cdm.preflight import unsharded
 from cdm.training import sharding
+from cdm.training.compiling import compile_blocks
 from cdm.training.distiller import Distiller
 from cdm.training.inputs import Inputs, pair_source, prompt_source
 from cdm.training.networks import FullNetworks, LevelAwareFake, LoraNetworks, Networks
@@ -32,7 +33,8 @@ def prepare(params: Params, inputs: Inputs, accelerator: Accelerator) -> tuple[T
         raise CdmError(
             f"distill.batch_size {distill.batch_size} does not divide over {accelerator.num_processes} processes"
         )
-    state = TrainingState.start(build_networks(distill, params.seed, inputs, device), distill)
+    networks = build_networks(distill, params.seed, inputs, device, compiled=params.runtime.compile)
+    state = TrainingState.start(networks, distill)
     first, micro_batch = accelerator.process_index * share, params.runtime.micro_batch
     samples = range(first, first + share)
     distiller = Distiller(
@@ -56,8 +58,11 @@ def prepare(params: Params, inputs: Inputs, accelerator: Accelerator) -> tuple[T
     return state, distiller
 
 
-def build_networks(distill: Distill, seed: int, inputs: Inputs, device: torch.device) -> Networks:
-    """Teacher, student and fake score, all of them the teacher's weights, on the device or sharded over processes.
+def build_networks(
+    distill: Distill, seed: int, inputs: Inputs, device: torch.device, *, compiled: bool = False
+) -> Networks:
+    """Teacher, student and fake score, all of them the teacher's weights, on the device or sharded over processes; with
+    their blocks `compiled`, or as they are.
 
     Raises CdmError if a setting does not work sharded.
     """
@@ -68,6 +73,8 @@ def build_networks(distill: Distill, seed: int, inputs: Inputs, device: torch.de
     def place(
         model: nn.Module, fill: sharding.Fill = sharding.nothing, compute: torch.dtype | None = None
     ) -> nn.Module:
+        if compiled:
+            compile_blocks(model)
         if sharding.is_wanted():
             return sharding.shard(model, device, compute, fill)
         fill(model, device)

@@ -65,7 +65,9 @@ def eight_bits() -> dict[str, Any]:
 
 
 def case_settings(case: str) -> Params:
-    return settings(**(eight_bits() if case == "full, bf16, 8-bit states" else CASES[case]))
+    if case == "full, bf16, 8-bit states":
+        return settings(**eight_bits())
+    return settings(**CASES[case])
 
 
 @pytest.mark.parametrize("case", [*CASES, "full, bf16, 8-bit states"])
@@ -80,19 +82,28 @@ class TestExactness:
         assert differing(*ends) == []
 
     def test_a_resumed_run_is_the_run(self, case: str, tmp_path: Path) -> None:
-        params = case_settings(case)
-        whole, distiller = build(params, DEVICE)
-        go_on(whole, distiller, 2)
-        checkpoint.save(tmp_path, whole.checkpoint())
-        go_on(whole, distiller, 2)
+        check_resumed(case_settings(case), tmp_path)
 
-        resumed, distiller = build(params, DEVICE)
-        saved = checkpoint.load_newest(tmp_path)
-        assert saved is not None
-        resumed.restore(saved)
-        go_on(resumed, distiller, 2)
-        assert differing(resumed.checkpoint(), whole.checkpoint()) == []
-        assert resumed.rows == whole.rows
+
+def test_a_resumed_run_of_compiled_blocks_is_the_run(tmp_path: Path) -> None:
+    case = "LoRA, bf16, gradient checkpointing"
+    check_resumed(settings(compiled=True, **CASES[case]), tmp_path)
+
+
+def check_resumed(params: Params, folder: Path) -> None:
+    """Two rounds, a checkpoint and two more end where two rounds after a restart from it end."""
+    whole, distiller = build(params, DEVICE)
+    go_on(whole, distiller, 2)
+    checkpoint.save(folder, whole.checkpoint())
+    go_on(whole, distiller, 2)
+
+    resumed, distiller = build(params, DEVICE)
+    saved = checkpoint.load_newest(folder)
+    assert saved is not None
+    resumed.restore(saved)
+    go_on(resumed, distiller, 2)
+    assert differing(resumed.checkpoint(), whole.checkpoint()) == []
+    assert resumed.rows == whole.rows
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdm.families import get_family
 from cdm.params import Params, load, parse
+from cdm.training.compiling import compile_blocks
 from cdm.training.distiller import Distiller
 from cdm.training.networks import FullNetworks, LoraNetworks, Networks, Place
-from cdm.training.sharding import whole_of
+from cdm.training.sharding import Fill, nothing, whole_of
 from cdm.training.state import TrainingState
 
 DEVICE = torch.device("cuda")
@@ -31,22 +32,30 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def settings(**changes: Any) -> Params:
+def settings(compiled: bool = False, **changes: Any) -> Params:
     """The miniature's parameters with updates that are as well conditioned as the gradients: AdamW's eps is large."""
     values = load(ROOT / "params.yaml").model_dump()
-    optimiser = {"lr": 1.0, "warmup": 0, "eps": 100.0}
+    optimiser = {"lr": 0.01, "warmup": 0, "eps": 1.0}
     values["distill"] |= {"batch_size": BATCH, "fake_only": 0, "fake_knows_level": False}
     values["distill"] |= {"student": optimiser, "fake": optimiser, **changes}
+    values["runtime"]["compile"] = compiled
     return parse(values)
 
 
 def build(params: Params, device: torch.device, place: Place | None = None) -> tuple[TrainingState, Distiller]:
     """A training at its start; `place` puts the networks elsewhere than whole on the device."""
     distill, family = params.distill, get_family("sd3")
+
+    def put(model: nn.Module, fill: Fill = nothing) -> nn.Module:
+        if params.runtime.compile:
+            compile_blocks(model)
+        fill(model, device)
+        return model.to(device)
+
     options: dict[str, Any] = {
         "autocast": torch.bfloat16 if distill.precision == "bf16" else None,
         "gradient_checkpointing": distill.gradient_checkpointing,
-        "place": place or (lambda model: model.to(device)),
+        "place": place or put,
     }
     teacher = family.load_transformer(TEACHER)
     width: int = teacher.config.joint_attention_dim

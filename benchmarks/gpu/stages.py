@@ -1,0 +1,146 @@
+"""All six stages on a teacher of the scale's size, of random weights in files as published: seconds and memory.
+
+They run one after another as processes, on the device and, smaller pictures, on the processor alone. The recipe is that
+of a LoRA on one card of 24 GB, with few prompts, samples and iterations.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from ruamel.yaml import YAML
+
+from benchmarks.gpu import ROOT
+from benchmarks.gpu.miniature import COPIED, STAGES
+from benchmarks.gpu.report import RECIPE
+from benchmarks.gpu.sampling import t5_tokens
+from benchmarks.gpu.scale import Scale
+from benchmarks.real_size import folder as files
+from reference import watched
+
+WORDS = ("red", "green", "blue", "white", "black", "small", "large", "seven")
+CPU_RESOLUTION = 256
+READY, TEACHER = "ready", "teacher"
+THREADS = "8"
+"""Of the processor, so that the device's own processes are not held up."""
+BETWEEN = 0.2
+"""Seconds between two looks at the device's memory."""
+
+
+def measure_made(scale: Scale, note: Any) -> None:
+    """The teacher's files, for `measure`, and all stages on the processor alone."""
+    work = note.path.parent
+    start = time.monotonic()
+    files.pipeline(work / TEACHER, scale)
+    (work / READY).touch()
+    size = sum(path.stat().st_size for path in (work / TEACHER).rglob("*") if path.is_file())
+    note(teacher_bytes=size, teacher_seconds=time.monotonic() - start)
+    small = CPU_RESOLUTION if scale.name != "tiny" else None
+    changes = {"teacher": {"resolution": small}, "latents": {"steps": 1}, "sample": {"steps": [1]}}
+    changes |= {"schedule": {"max_len": 2}, "distill": {"iterations": 2, "batch_size": 2}}
+    run(scale, work / TEACHER, "cpu", note, changes)
+
+
+def measure(scale: Scale, note: Any) -> None:
+    """All stages on the device, when the teacher's files are there."""
+    work = note.path.parent
+    while not (work / READY).exists():
+        time.sleep(BETWEEN)
+    run(scale, work / TEACHER, scale.device, note, {})
+
+
+def run(scale: Scale, teacher: Path, device: str, note: Any, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Every stage in a copy of the repository: its seconds, and its most bytes in main memory and on the device."""
+    folder = Path(tempfile.mkdtemp(dir=teacher.parent))
+    params = prepare(scale, teacher, device, folder, changes)
+    note(resolution=params["teacher"]["resolution"], batch=params["distill"]["batch_size"])
+    rows: list[dict[str, Any]] = []
+    for name in STAGES:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *_elsewhere()])}
+        if device == "cpu":
+            environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": THREADS}
+        with device_memory(device) as most:
+            (peaks,) = watched.watch([[sys.executable, "-m", f"stages.{name}"]], [environment], folder)
+        rows.append({"stage": name, "seconds": peaks.seconds, "anonymous": peaks.anonymous, **most})
+        note(stages=rows)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def prepare(
+    scale: Scale, teacher: Path, device: str, folder: Path, changes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Puts code, prompts and parameters into the folder; the parameters."""
+    for name in COPIED:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    prompts = [f"a {one} house beside a {other} tree" for one in WORDS for other in WORDS]
+    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    yaml = YAML(typ="safe")
+    params: dict[str, Any] = yaml.load((ROOT / f"recipes/{RECIPE}.yaml").read_text())
+    few: dict[str, dict[str, Any]] = {
+        "teacher": {"source": str(teacher)},
+        "prompts": {
+            "train": ["prompts.txt"],
+            "eval": [],
+            "eval_count": 4,
+            "max_sequence_length": t5_tokens(scale),
+        },
+        "latents": {"steps": scale.max_len, "per_prompt": 2},
+        "schedule": {"max_len": scale.max_len},
+        "distill": {
+            "iterations": 4,
+            "lora": params["distill"]["lora"] | {"rank": scale.rank, "alpha": 2 * scale.rank},
+        },
+        "sample": {"steps": [1, 4], "teacher_steps": [4], "pictures": 4},
+        "evaluate": {"neighbours": 1, "resamples": 10},
+        "runtime": {"device": device, "pictures_every": 2},
+    }
+    for section, values in few.items():
+        params[section] |= values | changes.get(section, {})
+    with (folder / "params.yaml").open("w") as file:
+        yaml.dump(params, file)
+    return params
+
+
+def _elsewhere() -> list[str]:
+    """Where packages lie beside those that are installed: the paths given, but the repository."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [path for path in given if path and Path(path).resolve() != ROOT]
+
+
+@contextmanager
+def device_memory(device: str) -> Iterator[dict[str, int]]:
+    """The most bytes that were in use on the device meanwhile, beyond those before: by others too."""
+    most: dict[str, int] = {}
+    if device == "cpu":
+        yield most
+        return
+    before = _in_use(device)
+    most["device"] = 0
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(BETWEEN):
+            most["device"] = max(most["device"], _in_use(device) - before)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield most
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _in_use(device: str) -> int:
+    free, total = torch.cuda.mem_get_info(torch.device(device))
+    return total - free
