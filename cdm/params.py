@@ -579,8 +579,8 @@ class Evaluate(Section):
 
 
 class Runtime(Section):
-    """Settings of the machine, such as the device: no stage depends on them. Another device or number of threads may
-    round differently; nothing else here changes a result."""
+    """Settings of the machine, such as the device: no stage depends on them. Another device, another number of threads
+    and compiled blocks may round differently; nothing else here changes a result."""
 
     device: Device = "auto"
     """auto (CUDA, then MPS, then CPU), or a torch device."""
@@ -594,8 +594,8 @@ class Runtime(Section):
     micro_batch: Batch | None = None
     """Samples of a process in one forward and backward (gradients accumulate); null means all of them."""
     compile: bool = False
-    """Whether the blocks of the networks that learn are compiled by torch: minutes at the start of a training, faster
-    rounds on a GPU from there on. Rounds otherwise, as another device does."""
+    """Whether torch compiles the blocks of the networks for a GPU: the first rounds take minutes, those after them less
+    time. Sums are rounded otherwise, as on another device."""
     offload_encoders: bool = False
     """With prompts.embed online: the text encoders wait in the CPU's memory between two batches."""
     checkpoint_every: Iterations = 200

@@ -5,20 +5,35 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.gpu.__main__ import LIMITS, ORDER, QUICK_ORDER, Session
+from benchmarks.gpu.__main__ import BESIDE, LIMITS, ORDER, QUICK_ORDER, Session
 from benchmarks.gpu.part import PARTS, Notes, load
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.scale import DEFAULT, TINY
+from cdm.training.compiling import compile_blocks
 from tests.conftest import ROOT
+from tests.gpu import test_training as on_a_gpu
+from tests.gpu import world
 from tests.launching import python
 
-LONG = ("miniature", "tests", "plans", "full", "sampling", "compile", "compiled_round", "allocator")
+LONG = (
+    "cpu_stages",
+    "stages",
+    "miniature",
+    "tests",
+    "plans",
+    "full",
+    "sampling",
+    "compile",
+    "compiled_round",
+    "allocator",
+)
 """Parts that take longer, some because they start processes of their own: `test_everything` has them too."""
 
 
@@ -45,7 +60,7 @@ def test_a_part(name: str, tmp_path: Path, results: dict[str, Any]) -> None:
 
 def test_every_part_has_its_place_and_limit() -> None:
     for order in (ORDER, (*QUICK_ORDER, ("compiled_round",))):
-        assert {name for group in order for name in group} | {"plans"} == set(PARTS) == set(LIMITS)
+        assert {name for group in order for name in group} | set(BESIDE) == set(PARTS) == set(LIMITS)
 
 
 def test_sizes_are_the_published_ones() -> None:
@@ -83,6 +98,19 @@ def test_results_of_a_run_that_was_cut_off_are_tables_too(results: dict[str, Any
     recorded = json.loads((ROOT / "benchmarks/results/h200.json").read_text())
     assert "stopped" in {part["status"] for part in recorded["parts"].values()}
     assert markdown(recorded) == (ROOT / "benchmarks/results/h200.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", world.CASES)
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.nightly)])
+@pytest.mark.filterwarnings("default")  # torch's compiler hides those that it makes
+def test_the_tests_for_a_gpu_hold_on_the_cpu(
+    case: str, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That they can be run at all: a card is seldom at hand."""
+    monkeypatch.setattr(on_a_gpu, "DEVICE", world.CPU)
+    monkeypatch.setattr(world, "compile_blocks", partial(compile_blocks, backend="eager"))
+    on_a_gpu.check_resumed(world.settings(compiled=compiled, **world.CASES[case]), tmp_path)
 
 
 @pytest.mark.slow

@@ -168,7 +168,8 @@ def stages(which: str, where: str) -> Callable[[Found], list[str]]:
         made = found.get("teacher_bytes")
         lines = [
             f"`{RECIPE}` with a teacher of random weights in fp16 files, {where}, pictures of {pixels}, 4 evaluation"
-            f" prompts, batches of {found['batch']}. `main memory` is what cannot be dropped (RssAnon)."
+            f" prompts, batches of {found['batch']}. `main memory` is what cannot be dropped (RssAnon); `device`"
+            " is what other programs took meanwhile, too."
             + (f" The files, {gb(made)}, were made in {found['teacher_seconds']:.0f} s." if made else ""),
             "",
         ]
@@ -184,7 +185,7 @@ def stages(which: str, where: str) -> Callable[[Found], list[str]]:
 def miniature(parts: Found) -> list[str]:
     found = parts["miniature"]
     lines = [
-        f"The recipe of `params.yaml` with {found['iterations']:,} iterations; tests/gpu ran beside it.",
+        f"The recipe of `params.yaml` with {found['iterations']:,} iterations; `stages` and `tests` ran beside it.",
         "",
     ]
     lines += table(("stage", "seconds"), [(name, f"{value:.0f}") for name, value in found["seconds"].items()])

@@ -261,7 +261,7 @@ def _log_panel(
     for name, colour in colours(list(curves), theme).items():
         _curve(axes, name, curves[name], colour)
     values = [value for points in curves.values() for _, value in points if value > 0]
-    if title in [PANELS[kind] for kind in LOGARITHMIC] and values:
+    if title in [PANELS[kind] for kind in LOGARITHMIC] and values and max(values) > min(values):
         log_scale(axes, max(values) / min(values))
     if len(curves) > 3:
         axes.legend(loc="upper right")

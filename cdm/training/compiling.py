@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from torch import nn
 
+from cdm.errors import CdmError
 from cdm.training.sharding import blocks_of
 
 VARIANTS = 64
@@ -14,8 +17,10 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     """Has each block of `model` compiled when it is first called in a new way; blocks alike share what is compiled.
 
     Kernels are chosen by rule and not by a race, whose winner may round otherwise the next time: so that a training
-    that is taken up again goes on bit by bit.
+    that is taken up again goes on bit by bit. Raises CdmError where the compiler for GPUs is missing.
     """
+    if backend == "inductor" and find_spec("triton") is None:
+        raise CdmError("runtime.compile needs Triton: pip install triton, or set it to false")
     from torch._dynamo import config as dynamo
     from torch._inductor import config as inductor
 

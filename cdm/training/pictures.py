@@ -73,7 +73,8 @@ class Subject:
 
 
 class Gallery:
-    """Draws the same prompts and noise at intervals while the student is trained, `batch` prompts at once.
+    """Draws the same prompts and noise at intervals while the student is trained, `batch` prompts at once; the
+    autoencoder decodes in `dtype`.
 
     Every process computes, because sharded networks need all of them; the main one decodes and writes. Sheets are
     written to `kept`, which outlives an interruption, and copied to `out`.
@@ -89,13 +90,14 @@ class Gallery:
         seed: int,
         shift: float,
         batch: int,
+        dtype: torch.dtype = torch.float32,
         accelerator: Accelerator,
         kept: Path,
         out: Path,
     ) -> None:
         self.family, self.source, self.subject, self.networks = family, source, subject, networks
         self.seed, self.shift, self.accelerator = seed, shift, accelerator
-        self.kept, self.out = kept, out
+        self.kept, self.out, self.dtype = kept, out, dtype
         self.roles = [role for role in ROLES if role == "teacher" or networks.parameters(role)]
         rows = [slice(start, start + batch) for start in range(0, len(subject.prompts), batch)]
         self.parts = [subject.part(each, accelerator.device) for each in rows]
@@ -108,7 +110,7 @@ class Gallery:
         Raises CdmError if the autoencoder cannot be loaded.
         """
         if self.accelerator.is_main_process:
-            pipeline = self.family.load_pipeline(self.source, text=False, transformer=False)
+            pipeline = self.family.load_pipeline(self.source, text=False, transformer=False, dtype=self.dtype)
             self.pipeline = pipeline.to(self.accelerator.device)
             shutil.rmtree(self.out, ignore_errors=True)
             self.out.mkdir(parents=True)

@@ -73,7 +73,7 @@ def build_networks(
     def place(
         model: nn.Module, fill: sharding.Fill = sharding.nothing, compute: torch.dtype | None = None
     ) -> nn.Module:
-        if compiled:
+        if compiled and device.type == "cuda":  # elsewhere it takes longer than it saves
             compile_blocks(model)
         if sharding.is_wanted():
             return sharding.shard(model, device, compute, fill)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cdm.families import Conditioning
 from cdm.params import Params
 from cdm.system.circumstances import Circumstances
+from cdm.system.device import DTYPES
 from cdm.system.files import write_json, write_text
 from cdm.training.distiller import Distiller
 from cdm.training.inputs import Inputs
@@ -263,6 +264,7 @@ def open_watch(
             seed=params.seed,
             shift=inputs.shift,
             batch=len(distiller.parts[0]),
+            dtype=DTYPES[params.latents.precision],
             accelerator=accelerator,
             kept=folder / "pictures",
             out=places.pictures,
