@@ -125,8 +125,10 @@ class Server:
 
     def abandon(self, connection: Any) -> None:
         """Kills the process of a connection that has been closed, and what it has started."""
+        pid = next((pid for pid, other in self.processes.items() if other is connection), None)
+        if pid is None:
+            return  # it ended in the same moment, and has been reported
         self.selector.unregister(connection)
-        pid = next(pid for pid, other in self.processes.items() if other is connection)
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
 
