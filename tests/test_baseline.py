@@ -233,6 +233,16 @@ def test_results_that_are_not_all_there_are_no_baseline(project: Project) -> Non
         commit_baseline(project.folder)
 
 
+def test_without_a_branch_a_baseline_would_be_lost(project: Project) -> None:
+    """A killed `dvc exp run` leaves none checked out."""
+    run_pipeline(project)
+    project.git("checkout", "--quiet", "--detach")
+    head = project.git("rev-parse", "HEAD")
+    with pytest.raises(CdmError, match="no branch is checked out"):
+        commit_baseline(project.folder)
+    assert project.git("rev-parse", "HEAD") == head
+
+
 def test_what_git_refuses_is_a_line(project: Project) -> None:
     run_pipeline(project)
     hook = project.folder / ".git/hooks/pre-commit"

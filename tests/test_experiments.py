@@ -231,6 +231,20 @@ def test_results_of_before_errors_were_kept_are_shown_without_marks(project: Pro
     assert "workspace" in brief_table(found)
 
 
+@pytest.mark.parametrize(("count", "last"), [(4, "03.py"), (5, "2 more files"), (48, "45 more files")])
+def test_of_many_changed_files_some_are_named(tmp_path: Path, count: int, last: str) -> None:
+    """Between two commits nearly all of the code may differ; the parameters are what one looks for."""
+    revisions = []
+    for name in ("before", "after"):
+        deps = [{"path": f"{index:02}.py", "md5": name} for index in range(count)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dvc.lock").write_text(json.dumps({"stages": {"distill": {"deps": deps}}}))
+        revisions.append(Revision(name, None, tmp_path / name))
+    keys = [change.key for change in changes(revisions[1], revisions[0])]
+    assert keys[:3] == ["00.py", "01.py", "02.py"]
+    assert keys[3:] == [last]
+
+
 @pytest.fixture
 def compared(project: Project) -> Compared:
     """Three experiments: a little better with certainty, with another seed, and a code change of no effect."""

@@ -328,6 +328,19 @@ def test_progress_on_a_terminal_is_a_bar(
     assert "2/2" in captured.err
 
 
+def test_the_time_left_follows_the_last_minutes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
+    slow, fast = 300.0, 30.0
+    for item in progress.track(range(100), "draw", unit="sample"):
+        clock += slow if item < 5 else fast
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "draw: 2/100 sample, 300.00 s/sample, 8:10:00 left"
+    assert lines[50] == "draw: 51/100 sample, 30.00 s/sample, 24:30 left"
+
+
 def test_short_work_says_nothing_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress.track(iter("ab"), "encode")) == ["a", "b"]
     assert capsys.readouterr().err == ""

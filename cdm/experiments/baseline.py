@@ -31,7 +31,7 @@ def commit_baseline(folder: Path = Path()) -> str:
     """Commit the results, and nothing else; returns the commit, or an empty text where there is nothing to commit.
 
     Raises CdmError where they would not be those of the commit: something else differs, or the pipeline has not run
-    to its end.
+    to its end; or where no branch is checked out.
     """
     results, others = _changed(folder)
     if others:
@@ -42,6 +42,8 @@ def commit_baseline(folder: Path = Path()) -> str:
         )
     if not results:
         return ""
+    if git.branch(folder) is None:  # as a killed `dvc exp run` leaves it
+        raise CdmError("no branch is checked out, so that the commit would be lost: `git switch main` first")
     if not is_unchanged(folder):
         raise CdmError("the results are not those of the last run, or not all there: run `make repro` first")
     problem = git.commit_files(folder, MESSAGE, [path for path in RESULTS if (folder / path).exists()])

@@ -16,6 +16,8 @@ PARAMS, LOCK = "params.yaml", "dvc.lock"
 MISSING = "(none)"
 CODE = (".py", ".j2")
 """Ends of the names of dependencies that are code."""
+NAMED = 3
+"""Changed files of code that are named; of more than one beyond, the number is told."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Change:
 
 
 def changes(revision: Revision, baseline: Revision) -> list[Change]:
-    """The parameters that differ, in the order of the params file, and then the code that does.
+    """The parameters that differ, in the order of the params file, and then the first files of code that do.
 
     Code counts as of the last run, which dvc.lock records.
     """
@@ -44,7 +46,10 @@ def changes(revision: Revision, baseline: Revision) -> list[Change]:
         if before.get(key) != after.get(key)
     ]
     was, now = _code(baseline), _code(revision)
-    return found + [Change(path) for path in sorted(was.keys() & now.keys()) if was[path] != now[path]]
+    files = [path for path in sorted(was.keys() & now.keys()) if was[path] != now[path]]
+    if len(files) > NAMED + 1:
+        files[NAMED:] = [f"{len(files) - NAMED} more files"]
+    return found + [Change(path) for path in files]
 
 
 def brief(key: str, keys: Iterable[str]) -> str:

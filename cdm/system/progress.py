@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ T = TypeVar("T")
 
 LOG_INTERVAL = 30.0
 """Seconds between two lines in a log."""
+LOG_LINES = 4
+"""Of which a rate is the mean: the machine may have been busier before."""
 
 IDLE_WARNINGS = {
     "diffusers.models.modeling_utils": "should be kept in float32: []",
@@ -71,18 +74,20 @@ def _bar(
 def _log(
     iterable: Iterable[T], title: str, total: int | None, unit: str, detail: Callable[[], str]
 ) -> Iterator[T]:
-    start = shown = time.monotonic()
+    lines = deque([(time.monotonic(), 0)], maxlen=LOG_LINES)
     for done, item in enumerate(iterable, 1):
         yield item
         now = time.monotonic()
-        if now - shown >= LOG_INTERVAL:
-            shown = now
-            parts = [f"{title}: {_figures(done, total, now - start, unit)}", detail()]
+        if now - lines[-1][0] >= LOG_INTERVAL:
+            then, before = lines[0]
+            lines.append((now, done))
+            parts = [f"{title}: {_figures(done, total, (now - then) / (done - before), unit)}", detail()]
             print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
 
 def _figures(done: int, total: int | None, seconds: float, unit: str) -> str:
-    rate = f"{done / seconds:.2f} {unit}/s" if done >= seconds else f"{seconds / done:.2f} s/{unit}"
+    """How much is done, of how much, at so many seconds an item."""
+    rate = f"{1 / seconds:.2f} {unit}/s" if seconds <= 1 else f"{seconds:.2f} s/{unit}"
     if total is None:
         return f"{done} {unit}, {rate}"
-    return f"{done}/{total} {unit}, {rate}, {tqdm.format_interval(seconds / done * (total - done))} left"
+    return f"{done}/{total} {unit}, {rate}, {tqdm.format_interval(seconds * (total - done))} left"
