@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from cdm.system import git
-from cdm.system.environment import prepare_environment
+from cdm.system.environment import missing_packages, prepare_environment
 from cdm.system.launcher import SIGNALLED, is_launched
 from cdm.system.parent import follow_parent
 
@@ -46,6 +46,9 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 prepare_environment()
+if (problem := missing_packages()) is not None:
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(1)
 if STARTED_BY_DVC in os.environ or is_launched():
     follow_parent()
 if STARTED_BY_DVC in os.environ and not is_launched():

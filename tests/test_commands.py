@@ -50,6 +50,17 @@ def test_commands_and_stages_prepare_their_environment_before_torch_is_there(
     assert printed.split() == ["error", "False", "False"], errors
 
 
+def test_a_python_without_the_packages_says_what_to_activate() -> None:
+    """What `dvc repro` starts where no environment has been activated."""
+    command = [sys.executable, "-S", "-m", "stages.teacher"]  # -S: without what is installed
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {sys.executable} has no diffusers, psutil, ")
+    assert "source .venv/bin/activate" in line
+
+
 @pytest.mark.parametrize(("set_by_user", "expected"), [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
 def test_openmp_takes_the_number_of_spins(set_by_user: dict[str, str], expected: str, tmp_path: Path) -> None:
     """The library that torch brings says so as it is loaded, and then it is too late for any other."""

@@ -162,9 +162,14 @@ def _quality(export: Export) -> str:
         "| --- |" + " ---: |" * (len(shown) + 1),
     ]
     for name, steps, figures in sorted(rows, key=lambda row: (row[0] == "student", row[1])):
-        cells = " | ".join(f"{figures[column.key]:.{DIGITS}g}" for column in shown)
+        cells = " | ".join(_rounded(figures[column.key]) for column in shown)
         lines.append(f"| {name} | {steps} | {cells} |")
     return "\n".join([*lines, "", _measured(export, quality)])
+
+
+def _rounded(value: float) -> str:
+    """A count as it is; else so many significant digits, with the zeros at their end."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:#.{DIGITS}g}"
 
 
 def _measured(export: Export, quality: Mapping[str, Any]) -> str:

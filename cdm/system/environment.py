@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 
 SETTINGS = {
     # OpenMP's threads wait for each other in a busy loop. Bounded, because two torch processes on the same cores can
@@ -13,6 +14,28 @@ SETTINGS = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """Variables and their values; one that the user has set stays."""
+
+
+NEEDED = ("diffusers", "psutil", "pydantic", "ruamel.yaml", "torch", "transformers", "typer")
+"""Packages without which no stage can begin."""
+
+
+def missing_packages() -> str | None:
+    """A line where this Python lacks what the stages need, as where the environment has not been activated."""
+    missing = [name for name in NEEDED if not _is_there(name)]
+    if not missing:
+        return None
+    return (
+        f"{sys.executable} has no {', '.join(missing)}: activate the environment first (source .venv/bin/activate),"
+        " or make it (make install)"
+    )
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
 
 
 def prepare_environment() -> None:
