@@ -260,10 +260,13 @@ class GuidanceLoss(TermSettings):
     """Re-noise below the student's own level, tau ~ U(0, sigma): the paper finds that it matters here."""
     fade: Power = 0.0
     """Power of the student's own level that multiplies `scale`: above 0 later steps are guided less."""
+    point: Literal["shared", "own"] = "shared"
+    """Where DM's re-noised point suits CA too, take that (shared), which saves the teacher a forward; or always a point
+    of its own, whose errors are not those of DM's."""
 
     @property
     def needs(self) -> Needs:
-        return Needs(anchor=True, teacher=2, teacher_shared=1)
+        return Needs(anchor=True, teacher=2, teacher_shared=int(self.point == "shared"))
 
 
 class RegressionLoss(TermSettings):
@@ -455,6 +458,9 @@ class Distill(Section):
     fake_target: Literal["score", "data"] = "score"
     """Target of the fake score for the student's states (`schedule.ends` next): the score of their distribution
     (Phased DMD), or the data that they were made with (TDM)."""
+    fake_draws: Literal["independent", "mirrored"] = "independent"
+    """Re-noising of the fake score's updates of a round: `mirrored`, every second one takes 1 - u for each level's
+    uniform number and the negative noise of the one before, so that their errors cancel in part (not in the paper)."""
     fake_bounded: bool = False
     """Train the fake score below the student's own level only, tau ~ U(0, sigma), instead of tau ~ U(0, 1)."""
     ema: Share = 0.999

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -60,6 +60,11 @@ class Draws:
     iteration: int
     samples: Sequence[int]
     device: torch.device = torch.device("cpu")
+    mirrored: bool = False
+
+    def mirror(self) -> Draws:
+        """The antithetic numbers: -z for each normal z, 1 - u for each uniform u. Integers and generators stay."""
+        return replace(self, mirrored=not self.mirrored)
 
     def _rows(self, purpose: str) -> list[np.random.Generator]:
         return [philox(self.seed, purpose, self.iteration, sample) for sample in self.samples]
@@ -67,12 +72,14 @@ class Draws:
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers (batch, *shape), float32."""
         rows = [row.standard_normal(shape, dtype=np.float32) for row in self._rows(purpose)]
-        return torch.from_numpy(np.stack(rows)).to(self.device)
+        numbers = torch.from_numpy(np.stack(rows)).to(self.device)
+        return -numbers if self.mirrored else numbers
 
     def uniform(self, purpose: str) -> Tensor:
-        """A number in [0, 1) for each sample: (batch,), float32."""
+        """A number in [0, 1), mirrored in (0, 1], for each sample: (batch,), float32."""
         rows = [row.random(dtype=np.float32) for row in self._rows(purpose)]
-        return torch.tensor(rows, dtype=torch.float32, device=self.device)
+        numbers = torch.tensor(rows, dtype=torch.float32, device=self.device)
+        return 1 - numbers if self.mirrored else numbers
 
     def integers(self, purpose: str, high: int) -> list[int]:
         """An integer in [0, high) for each sample."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +122,9 @@ class ExactNetworks:
 
     def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
         return dict(self.models[role].named_parameters())
+
+    def casting_once(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def backward(self, role: Trained, loss: Tensor) -> None:
         loss.backward()

@@ -99,6 +99,8 @@ class PlainDistiller:
         """The fake score learns, by flow matching, the distribution that the student generates."""
         x, sigma, velocity, prompts = anchor
         x0 = velocity_to_x0(x, velocity, sigma)
+        if self.distill.fake_draws == "mirrored" and (draws.iteration % self.distill.student_every) % 2 == 1:
+            draws = Draws(self.seed, draws.iteration - 1, self.samples, self.device, mirrored=True)
         tau, noise = self.clamp(draws.uniform("fake_sigma")), draws.normal("fake_noise", self.shape)
         predicted = self.networks.velocity(
             "fake", add_noise(x0, noise, tau), tau, self.for_fake(prompts, sigma)
@@ -167,7 +169,7 @@ class PlainDistiller:
         tau, noise = draws.uniform("ca_tau") * bound, draws.normal("ca_noise", self.shape)
         dm_tau, dm_noise = draws.uniform("dm_tau") * dm_bound, draws.normal("dm_noise", self.shape)
         for row in range(len(x)):
-            if dm.weight and dm_tau[row] <= bound[row] <= dm_bound[row]:
+            if settings.point == "shared" and dm.weight and dm_tau[row] <= bound[row] <= dm_bound[row]:
                 tau[row], noise[row] = dm_tau[row], dm_noise[row]
         tau = self.clamp(tau)
         x_tau = add_noise(x0.detach(), noise, tau)

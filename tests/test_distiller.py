@@ -7,6 +7,7 @@ import torch
 
 from cdm.params import Losses
 from cdm.randomness import Draws
+from cdm.training.distiller import parts_of
 from cdm.training.points import Anchor, with_level
 from cdm.training.terms import extrapolate
 from reference.plain import PlainDistiller
@@ -50,10 +51,31 @@ ONLY = {
                 "min_norm": 2.0,
             }
         },
+        {
+            "losses": {
+                "ca": {"weight": 1, "scale": 2, "point": "own"},
+                "dm": {"weight": 1, "bounded": True},
+                "cdm": {"weight": 0.5},
+            }
+        },
+        {"fake_draws": "mirrored", "student_every": 4},
         {"fake_knows_level": True},
         {"fake_only": 2, "merge": 0.5},
     ],
-    ids=["default", "every", "no-dm-unbounded", "bounded", "ca", "dm", "cdm", "fade", "level", "fake-only"],
+    ids=[
+        "default",
+        "every",
+        "no-dm-unbounded",
+        "bounded",
+        "ca",
+        "dm",
+        "cdm",
+        "fade",
+        "own",
+        "mirrored",
+        "level",
+        "fake-only",
+    ],
 )
 def test_equals_the_plain_order_of_operations(changes: dict, rollouts: str):
     """Three rounds on the same random numbers: the same losses and, through the updates, the same gradients."""
@@ -145,10 +167,24 @@ def test_sharing_a_point_with_dm_leaves_cas_level_uniform(dm: dict, bounded: boo
     assert abs(1 - len(rows) / 4000 - fraction) < 0.03
 
 
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(2, [2, 2, 2, 1]), (4, [3, 4]), (6, [3, 4]), (7, [7]), (None, [7])]
+)
+def test_parts_are_as_few_and_as_equal_as_can_be(most: int | None, sizes: list[int]):
+    parts = parts_of(range(10, 17), most)
+    assert sorted(map(len, parts)) == sorted(sizes)
+    assert [sample for part in parts for sample in part] == list(range(10, 17))
+
+
+@pytest.mark.parametrize("batch_size", [6, 7])
 @pytest.mark.parametrize("micro_batch", [2, 4, 5])
-def test_micro_batches_give_the_gradients_of_the_whole_batch(micro_batch: int):
-    """Also where they do not divide the six samples: those of the smaller part at the end count no more than others."""
-    (whole, networks), (parts, part_networks) = build(), build(micro_batch=micro_batch)
+def test_micro_batches_give_the_gradients_of_the_whole_batch(micro_batch: int, batch_size: int):
+    """Also where they do not divide the samples: those of a smaller part count no more than others."""
+    distill = distill_settings(batch_size=batch_size)
+    (whole, networks), (parts, part_networks) = (
+        build(distill=distill),
+        build(distill=distill, micro_batch=micro_batch),
+    )
     for start in (0, 2):
         expected, measured = whole.round(start), parts.round(start)
         for name in ("loss_fake", "loss_ca", "loss_dm", "loss_cdm", "sigma", "grad_norm_student"):
@@ -165,6 +201,15 @@ def test_fake_only_rounds_leave_the_student_alone_and_merge_the_fake_score_towar
     assert "loss_dm" not in metrics
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("fake"))
     assert all(torch.equal(after[f"fake.{n}"], after[f"student.{n}"]) for n in ("offset", "log_deviation"))
+
+
+def test_mirrored_draws_cancel_what_is_odd_in_them():
+    """The mean over a pair: of the noise 0, of a level 1/2; each alone is distributed as before."""
+    draws = Draws(0, 4, range(500))
+    for purpose in ("fake", "other"):
+        assert not (draws.normal(purpose, (3,)) + draws.mirror().normal(purpose, (3,))).any()
+        torch.testing.assert_close(draws.uniform(purpose) + draws.mirror().uniform(purpose), torch.ones(500))
+    assert draws.mirror().mirror() == draws
 
 
 def test_rounds_depend_on_nothing_but_their_number():

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +58,9 @@ class Meter:
 
     def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
         return self.networks.parameters(role)
+
+    def casting_once(self) -> AbstractContextManager[object]:
+        return self.networks.casting_once()
 
     def backward(self, role: Trained, loss: Tensor) -> None:
         self.networks.backward(role, loss)

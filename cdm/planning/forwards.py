@@ -63,14 +63,17 @@ def unshared_samples(distill: Distill, schedule: Schedule, shift: float) -> floa
         return 0.0
     if not dm.weight:
         return 1.0
+    if ca.point == "own":
+        return 1.0
     if ca.bounded == dm.bounded:
         return 0.0
     return 1 - (first_share(schedule) if dm.bounded else mean_anchor_sigma(schedule, shift))
 
 
-def keeps_graph(checkpointing: bool, parts: int) -> bool:
-    """Whether the student's graph at the anchor is kept from the fake score's updates for its own."""
-    return parts == 1 and not checkpointing
+def keeps_graph(parts: int) -> bool:
+    """Whether the student's graph at the anchor is kept from the fake score's updates for its own: graphs of several
+    parts would be alive together."""
+    return parts == 1
 
 
 def forwards_of_round(
@@ -81,7 +84,7 @@ def forwards_of_round(
     `learns` is False in the rounds of the fake score alone.
     """
     losses, every = distill.losses, distill.student_every
-    kept = learns and losses.at_anchor and keeps_graph(distill.gradient_checkpointing, parts)
+    kept = learns and losses.at_anchor and keeps_graph(parts)
     if losses.ask_fake:
         rollouts = 1 if distill.rollouts == "shared" else every
         plain = rollouts * (mean_depth(schedule) + 1) - kept  # with the student at each anchor

@@ -13,6 +13,7 @@ from cdm.params import Distill, Optimiser, Params
 from cdm.planning.architecture import ENCODED, FLOAT32, Architecture
 from cdm.planning.footprint import Footprint, Network
 from cdm.planning.forwards import keeps_graph, unshared_samples
+from cdm.training.distiller import parts_of
 from cdm.training.optim import BLOCK, MESSAGE, fits_8bit
 from cdm.training.quantised import quantised_bytes, quantised_layers
 from cdm.training.sharding import blocks_of
@@ -187,7 +188,7 @@ class MemoryPlanner:
     def _moments(self, checkpointing: bool, one: Footprint) -> dict[str, int]:
         losses = self.params.distill.losses
         graphs = losses.at_anchor + sum(needs.student_graph for needs in losses.needs.values())
-        kept = one.held if losses.at_anchor and keeps_graph(checkpointing, self.parts) else 0
+        kept = one.held if losses.at_anchor and keeps_graph(self.parts) else 0
         backward = one if graphs == 1 else self._update(graphs, checkpointing)
         gradients, gathered = self._gradients(), self._gathered() + self._restored()
         accumulated = gradients if self.parts > 1 else 0
@@ -257,5 +258,5 @@ def per_process(batch_size: int, processes: int) -> int:
 
 def at_once(params: Params, processes: int) -> int:
     """Samples of a process in one pass; CdmError if the batch does not divide."""
-    share = per_process(params.distill.batch_size, processes)
-    return min(params.runtime.micro_batch or share, share)
+    samples = range(per_process(params.distill.batch_size, processes))
+    return max(len(part) for part in parts_of(samples, params.runtime.micro_batch))

@@ -12,6 +12,7 @@ The methods that CDM is compared with are settings of the same round: other sche
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -36,9 +37,9 @@ class Distiller:
 
     `prompts(iteration, samples)` gives the conditioning of the samples with these indices in the whole batch, `empty`
     that of the empty prompt (one row), and `pairs(draws)` those of a regression. `guide` is the teacher's rule of
-    guidance on velocities (`Family.guide`). `micro_batch` samples go through a forward and backward pass at once; what
-    is left over makes a smaller part, and every sample counts alike. `most` is the largest of a number over processes
-    that must call a network equally often.
+    guidance on velocities (`Family.guide`). At most `micro_batch` samples go through a forward and backward pass at
+    once, in parts that differ by one sample at most; every sample counts alike. `most` is the
+    largest of a number over processes that must call a network equally often.
     """
 
     def __init__(
@@ -66,8 +67,7 @@ class Distiller:
         self.prompts, self.empty, self.latent_shape, self.device = prompts, empty, tuple(latent_shape), device
         self.pairs, self.guide, self.most = pairs, guide, most
         self.count = len(samples)
-        size = micro_batch or len(samples)
-        self.parts = [samples[start : start + size] for start in range(0, len(samples), size)]
+        self.parts = parts_of(samples, micro_batch)
 
     def round(self, iteration: int) -> Metrics:
         """`student_every` fake-score updates from `iteration` on, then, past `fake_only`, one of the student."""
@@ -92,6 +92,13 @@ class Distiller:
         """The random numbers of an iteration, for the samples with these indices in the whole batch."""
         return Draws(self.seed, iteration, samples, self.device)
 
+    def draws_of_fake(self, iteration: int, samples: Sequence[int]) -> Draws:
+        """Those of a fake-score update: with `fake_draws` mirrored, of every second one those before it, mirrored."""
+        place = iteration % self.distill.student_every
+        if self.distill.fake_draws == "mirrored" and place % 2:
+            return self.draws(iteration - 1, samples).mirror()
+        return self.draws(iteration, samples)
+
     def velocity(self, role: Role) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
         """The velocity field of a network."""
         return lambda x, sigma, conditioning: self.networks.velocity(role, x, sigma, conditioning)
@@ -109,10 +116,10 @@ class Distiller:
         rollouts = draw_rollouts(self.schedule, self.shift, draws)
         noise = draws.normal("noise", self.latent_shape)
         calls = self.most(max(rollouts.depth))
-        x = simulate(self.velocity("student"), noise, conditioning, rollouts, calls)
+        with self.networks.casting_once():
+            x = simulate(self.velocity("student"), noise, conditioning, rollouts, calls)
         # With several parts their graphs would be alive together: the prediction is made again when needed.
-        alone = len(self.parts) == 1 and not self.distill.gradient_checkpointing
-        keeps_graph = serves_student and alone and self.distill.losses.at_anchor
+        keeps_graph = serves_student and len(self.parts) == 1 and self.distill.losses.at_anchor
         end = rollouts.next_sigma if self.schedule.ends == "next" else None
         return Anchor(x, rollouts.anchor_sigma, conditioning, samples, keeps_graph, end=end)
 
@@ -129,7 +136,7 @@ class Distiller:
         total = 0.0
         for anchor in anchors:
             self.predict(anchor, with_graph=anchor.keeps_graph)
-            loss = self.share(anchor) * self.fake_loss(anchor, self.draws(iteration, anchor.samples))
+            loss = self.share(anchor) * self.fake_loss(anchor, self.draws_of_fake(iteration, anchor.samples))
             self.networks.backward("fake", loss)
             total += float(loss.detach())
         lr, norm = self.fake.lr, self.fake.step()
@@ -196,6 +203,13 @@ class Distiller:
         conditioning = {name: torch.cat([query.conditioning[name] for query in queries]) for name in names}
         x0 = velocity_to_x0(x, self.networks.velocity(role, x, sigma, conditioning), sigma)
         return list(x0.split([len(query.x) for query in queries]))
+
+
+def parts_of(samples: Sequence[int], most: int | None) -> list[Sequence[int]]:
+    """The samples in as few parts as can be of `most` samples each (None: all), as equal as can be."""
+    count = -(-len(samples) // (most or len(samples)))
+    ends = [len(samples) * part // count for part in range(count + 1)]
+    return [samples[start:end] for start, end in pairwise(ends)]
 
 
 def figures(anchor: Anchor, outcomes: dict[str, Outcome]) -> Metrics:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -38,6 +39,13 @@ class Networks(Protocol):
     def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
         """The role's trained parameters by name: none for a fake score that is not there. Those of the student have the
         same names in the fake score."""
+        ...
+
+    def casting_once(self) -> AbstractContextManager[object]:
+        """Calls within it cast weights to the type of their arithmetic once for all of them, and not each for itself.
+
+        For calls without gradients, between which no weight changes.
+        """
         ...
 
     def backward(self, role: Trained, loss: Tensor) -> None:
@@ -112,6 +120,9 @@ class FullNetworks:
         with _precision(self.autocast, x.device):
             return self.family.velocity(self.models[role], x, sigma, conditioning).float()
 
+    def casting_once(self) -> torch.autocast:
+        return _precision(self.autocast, _device(self.models["teacher"]))
+
     def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
         return dict(self.models[role].named_parameters()) if role in self.models else {}
 
@@ -157,6 +168,9 @@ class LevelAwareFake:
             return self.networks.parameters(role)
         level = {f"level.{name}": value for name, value in self.map.named_parameters()}
         return self.networks.parameters(role) | level
+
+    def casting_once(self) -> AbstractContextManager[object]:
+        return self.networks.casting_once()
 
     def backward(self, role: Trained, loss: Tensor) -> None:
         self.networks.backward(role, loss)
@@ -235,6 +249,9 @@ class LoraNetworks:
         with _precision(self.autocast, x.device):
             return self.family.velocity(self.model, x, sigma, conditioning).float()
 
+    def casting_once(self) -> torch.autocast:
+        return _precision(self.autocast, _device(self.model))
+
     def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
         return self.adapters.get(role, {})
 
@@ -288,6 +305,10 @@ def _check_names(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             f"the student cannot be saved: {len(other)} parameters are not named as the teacher's ({other[0]}): this is"
             " a fault of the code; the checkpoints are kept"
         )
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _precision(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:

@@ -142,13 +142,14 @@ class Context:
         """The student's data at the anchor, re-noised for CA, and the rows where that is not DM's point.
 
         CA wants tau ~ U(0, b) with b below DM's bound B: where DM's own draw fell below b it is such a draw, so CA
-        takes DM's point, and another draw elsewhere. Each keeps its distribution, and the teacher is asked once.
+        takes DM's point, and another draw elsewhere. Each keeps its distribution, and the teacher is asked once. With a
+        point of its own (`ca.point`) CA never does.
         """
         ca, dm, sigma = self.losses.ca, self.losses.dm, self.anchor.sigma
         whole = torch.ones_like(sigma)
         bound, dm_bound = (sigma if each.bounded else whole for each in (ca, dm))
         shared = (self.draws.uniform("dm_tau") * dm_bound <= bound) & (bound <= dm_bound)
-        if not dm.weight:
+        if not dm.weight or ca.point == "own":
             shared = torch.zeros_like(shared)
         fresh, matching = self.renoised(self.anchor.output, "ca", bound), self.points_of_matching
         wide = expand(shared, fresh.x)

@@ -10,7 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +101,9 @@ class TimedNetworks:
 
     def parameters(self, role: Trained) -> dict[str, nn.Parameter]:
         return self.networks.parameters(role)
+
+    def casting_once(self) -> AbstractContextManager[object]:
+        return self.networks.casting_once()
 
     def backward(self, role: Trained, loss: Tensor) -> None:
         with self.stopwatch.measure(role):

@@ -1,0 +1,239 @@
+"""How much a round's gradients vary, and at what cost: ours against the plain order, on the miniature.
+
+    python -m benchmarks.variance [--rounds 32] [--train 60]
+
+An iteration is worth what it costs times the variance of its gradient: with half the variance half the batch would do.
+After some rounds of training all weights are held, and rounds with other random numbers give the gradients: of the
+student, and the mean of a round's updates of the fake score. Their variance is the sum over all weights. The plain
+order draws one length and one index for the whole batch, and a rollout for every update, as the released code does; a
+variant draws them for each sample. Costs are counted in forwards a sample, a forward with its backward as 3.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+from unittest.mock import patch
+
+import torch
+import typer
+from torch import Tensor, nn
+
+import reference.plain
+from cdm.families import get_family
+from cdm.params import Distill, Params, Schedule, load
+from cdm.randomness import Draws
+from cdm.schedule import Rollouts, draw_rollouts
+from cdm.system import boundary
+from cdm.training.distiller import Distiller
+from cdm.training.networks import LevelAwareFake, Networks, Trained
+from cdm.training.optim import Learner
+from reference.counting import CountingNetworks
+from reference.plain import PlainDistiller
+
+BATCHES = (16, 128)
+TRAINED_ON = 48
+"""Samples of a round of the training that comes before."""
+RESULTS = Path(__file__).parent / "results" / "variance.json"
+
+
+@dataclass(frozen=True)
+class Order:
+    """A way to make a round: the engine, changes of `distill`, and whether a batch has one schedule and index."""
+
+    kind: Callable[..., Any]
+    distill: Mapping[str, Any]
+    one_for_all: bool = False
+
+
+ORDERS = {
+    "plain, one length and index a batch": Order(PlainDistiller, {"rollouts": "fresh"}, one_for_all=True),
+    "plain, of each sample": Order(PlainDistiller, {"rollouts": "fresh"}),
+    "ours": Order(Distiller, {"rollouts": "shared"}),
+    "ours, mirrored, CA at its own point": Order(
+        Distiller, {"rollouts": "shared", "fake_draws": "mirrored", "point": "own"}
+    ),
+}
+
+
+class Recorder:
+    """A learner that keeps gradients instead of following them."""
+
+    lr, updates_done = 0.0, 0
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.gradients: list[Tensor] = []
+
+    def step(self) -> float:
+        parts = []
+        for value in self.parameters.values():
+            parts.append((torch.zeros_like(value) if value.grad is None else value.grad).flatten())
+            value.grad = None
+        self.gradients.append(torch.cat(parts))
+        return float(self.gradients[-1].norm())
+
+
+class World:
+    """The miniature with its prompts, after some rounds of its training."""
+
+    def __init__(self, params: Params, train: int) -> None:
+        self.params, self.source = params, Path(params.teacher.source)
+        self.family = get_family(params.teacher.family)
+        pipeline = self.family.load_pipeline(self.source, image=False)
+        texts = Path(params.prompts.train[0]).read_text().splitlines()[: max(BATCHES)]
+        length = params.prompts.max_sequence_length
+        self.conditioning = self.family.encode(pipeline, texts, length)
+        self.empty = self.family.encode(pipeline, [""], length)
+        self.counted = CountingNetworks(self.family, self.family.load_transformer(self.source))
+        self.networks: Networks = (
+            LevelAwareFake(self.counted, self.family, self.empty)
+            if params.distill.fake_knows_level
+            else self.counted
+        )
+        distill = self._distill({"batch_size": TRAINED_ON})
+        updates = distill.iterations // distill.student_every
+        student, fake = (
+            Learner(self.networks.parameters(role), settings, count)
+            for role, settings, count in (
+                ("student", distill.student, updates),
+                ("fake", distill.fake, distill.iterations),
+            )
+        )
+        distiller = self.engine(Distiller, distill, student, fake)
+        for number in range(train):
+            distiller.round(number * distill.student_every)
+
+    def _distill(self, changes: Mapping[str, Any]) -> Distill:
+        values = self.params.distill.model_dump() | {"fake_only": 0}
+        values |= {name: value for name, value in changes.items() if name != "point"}
+        if "point" in changes:
+            values["losses"]["ca"]["point"] = changes["point"]
+        return Distill.model_validate(values)
+
+    def engine(self, kind: Callable[..., Any], distill: Distill, student: Any, fake: Any) -> Any:
+        return kind(
+            self.networks,
+            student,
+            fake,
+            distill=distill,
+            schedule=self.params.schedule,
+            shift=self.family.shift(self.source),
+            seed=1,
+            prompts=self._prompts,
+            empty=self.empty,
+            latent_shape=self.family.latent_shape(self.source),
+            samples=range(distill.batch_size),
+        )
+
+    def _prompts(self, iteration: int, samples: Sequence[int]) -> dict[str, Tensor]:
+        """Other prompts in every iteration."""
+        count = len(next(iter(self.conditioning.values())))
+        rows = [(iteration * 37 + sample) % count for sample in samples]
+        return {name: value[rows] for name, value in self.conditioning.items()}
+
+    def measure(self, order: Order, batch: int, rounds: int) -> dict[str, Any]:
+        """Forward-equivalents a sample and round, and the variance of a round's gradients with its error."""
+        distill = self._distill({**order.distill, "batch_size": batch, "merge": 0.0})
+        recorders = {role: Recorder(self.networks.parameters(role)) for role in ("student", "fake")}
+        engine = self.engine(order.kind, distill, recorders["student"], recorders["fake"])
+        self.counted.samples.clear()
+        with one_schedule(order.one_for_all):
+            start = time.perf_counter()
+            for number in range(1000, 1000 + rounds):
+                engine.round(number * distill.student_every)
+            seconds = time.perf_counter() - start
+        found: dict[str, Any] = {
+            "cost": self.counted.forward_equivalents(batch) / rounds,
+            "seconds": seconds / rounds / batch,
+        }
+        for role, recorder in recorders.items():
+            gradients = torch.stack(recorder.gradients)
+            each = gradients.view(rounds, -1, gradients.shape[1]).mean(1)
+            found[role] = variance(each)
+        return found
+
+
+@contextmanager
+def one_schedule(wanted: bool) -> Iterator[None]:
+    """Within it the plain order draws the first sample's schedule and anchor for the whole batch."""
+
+    def draw(schedule: Schedule, shift: float, draws: Draws) -> Rollouts:
+        return draw_rollouts(schedule, shift, replace(draws, samples=[draws.samples[0]] * len(draws.samples)))
+
+    if not wanted:
+        yield
+        return
+    with patch.object(reference.plain, "draw_rollouts", draw):
+        yield
+
+
+def variance(gradients: Tensor) -> dict[str, float]:
+    """Of gradients (rounds, weights): the sum of the variances of all weights, its standard error by leaving each round
+    out (jackknife), and the squared norm of the mean."""
+    products = (gradients @ gradients.T).double()
+    count = len(products)
+
+    def of(rows: Tensor) -> Tensor:
+        few = products[rows][:, rows]
+        return (few.trace() - few.sum() / len(rows)) / (len(rows) - 1)
+
+    every = torch.arange(count)
+    without = torch.stack([of(every[every != row]) for row in range(count)])
+    error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
+    mean = (products.sum() - products.trace()) / (count * (count - 1))
+    return {"variance": float(of(every)), "error": float(error), "mean": float(mean)}
+
+
+def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Ratios to the plain order of each batch."""
+    lines = []
+    for batch, orders in results.items():
+        base = next(iter(orders.values()))
+        lines += [
+            f"batch of {batch}",
+            f"{'':38}{'cost':>8}{'student':>16}{'fake score':>16}{'cost x variance, times less':>32}",
+        ]
+        for name, found in orders.items():
+            cells = [f"{found['cost']:>8.1f}"]
+            roles: tuple[Trained, ...] = ("student", "fake")
+            for role in roles:
+                ratio = found[role]["variance"] / base[role]["variance"]
+                relative = found[role]["error"] / found[role]["variance"]
+                cells.append(f"{ratio:>9.3f} ± {ratio * relative:.3f}")
+            less = [
+                base["cost"] * base[role]["variance"] / (found["cost"] * found[role]["variance"])
+                for role in roles
+            ]
+            lines.append(f"{name:38}" + "".join(cells) + f"{less[0]:>20.2f}, {less[1]:.2f}")
+    return "\n".join(lines)
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Rounds whose gradients are compared.", min=3)] = 32,
+    train: Annotated[int, typer.Option(help="Rounds of training before.", min=0)] = 60,
+    out: Annotated[Path, typer.Option(help="File of results.")] = RESULTS,
+    params: Annotated[Path, typer.Option(help="Whose training it is.")] = Path("params.yaml"),
+    batches: Annotated[
+        list[int] | None, typer.Option("--batch", help="Samples of a batch; 16 and 128 without it.")
+    ] = None,
+) -> None:
+    """Measure cost and variance of a round's gradients."""
+    settings = load(params)
+    torch.set_num_threads(settings.runtime.threads or torch.get_num_threads())
+    world = World(settings, train)
+    results: dict[str, dict[str, Any]] = {}
+    for batch in batches or BATCHES:
+        for name, order in ORDERS.items():
+            results.setdefault(str(batch), {})[name] = world.measure(order, batch, rounds)
+            out.write_text(json.dumps({"rounds": rounds, "train": train, "batches": results}, indent=1) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    boundary.run(boundary.program(main))
