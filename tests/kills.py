@@ -80,7 +80,14 @@ class Left:
         return self.committed or self.newest == ITERATIONS
 
 
-TORN_LOCK = "Unable to read RWLock-file"
+CURES: dict[str, Callable[[Repository], object]] = {
+    "Unable to read RWLock-file": lambda repository: (repository.folder / ".dvc/tmp/rwlock").unlink(),
+    "dvc.lock' ": lambda repository: repository.run("git", "restore", "dvc.lock"),
+}
+"""What docs/trouble.md says to do where a kill hit DVC while it wrote a file in place, by what DVC then says."""
+
+GOES_ON = re.compile(r"resuming at|Stage 'distill' is cached")
+"""What a run says that does not begin the training anew."""
 
 
 @dataclass
@@ -90,15 +97,17 @@ class Report:
     kills: Counter[str] = field(default_factory=Counter)
     finished: int = 0
     """Kills after the end of a training."""
-    torn_locks: int = 0
-    """Kills in the moment in which DVC wrote its own lock, which it cannot read then: see docs/trouble.md."""
+    mended: int = 0
+    """Kills in the moment in which DVC wrote a file in place, which it cannot read then."""
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {self.kills[kind]}" for kind in KINDS if self.kills[kind])
         counts = f"{self.kills.total()} kills ({kinds}), {self.finished} of them after the end of a training"
-        if self.torn_locks:
-            counts += f", {self.torn_locks} in the writing of DVC's own lock"
+        if self.mended:
+            counts += (
+                f", {self.mended} while DVC wrote a file that it cannot read then, as docs/trouble.md says"
+            )
         return "\n".join([counts, *self.problems, f"{len(self.problems)} problems"])
 
 
@@ -209,10 +218,7 @@ class Trial:
             run.kill()
         code, text = run.finish()
         self._check(text)
-        if TORN_LOCK in text:
-            self._mend()
-            return False
-        if code == 0:
+        if code == 0 or self._mend(text):
             return False
         self.report.kills[kind] += 1
         self.report.finished += self.left.finished
@@ -227,12 +233,11 @@ class Trial:
     def finish(self) -> None:
         """Lets a run come to its end, and compares what it has made."""
         code, text = Run(self.repository, "sample").finish()
-        if code and TORN_LOCK in text:
-            self._mend()
+        if code and self._mend(text):
             code, text = Run(self.repository, "sample").finish()
         if code:
             self._problem(f"the last run failed with {code}", text)
-        elif self.left.newest and not self.left.committed and "resuming at" not in text:
+        elif self.left.newest and not self.left.committed and not GOES_ON.search(text):
             self._problem(f"it has begun anew, after {self.left}", text)
         self._check(text)
         found = made(self.folder)
@@ -257,10 +262,14 @@ class Trial:
         if not self.left.committed and self.left.newest < before.newest:
             self._problem(f"checkpoints were lost: {self.left}, after {before}", text)
 
-    def _mend(self) -> None:
-        """As docs/trouble.md says."""
-        self.report.torn_locks += 1
-        (self.folder / ".dvc/tmp/rwlock").unlink()
+    def _mend(self, text: str) -> bool:
+        """Does what docs/trouble.md says of DVC's words; False where it says nothing."""
+        for words, cure in CURES.items():
+            if words in text:
+                self.report.mended += 1
+                cure(self.repository)
+                return True
+        return False
 
     def _problem(self, problem: str, text: str) -> None:
         self.report.problems.append(f"{self.folder}: {problem}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Conditioning", "Family", "family_names", "family_of_pipeline", "get_family"]
 
-_SHARED = ("base", "common", "configs", "folder", "weights")
+_SHARED = ("base", "common", "configs", "folder", "tensor_form", "weights")
 """Modules of this package that are no family."""
 
 if not TYPE_CHECKING:  # so that a type checker knows the two names that there are, and no others

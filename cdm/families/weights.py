@@ -18,22 +18,10 @@ from torch import Tensor, nn
 
 from cdm.errors import CdmError
 from cdm.families.folder import STEMS, WEIGHTS
+from cdm.families.tensor_form import content, layout
 
 LARGEST = "10GB"
 """Size of a file from which weights are split into several, as by diffusers."""
-_TYPES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int32: "I32",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.int64: "I64",
-}
-"""Types by their names in a header. In a file tensors of the types further down come first."""
 
 
 class MappedWeights:
@@ -144,33 +132,14 @@ def write(
         places: dict[str, tuple[BinaryIO, int]] = {}
         for shard, names in shards.filename_to_tensors.items():
             file: BinaryIO = stack.enter_context((folder / shard).open("wb"))
-            header, offsets = _layout({name: like[name] for name in names})
+            header, offsets = layout({name: like[name] for name in names}, {"format": "pt"})
             file.write(header)
             places |= {name: (file, len(header) + offset) for name, offset in offsets.items()}
         for name, tensor in tensors:
             file, offset = places.pop(name)
             file.seek(offset)
-            value = tensor.detach().to("cpu", like[name].dtype).contiguous()
-            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
+            file.write(content(tensor.detach().to("cpu", like[name].dtype)))
     assert not places, f"never given: {', '.join(places)}"
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / f"{stem}{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _layout(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
-    """The header of a safetensors file, with its length before it, and where behind it each tensor begins."""
-    order = list(_TYPES)
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offsets, end = {}, 0
-    for name in sorted(tensors, key=lambda name: (-order.index(tensors[name].dtype), name)):
-        tensor = tensors[name]
-        offsets[name], end = end, end + tensor.numel() * tensor.element_size()
-        entries[name] = {
-            "dtype": _TYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offsets[name], end],
-        }
-    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header, offsets

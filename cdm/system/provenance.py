@@ -21,6 +21,7 @@ FAMILY = (
     "cdm/families/common.py",
     "cdm/families/configs.py",
     "cdm/families/folder.py",
+    "cdm/families/tensor_form.py",
     "cdm/families/weights.py",
     THE_FAMILY,
 )
