@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cdm import cli
 from cdm.errors import CdmError
 from cdm.families import family_names, get_family
+from cdm.families.configs import TRANSFORMER, read_config
 from cdm.models.manifest import describe
 from cdm.params import Lora, Optimiser, Params, Schedule, Teacher, parse
 from cdm.planning import architecture, forwards, memory, plan, tables
@@ -57,6 +58,19 @@ def changed(params: Params, **sections: dict[str, Any]) -> Params:
 @pytest.fixture
 def tiny(tiny_params: Params) -> Architecture:
     return architecture.find(tiny_params.teacher, tiny_params.prompts.max_sequence_length)
+
+
+@pytest.fixture
+def one_block(tiny: Architecture) -> Architecture:
+    """The tiny transformer with one of its blocks: of what is not compared with the engine, the quickest to count."""
+    config = read_config(tiny.configs, TRANSFORMER) | {"num_layers": 1}
+    return replace(tiny, configs={TRANSFORMER: config})
+
+
+def leave_out_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes are not counted, which takes seconds, where a test reads nothing that comes of them."""
+    monkeypatch.setattr(Network, "update", lambda *_, **__: Footprint(held=1000, peak=3000))
+    monkeypatch.setattr(Network, "forward", lambda *_: Footprint(held=100, peak=500))
 
 
 # Architectures
@@ -377,8 +391,9 @@ def test_optimisers_and_files_have_the_planned_bytes(
 
 
 def test_sharded_processes_keep_their_share_of_a_checkpoint_in_main_memory(
-    tiny: Architecture, tiny_params: Params
+    tiny: Architecture, tiny_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    leave_out_passes(monkeypatch)
     made = plan.make_plan(tiny_params, tiny, processes=2, sharding="fsdp")
     assert made.staging == made.disk.checkpoint // 2
     row = "in main memory, a checkpoint to be written"
@@ -491,15 +506,15 @@ def test_8bit_states_take_a_quarter_of_those_that_fit() -> None:
     assert memory.optimiser_bytes(size, FLOAT32_STATES) == 8 * 1_000_000 + 40
 
 
-def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) -> None:
+def test_memory_follows_the_settings(one_block: Architecture, tiny_params: Params) -> None:
     def planner(
         processes: int = 1, sharding: memory.Sharding = "none", **sections: dict[str, Any]
     ) -> memory.MemoryPlanner:
         sections["distill"] = {"losses": ONE_GRAPH} | sections.get("distill", {})
-        return memory.MemoryPlanner(changed(tiny_params, **sections), tiny, processes, sharding)
+        return memory.MemoryPlanner(changed(tiny_params, **sections), one_block, processes, sharding)
 
     # Of what is kept all the time no pass has to be counted.
-    size, kept = memory.sizes(tiny), planner()._kept()
+    size, kept = memory.sizes(one_block), planner()._kept()
     network = 4 * size.learning
     assert kept["student"] == kept["teacher"] == network + 4 * size.buffers
     assert kept["AdamW of student and fake score"] == 2 * memory.optimiser_bytes(size, FLOAT32_STATES)
@@ -508,7 +523,7 @@ def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) ->
     best = planner(distill={"keep": "best", "probe": PROBE})._kept()
     assert sum(best.values()) == sum(kept.values()) + network
     online = planner(prompts={"embed": "online"})._kept()
-    assert online["text encoders"] == 4 * tiny.encoder_parameters
+    assert online["text encoders"] == 4 * one_block.encoder_parameters
 
     base, smaller = planner().plan(False), planner(runtime={"micro_batch": 12}).plan(False)
     assert base.kept == kept
@@ -526,7 +541,7 @@ def test_memory_follows_the_settings(tiny: Architecture, tiny_params: Params) ->
     whole, spread = (planner(2, sharding, distill=half)._update(1, False).held for sharding in ("none", "fsdp"))
     assert spread < whole - size.learning
     lora = planner(distill={"lora": {"rank": 3, "alpha": 6.0}}).plan(False)
-    adapter = 4 * memory.sizes(tiny.adapted(Lora(rank=3, alpha=6))).learning
+    adapter = 4 * memory.sizes(one_block.adapted(Lora(rank=3, alpha=6))).learning
     assert lora.kept["teacher, the base of all"] == base.kept["teacher"]
     assert lora.kept["adapters of student and fake score"] == 2 * adapter
     assert lora.moments["optimiser step"] == lora.activations + adapter
@@ -557,7 +572,8 @@ def test_a_base_in_fewer_bits_is_counted(base: str, bits: float) -> None:
 # The whole plan
 
 
-def test_a_run_adds_up(tiny: Architecture, tiny_params: Params) -> None:
+def test_a_run_adds_up(tiny: Architecture, tiny_params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out_passes(monkeypatch)
     params = changed(
         tiny_params,
         distill={
@@ -618,7 +634,7 @@ def test_the_command_prints_a_table_and_json(
     tiny_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     params = changed(tiny_params, distill={"gradient_checkpointing": True, "losses": ONE_GRAPH})
-    run_plan(params, tmp_path / "params.yaml", monkeypatch, "--processes", "2", "--json")
+    run_plan(params, tmp_path / "params.yaml", monkeypatch, "--processes", "2", "--flops", "1e12", "--json")
     values = json.loads(capsys.readouterr().out)
     assert values["parameters"] == 23_792
     assert values["batch"] == 24
@@ -626,7 +642,9 @@ def test_the_command_prints_a_table_and_json(
     memory_now = values["memory"]
     assert memory_now["peak"] == sum(memory_now["kept"].values()) + max(memory_now["moments"].values())
     assert memory_now["peak"] < values["memory_otherwise"]["peak"]
-    run_plan(params, tmp_path / "params.yaml", monkeypatch, "--processes", "2", "--sharding", "fsdp")
+    leave_out_passes(monkeypatch)
+    more = ["--processes", "2", "--sharding", "fsdp", "--flops", "1e12"]
+    run_plan(params, tmp_path / "params.yaml", monkeypatch, *more)
     out = capsys.readouterr().out
     assert "23,792 parameters, all learn, fp32" in out
     assert "2 processes, sharded (FSDP2), 24 samples each, 24 at once" in out

@@ -105,7 +105,7 @@ def test_a_finished_student_that_was_lost_is_written_again_without_training(
 
     pictures = tmp_path / "pictures"
     params = load(world / "params.yaml")
-    params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"pictures_every": 8})})
+    params = params.model_copy(update={"runtime": params.runtime.model_copy(update={"pictures_every": 16})})
 
     def trained() -> dict[str, bytes]:
         train(params, gather(world, params), tmp_path, watched=True)
@@ -160,8 +160,8 @@ def test_log_has_a_row_a_round_with_blanks_where_the_student_rests(uninterrupted
 
 
 def test_resumes_bit_for_bit_after_a_crash(world: Path, uninterrupted: Path, tmp_path: Path, monkeypatch):
-    crash_rounds(monkeypatch, 10, 22, 24)
-    for expected in (10, 22, 24):
+    crash_rounds(monkeypatch, 6, 14, 16)
+    for expected in (6, 14, 16):
         with pytest.raises(RuntimeError, match=f"crash {expected}"):
             run(world, tmp_path)
     run(world, tmp_path)
@@ -169,8 +169,8 @@ def test_resumes_bit_for_bit_after_a_crash(world: Path, uninterrupted: Path, tmp
 
 
 def test_resumes_bit_for_bit_after_sigkill_at_any_moment(world: Path, uninterrupted: Path, tmp_path: Path):
-    """Killed after each of three checkpoints, at several distances, then left to finish."""
-    for seconds in (0.0, 0.03, 0.09):
+    """Killed after each of two checkpoints, at once and a little later, then left to finish."""
+    for seconds in (0.0, 0.05):
         process, folder = start(world, tmp_path), tmp_path / "ck"
         before = set(folder.glob("*/step-*"))
         while set(folder.glob("*/step-*")) == before and process.runs:

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from cdm.params import Params, load
 
-ITERATIONS = 40
+ITERATIONS = 24
 
 
 def write_params(folder: Path, teacher: Path, **distill_changes: Any) -> Params:
