@@ -130,7 +130,9 @@ def test_six_stages(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", AUTOENCODERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.nightly][: name != "sd3"]) for name in AUTOENCODERS]
+)
 def test_pictures_of_a_batch_are_written_by_autoencoders_of_published_shapes(tmp_path: Path, name: str) -> None:
     """Some leave a batch of pictures channels last in memory, which small ones do not."""
     autoencoder, latents = AUTOENCODERS[name]().eval(), torch.randn(2, 16, 4, 4)

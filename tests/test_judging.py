@@ -721,7 +721,7 @@ def test_the_command_makes_a_judging_of_its_options(
 
 @pytest.fixture(scope="module")
 def repository(tiny_pipeline: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """A judging of a student, of another family and of the miniature on two prompt sets, not yet run."""
+    """A judging of the tiny teacher and of the miniature on two prompt sets, not yet run."""
     folder, home = (tmp_path_factory.mktemp(name) for name in ("judging", "home"))
     repository = make_repository(folder, home, tiny_pipeline("sd3"), "judging")
     made = [
@@ -741,12 +741,10 @@ def repository(tiny_pipeline: Callable[[str], Path], tmp_path_factory: pytest.Te
         "base": Path("world/teacher"),
         "other": tiny_pipeline("longcat"),
         "miniature": ROOT / "miniature/teacher",
-        "fourth": tiny_pipeline("sd3_t5"),
     }
     chosen = values(Path(), sources, write_clip(folder / "clip"))
     chosen["models"]["other"] |= {"max_sequence_length": tiny_pipelines.TEXT_TOKENS["longcat"]}
-    chosen["models"]["fourth"] |= {"max_sequence_length": tiny_pipelines.TEXT_TOKENS["sd3_t5"]}
-    chosen["rows"] = ["base", "other", "miniature"]
+    chosen["rows"] = ["base", "miniature"]
     write(folder, chosen)
     repository.run("git", "add", "--all")
     repository.run("git", "commit", "--quiet", "--message", "judging")
@@ -771,30 +769,30 @@ class TestPipeline:
         )
         return drawn, measured, [each for each in ran if "@" not in each]
 
-    def test_three_models_and_two_prompt_sets_make_a_table(self, repository: Repository) -> None:
+    def test_two_models_and_two_prompt_sets_make_a_table(self, repository: Repository) -> None:
         drawn, measured, others = self.cells_run(repository)
-        expected = [f"{row}-{name}" for row in ("base", "miniature", "other") for name in ("judged", "scored")]
+        expected = [f"{row}-{name}" for row in ("base", "miniature") for name in ("judged", "scored")]
         assert drawn == measured == expected
         assert others == ["resolve", "table"]
         folder = repository.folder / "judging"
         page = (folder / "table.md").read_text()
         assert "| Model miniature | 2 |" in page
         assert "*difference to Model base*" in page
-        assert (folder / "page/index.html").read_text().count("<img ") == 3 * (8 + 2)
+        assert (folder / "page/index.html").read_text().count("<img ") == 2 * (8 + 2)
         with (folder / "table.csv").open() as file:
-            assert {row["model"] for row in csv.DictReader(file)} == {"base", "miniature", "other"}
+            assert {row["model"] for row in csv.DictReader(file)} == {"base", "miniature"}
 
-    def test_a_fourth_model_runs_its_own_cells(self, repository: Repository) -> None:
+    def test_a_third_model_runs_its_own_cells(self, repository: Repository) -> None:
         path = repository.folder / "judging/params.yaml"
         chosen = YAML(typ="safe").load(path)
         before = {each: each.read_bytes() for each in (repository.folder / "judging/results").rglob("*.json")}
-        write(repository.folder, chosen | {"rows": [*chosen["rows"], "fourth"]})
+        write(repository.folder, chosen | {"rows": [*chosen["rows"], "other"]})
         drawn, measured, others = self.cells_run(repository)
-        assert drawn == measured == ["fourth-judged", "fourth-scored"]
+        assert drawn == measured == ["other-judged", "other-scored"]
         assert others == ["resolve", "table"]
-        assert len(before) == 6
+        assert len(before) == 4
         assert all(each.read_bytes() == content for each, content in before.items())
-        assert "| Model fourth | 2 |" in (repository.folder / "judging/table.md").read_text()
+        assert "| Model other | 2 |" in (repository.folder / "judging/table.md").read_text()
 
     def test_what_is_asked_again_runs_nothing(self, repository: Repository) -> None:
         assert self.cells_run(repository) == ([], [], ["resolve"])
