@@ -57,6 +57,13 @@ def _imports(node: ast.AST) -> Iterator[tuple[str, str, str | None]]:
             yield from _imports(child)
 
 
+@cache
+def imported_modules(module: str) -> frozenset[str]:
+    """What `module` itself imports, anywhere in its text."""
+    return frozenset(imported for _, imported, _ in _imports(tree(module)))
+
+
+@cache
 def _is_empty(module: str) -> bool:
     """Whether there is nothing but a docstring, so that no change of the file can change a result."""
     return all(
@@ -82,7 +89,7 @@ def imported_files(module: str, without: Collection[str] = ()) -> set[str]:
         seen.add(name)
         parts = name.split(".")
         waiting += [".".join(parts[:i]) for i in range(1, len(parts))]  # a package's __init__ runs first
-        waiting += [imported for _, imported, _ in _imports(tree(name))] + _named_modules(name)
+        waiting += [*imported_modules(name), *_named_modules(name)]
         waiting += families if name == FAMILIES else []
     found = {modules()[name] for name in seen - families if not _is_empty(name)}
     found |= {path for name in seen for path in _named_files(name)}
@@ -93,17 +100,13 @@ def _file(module: str) -> str:
     return str(modules()[module].relative_to(ROOT))
 
 
-def imported_modules(module: str) -> set[str]:
-    """What `module` itself imports, anywhere in its text."""
-    return {imported for _, imported, _ in _imports(tree(module))}
-
-
-def _strings(module: str) -> set[str]:
-    return {
+@cache
+def _strings(module: str) -> frozenset[str]:
+    return frozenset(
         child.value
         for child in ast.walk(tree(module))
         if isinstance(child, ast.Constant) and isinstance(child.value, str)
-    }
+    )
 
 
 def _named_modules(module: str) -> list[str]:
@@ -112,11 +115,12 @@ def _named_modules(module: str) -> list[str]:
     return [name[1] for name in names if name and name[1] in modules()]
 
 
-def _named_files(module: str) -> set[Path]:
+@cache
+def _named_files(module: str) -> frozenset[Path]:
     """Files beside a module that one of its strings names."""
     strings = _strings(module)
     beside = [path for path in modules()[module].parent.iterdir() if path.is_file() and path.suffix != ".py"]
-    return {path for path in beside if path.name in strings}
+    return frozenset(path for path in beside if path.name in strings)
 
 
 def keys_declared(module: str) -> list[str]:

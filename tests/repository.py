@@ -41,6 +41,7 @@ TINY: dict[str, Any] = {
     },
     "sample": {"steps": [1, 2], "teacher_steps": [1], "pictures": 2},
     "evaluate": {"judge": "world/judge", "real": "world/real.safetensors"},
+    "runtime": {"pictures_every": 0},
 }
 
 

@@ -23,7 +23,7 @@ from exact.methods import GUIDANCE, METHODS
 from exact.mixture import ALL
 from exact.world import BatchDraws, ExactNetworks, World, line, two_spirals
 
-WORLD = World(two_spirals(), start_updates=1500)
+WORLD = World(two_spirals(), start_updates=700)
 
 
 def points(count: int, seed: int) -> torch.Tensor:
@@ -52,7 +52,7 @@ class TestDistances:
 
 
 class TestWorld:
-    def test_the_start_is_nearly_the_teacher(self) -> None:
+    def test_the_start_comes_near_the_teacher(self) -> None:
         model = WORLD.load(WORLD.start(0))
         networks = ExactNetworks(WORLD.mixture, model, model)
         classes = torch.arange(300) % 3 + ALL
@@ -63,7 +63,7 @@ class TestWorld:
         exact = networks.velocity("teacher", x, sigma, conditioning)
         with torch.no_grad():
             error = networks.velocity("student", x, sigma, conditioning) - exact
-        assert error.square().mean() < 0.06 * exact.square().mean()
+        assert error.square().mean() < 0.2 * exact.square().mean()
 
     def test_batch_draws_depend_on_purpose_and_iteration_alone(self) -> None:
         draws, again, later = (BatchDraws(0, iteration, range(6)) for iteration in (4, 4, 5))

@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "distill": {"iterations": 4, "batch_size": 2, "student_every": 2, "fake_only": 0},
     "sample": {"steps": [1, 2], "teacher_steps": [1], "pictures": 1},
     "evaluate": {"judge": None, "real": None, "neighbours": 1},
+    "runtime": {"pictures_every": 4},
 }
 
 

@@ -28,6 +28,7 @@ LONG = (
     "miniature",
     "tests",
     "plans",
+    "lora",
     "full",
     "sampling",
     "compile",

@@ -309,7 +309,7 @@ def terms(ca_bounded: bool, dm_bounded: bool) -> dict[str, Any]:
 def test_forwards_are_those_of_the_engine(
     schedule: Schedule, micro_batch: int | None, changes: dict[str, Any], rollouts: str
 ) -> None:
-    counted = costs.count(Distiller, schedule, rollouts, 10, micro_batch, **changes)
+    counted = costs.count(Distiller, schedule, rollouts, 6, micro_batch, **changes)
     distill = distill_settings(rollouts=rollouts, **changes)
     parts = costs.BATCH // (micro_batch or costs.BATCH)
     planned = forwards.forwards_of_round(distill, schedule, SHIFT, parts=parts)
