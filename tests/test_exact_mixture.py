@@ -119,7 +119,7 @@ def test_the_flow_ends_in_the_mixture(label: int) -> None:
     """Each component gets its weight of the noise and, within it, its moments."""
     count = 20_000
     noise = torch.randn(count, 2, generator=generator(1))
-    ends = flow(MIXTURE, noise, torch.full((count,), label), steps=300).double()
+    ends = flow(MIXTURE, noise, torch.full((count,), label), steps=150).double()
     truth = MIXTURE.sample(count, label, generator(2)).double()
     torch.testing.assert_close(ends.mean(0), truth.mean(0), atol=0.03, rtol=0)
     torch.testing.assert_close(ends.T.cov(), truth.T.cov(), atol=0.05, rtol=0)
