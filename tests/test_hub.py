@@ -237,7 +237,7 @@ def test_what_belongs_to_the_pipeline_is_downloaded_once_and_nothing_else(
     assert not served.requests, "nor does this one, whatever is on the hub by now"
 
 
-@pytest.mark.parametrize("variant", ["", "fp16", "bf16"])
+@pytest.mark.parametrize("variant", ["", "fp16"])
 def test_shards_and_variants_are_downloaded_where_nothing_plain_is(
     tiny_pipeline: Callable[[str], Path], tmp_path: Path, served: Hub, variant: str
 ) -> None:

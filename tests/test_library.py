@@ -30,7 +30,7 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 def params(tiny_sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     """The params file of a tiny training in the present folder."""
     monkeypatch.chdir(tmp_path)
-    return write_params(tmp_path, tiny_sd3, iterations=120, batch_size=2)
+    return write_params(tmp_path, tiny_sd3, batch_size=1)
 
 
 def weights(student: Path) -> dict[str, torch.Tensor]:
@@ -66,7 +66,7 @@ def test_importing_is_light_and_shows_the_interface() -> None:
 def test_by_hand_interrupted_and_resumed_it_is_the_student_of_the_pipeline(
     params: Params, tmp_path: Path
 ) -> None:
-    params = cdm.load_params(tmp_path / "params.yaml", {"distill.iterations": 12})
+    params = cdm.load_params(tmp_path / "params.yaml", {"distill.iterations": 12, "distill.batch_size": 2})
     teacher = describe("sd3", params.teacher.source, None)
     build_prompts(params, teacher, tmp_path / "data")
     inputs = Inputs.gather(params, teacher, tmp_path / "data")

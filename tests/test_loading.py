@@ -78,9 +78,18 @@ def test_a_transformer_is_that_of_diffusers(
         assert here == there
 
 
-@pytest.mark.parametrize("name", BUILDERS)
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-@pytest.mark.parametrize("kind", [FullNetworks, partial(LoraNetworks, lora=Lora(rank=3, alpha=3), seed=1)])
+ADAPTED = partial(LoraNetworks, lora=Lora(rank=3, alpha=3), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "autocast"),
+    [
+        ("sd3", FullNetworks, torch.bfloat16),
+        ("sd3", ADAPTED, None),
+        *((name, FullNetworks, None) for name in BUILDERS),
+        *((name, ADAPTED, torch.bfloat16) for name in BUILDERS),
+    ],
+)
 def test_networks_start_alike_from_files_and_from_memory(
     name: str, tiny_pipeline: Callable[[str], Path], autocast: torch.dtype | None, kind: Any
 ) -> None:

@@ -386,7 +386,9 @@ def test_a_target_that_is_no_layer_is_named(tiny_sd3: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", [None, LORA.model_dump()])
-def test_a_method_that_asks_no_fake_score_holds_none(tiny_sd3: Path, tmp_path: Path, lora: Any) -> None:
+def test_a_method_that_asks_no_fake_score_holds_none(
+    tiny_sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Any
+) -> None:
     """Consistency: no weights, no optimiser, nothing in a checkpoint, and no column on a sheet of pictures."""
     consistency = {"ca": {"weight": 0.0, "scale": 0.0}, "dm": {"weight": 0.0}, "cdm": {"weight": 0.0}}
     consistency |= {"consistency": {"weight": 1.0, "step": 0.1}}
@@ -400,7 +402,8 @@ def test_a_method_that_asks_no_fake_score_holds_none(tiny_sd3: Path, tmp_path: P
     assert networks.parameters("fake") == {}
     held = networks.models if isinstance(networks, FullNetworks) else networks.adapters  # type: ignore[attr-defined]
     assert "fake" not in held
-    watched = params.model_copy(update={"runtime": params.runtime.model_copy(update={"pictures_every": 4})})
+    watched = params.model_copy(update={"runtime": params.runtime.model_copy(update={"pictures_every": 8})})
+    monkeypatch.setattr("cdm.training.pictures.losses", lambda curves: repr(curves).encode())
     train(watched, inputs, tmp_path, watched=True)
     (folder,) = (tmp_path / "ck").iterdir()
     saved = checkpoint.load_newest(folder)
