@@ -155,7 +155,7 @@ BOUNDS: dict[str, dict[int, float]] = {
 }
 """Energy distance after the whole training, by method and number of steps that it is good for."""
 OFTEN = ("cdm-level",)
-"""Methods whose whole training is run for every change, the others every night; of dm-fixed-level there is a short one."""
+"""Methods that are trained for every change, the others every night (and dm-fixed-level for a while)."""
 
 DRIFTING = ["dmd2-guided", "decoupled-dmd-guided", "cdm-guided"]
 """These do not come near the guided distribution, because their fake score is not conditioned on the level."""
