@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer.main
 from ruamel.yaml import YAML
 from torch import Tensor
 from torch.nn import init
@@ -37,6 +38,8 @@ def unless_meta(fill: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 for name in ("kaiming_uniform_", "xavier_uniform_", "uniform_", "normal_", "trunc_normal_", "zeros_", "ones_"):
     setattr(init, name, unless_meta(getattr(init, name)))
+# A program's tree of commands is built once, and not for every call of it in a process.
+typer.main.get_command = cache(typer.main.get_command)
 
 SERVER = pytest.StashKey[ExitStack]()
 LONGEST = (
@@ -100,15 +103,19 @@ def tiny_teacher(tiny_sd3: Path) -> TeacherManifest:
 
 @pytest.fixture
 def tiny_params(tiny_sd3: Path, tmp_path: Path) -> Params:
+    return make_tiny_params(tiny_sd3, tmp_path)
+
+
+def make_tiny_params(teacher: Path, folder: Path) -> Params:
     """Parameters of a run with `tiny_sd3` in seconds: five training prompts, three evaluation prompts."""
-    lists = tmp_path / "lists"
+    lists = folder / "lists"
     lists.mkdir()
     train = [f"a red {digit} on black paper" for digit in ("one", "two", "three", "four", "five", "one")]
     evaluation = ["a blue six on white paper", "a pink nine on gray paper", "a cyan zero on brown paper"]
     (lists / "train.txt").write_text("\n".join([*train, "", evaluation[0]]))
     (lists / "eval.txt").write_text("\n".join([*evaluation, "a green two on gray paper"]))
     values = YAML(typ="safe").load(ROOT / "params.yaml")
-    values["teacher"] |= {"source": str(tiny_sd3), "guidance_scale": 3.0}
+    values["teacher"] |= {"source": str(teacher), "guidance_scale": 3.0}
     values["prompts"] |= {
         "train": [str(lists / "train.txt")],
         "eval": [str(lists / "eval.txt")],

@@ -420,8 +420,14 @@ def test_numbers_keep_three_digits() -> None:
     assert report.number(0.123456, FRECHET, like=87.0) == "0.12"
 
 
-def test_everything_is_written_and_repeats(tmp_path: Path) -> None:
-    """From the files that the stages leave, with the teacher as reference and no judge."""
+def test_everything_is_written_and_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the files that the stages leave, with the teacher as reference and no judge.
+
+    A plain picture stands for each plot: that plots repeat is asked above.
+    """
+    plain = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(plain, "png")
+    monkeypatch.setattr(plots, "as_png", lambda figure: plain.getvalue())
     params = parameters(judge=None, real=None)
     write_sets(tmp_path / "samples")
     (tmp_path / "log.csv").write_text(LOG)

@@ -20,23 +20,34 @@ from cdm.families import get_family
 from cdm.models.manifest import TeacherManifest
 from cdm.params import Params
 from cdm.randomness import sample_noise
+from tests.conftest import make_tiny_params
 from tests.inputs import build_prompts, cache_latents, cache_pairs, draw_samples
 
 SHAPE = (4, 8, 8)
 PER_PROMPT = 2
 
 
-@pytest.fixture
-def data(tiny_params: Params, tiny_teacher: TeacherManifest, tmp_path: Path) -> Path:
-    """A folder with `prompts`, `latents` and a `student` (a teacher with other weights)."""
-    build_prompts(tiny_params, tiny_teacher, tmp_path / "prompts")
-    cache_latents(tiny_params, tiny_teacher, tmp_path / "prompts", tmp_path / "latents")
+@pytest.fixture(scope="module")
+def made(tiny_sd3: Path, tiny_teacher: TeacherManifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `prompts`, `latents` and a `student` (a teacher with other weights): read only."""
+    folder = tmp_path_factory.mktemp("sampling")
+    params = make_tiny_params(tiny_sd3, folder)
+    build_prompts(params, tiny_teacher, folder / "prompts")
+    cache_latents(params, tiny_teacher, folder / "prompts", folder / "latents")
     family = get_family("sd3")
     transformer = family.load_transformer(tiny_teacher.folder())
     with torch.no_grad():
         for parameter in transformer.parameters():
             parameter.mul_(1.2)
-    family.save_student(transformer, tiny_teacher.folder(), tmp_path / "student")
+    family.save_student(transformer, tiny_teacher.folder(), folder / "student")
+    return folder
+
+
+@pytest.fixture
+def data(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    for name in ("prompts", "latents", "student"):
+        shutil.copytree(made / name, tmp_path / name)
     return tmp_path
 
 
