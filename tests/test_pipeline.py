@@ -21,6 +21,8 @@ from cdm.system import provenance
 from cdm.system.files import digest_of
 from tests.repository import Repository, make_repository
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def repository(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Repository:
@@ -110,7 +112,6 @@ EXPECTED: dict[str, set[str]] = {
 """Some modules, and the stages that a change of them makes stale."""
 
 
-@pytest.mark.slow
 def test_every_module_makes_those_stages_stale_that_it_shapes(repository: Repository) -> None:
     """DVC itself is asked, for one module after the other."""
     modules = [path for top in ("cdm", "stages") for path in sorted((repository.folder / top).rglob("*.py"))]
@@ -131,7 +132,6 @@ def params_with(repository: Repository, section: str, **changes: Any) -> None:
         YAML(typ="safe").dump(values, file)
 
 
-@pytest.mark.slow
 def test_evaluation_prompts_do_not_rerun_the_training(repository: Repository) -> None:
     """Fewer of them, and then other ones: training reads neither."""
     others = ["teacher", "prompts", "latents", "sample", "evaluate"]
@@ -147,7 +147,6 @@ def test_evaluation_prompts_do_not_rerun_the_training(repository: Repository) ->
     assert repository.stages_run("repro") == ["teacher"], "all of it is in the cache"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "stages"),
     [
@@ -169,7 +168,6 @@ def test_a_change_behind_a_path_reruns_what_reads_it(
     assert repository.stages_run("repro") == ["teacher"]
 
 
-@pytest.mark.slow
 def test_the_teacher_is_read_again_only_where_it_changed(repository: Repository) -> None:
     config = repository.folder / "world/teacher/transformer/config.json"
     before = config.read_text()
@@ -183,7 +181,6 @@ def test_the_teacher_is_read_again_only_where_it_changed(repository: Repository)
     assert repository.stages_run("repro") == ["teacher"], "as it was: all of it is in the cache"
 
 
-@pytest.mark.slow
 def test_a_probe_makes_the_latents_an_input_of_the_training(repository: Repository) -> None:
     assert repository.stages_run(
         "exp", "run", "-S", "distill.probe.reference=latents", "-S", "distill.probe.samples=4", "distill"
@@ -196,7 +193,6 @@ def test_a_probe_makes_the_latents_an_input_of_the_training(repository: Reposito
     assert repository.stages_run("repro") == ["teacher"]
 
 
-@pytest.mark.slow
 def test_experiments_rerun_what_they_change(repository: Repository) -> None:
     """From a baseline of one's own, and back to it."""
     commit = repository.run(sys.executable, "-m", "cdm.cli", "baseline").split(":")[0]

@@ -125,6 +125,7 @@ def test_one_process_goes_on_where_two_sharded_ones_stopped(world: World, one: P
     assert_alike(tmp_path, one)
 
 
+@pytest.mark.slow
 def test_two_sharded_processes_go_on_where_one_stopped(
     world: World, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +136,8 @@ def test_two_sharded_processes_go_on_where_one_stopped(
     assert_alike(tmp_path, one)
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_lora_is_sharded_too(tiny_sd3: Path, tmp_path: Path, gradient_checkpointing: bool) -> None:
     """One frozen model with two adapters; a student's graph waits while the fake score learns in the same model."""
     changes = {"iterations": 8, "lora": ADAPTER, "gradient_checkpointing": gradient_checkpointing}
