@@ -19,6 +19,26 @@ FEWEST_PROMPTS = 8
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How a sentence says that a quantity of the student's pictures is not that of the teacher's."""
+
+    subject: str
+    """What the sentence is about, such as "contrast"."""
+    least: float
+    """The smallest difference that is worth a sentence, in `unit`."""
+    unit: str = "%"
+    """Of the difference; per cent are of the teacher's figure."""
+    above: str = "above"
+    """How what is more is called."""
+    below: str = "below"
+    too_much: str = ""
+    """What more of it than in the teacher's pictures comes from; `{guidance}` is the parameter of the guidance."""
+    too_little: str = ""
+    grows: str = ""
+    """What it comes from that there is more of it with more steps."""
+
+
+@dataclass(frozen=True)
 class Quantity:
     """A number that is measured of a sample set: its key in metrics/quality.json, and how tables and plots show it."""
 
@@ -32,6 +52,8 @@ class Quantity:
     """Behind the point, in the tables that compare methods."""
     percent: bool = False
     """Whether it is a share that reads well in per cent."""
+    drift: Drift | None = None
+    """What is said where it differs from the teacher's; None: nothing."""
 
     @property
     def arrow(self) -> str:
@@ -60,7 +82,7 @@ class Measure:
     """A measure that `evaluate.metrics` can choose."""
 
     name: str
-    kind: Literal["distance", "variety", "score", "pairs"]
+    kind: Literal["distance", "variety", "score", "pairs", "look"]
     """What it is computed from, and so what `compute` is called with:
 
     distance  the features of a set and of the reference: compute(ours, theirs, neighbours), of two
@@ -70,6 +92,8 @@ class Measure:
     score     each picture and its prompt: compute(*models) returns a cdm.evaluation.models.base.PictureScorer, whose
               mean is the quantity
     pairs     the pictures of one prompt: compute(model, pictures) returns a value, whose mean is the quantity
+    look      each picture alone, without a model: compute(pictures), of uint8 (n, 3, height, width), returns a value of
+              each picture for each quantity, float64 (n,), whose mean is the quantity
     """
     models: tuple[str, ...]
     """Keys of the models that it needs; the features of a distance or variety are those of the first."""
@@ -248,6 +272,20 @@ def _score(name: str, models: tuple[str, ...], compute: str, title: str, meaning
     return Measure(name, "score", models, compute, (quantity,))
 
 
+_GUIDED_TOO_MUCH, _GUIDED_TOO_LITTLE = "too much guidance ({guidance})", "too little guidance ({guidance})"
+_GUIDED_EACH_STEP = "every step is guided anew (distill.losses.ca.fade)"
+
+
+def _look(name: str, compute: str, *quantities: Quantity) -> Measure:
+    return Measure(name, "look", (), compute, quantities)
+
+
+def _cast(key: str, title: str, axis: str, above: str, below: str) -> Quantity:
+    meaning = f"mean colour of a picture in CIELAB: {axis}, from {below} below 0 to {above} above"
+    drift = Drift("the mean colour", 1.0, f"of {axis}", f"more {above} than", f"more {below} than")
+    return Quantity(key, title, None, meaning, decimals=2, drift=drift)
+
+
 _MEASURES = (
     *_on_features("inception", "FID", "KID"),
     *_on_features("dinov2", "FD, DINOv2", "KD, DINOv2"),
@@ -297,7 +335,60 @@ _MEASURES = (
             ),
         ),
     ),
+    _look(
+        "saturation",
+        "cdm.evaluation.looks:saturation",
+        Quantity(
+            "saturation",
+            "Saturation",
+            None,
+            "mean saturation (HSV) of the pixels, 0 to 1",
+            drift=Drift(
+                "saturation",
+                3.0,
+                too_much=_GUIDED_TOO_MUCH,
+                too_little=_GUIDED_TOO_LITTLE,
+                grows=_GUIDED_EACH_STEP,
+            ),
+        ),
+    ),
+    _look(
+        "contrast",
+        "cdm.evaluation.looks:contrast",
+        Quantity(
+            "contrast",
+            "RMS contrast",
+            None,
+            "standard deviation of a picture's luma, 0 to 0.5",
+            drift=Drift(
+                "contrast",
+                3.0,
+                too_much=_GUIDED_TOO_MUCH,
+                too_little=_GUIDED_TOO_LITTLE,
+                grows=_GUIDED_EACH_STEP,
+            ),
+        ),
+    ),
+    _look(
+        "colour_cast",
+        "cdm.evaluation.looks:colour_cast",
+        _cast("cast_red", "Cast, red", "a*", "red", "green"),
+        _cast("cast_yellow", "Cast, yellow", "b*", "yellow", "blue"),
+    ),
+    _look(
+        "sharpness",
+        "cdm.evaluation.looks:sharpness",
+        Quantity(
+            "sharpness",
+            "Sharpness",
+            None,
+            "deviation of the luma's Laplacian by the contrast: blur lowers it, noise raises it",
+            drift=Drift("sharpness", 3.0, too_much="noise or hard edges", too_little="blur"),
+        ),
+    ),
 )
+LOOKS = [measure.name for measure in _MEASURES if measure.kind == "look"]
+"""Names of the measures that need no model."""
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _MEASURES}
 """What `evaluate.metrics` can choose, by name."""
 

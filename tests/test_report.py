@@ -428,7 +428,7 @@ def test_everything_is_written_and_repeats(tmp_path: Path) -> None:
     outputs = []
     for run in ("a", "b"):
         out = tmp_path / run
-        evaluation = write_results(
+        results = write_results(
             params, TEACHER, TEXTS, tmp_path / "samples", tmp_path / "log.csv",
             out / "metrics/quality.json", out / "plots", out / "report", tmp_path / "answers",
             timing=tmp_path / "none.json", now=NOW,
@@ -445,9 +445,9 @@ def test_everything_is_written_and_repeats(tmp_path: Path) -> None:
     }  # fmt: skip
     replicates = figures["replicates"]["noise"]["student"]["steps4"]["style_distance"]
     assert len(replicates) == 4
-    error = evaluation.errors["student"]["steps4"]["style_distance"]
+    error = results.evaluation.errors["student"]["steps4"]["style_distance"]
     assert stdev(replicates) == pytest.approx(error, rel=1e-3)
-    assert [line.split()[0] for line in summary(evaluation).splitlines()[1:]] == ["Student,"] * 2 + [
+    assert [line.split()[0] for line in summary(results).splitlines()[1:]] == ["Student,"] * 2 + [
         "Teacher,"
     ] * 2
 

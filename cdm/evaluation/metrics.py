@@ -54,6 +54,10 @@ class Chosen:
     """What measured: a metric, a scorer, and its model."""
     prompts: int
     """Number of prompts, which are what is resampled."""
+    steps: tuple[int, int] | None = None
+    """Two numbers of steps of the student that are compared, few and more (`compared_steps`); None: there is one."""
+    between: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    """[difference, low, high] of each figure: the student's with more of these steps less that with few."""
 
 
 def measure_chosen(
@@ -80,7 +84,17 @@ def measure_chosen(
     for measure in chosen:
         if measure.kind == "pairs":
             bench.measure_pairs(measure)
+    bench.measure_looks([measure for measure in chosen if measure.kind == "look"])
     return bench.result()
+
+
+def compared_steps(steps: Iterable[int]) -> tuple[int, int] | None:
+    """Two numbers of steps, few and more, between which drift is told: 4 and 8 if both are there, else the two most;
+    None where there are not two."""
+    known = sorted(steps)
+    if {4, 8} <= {*known}:
+        return 4, 8
+    return (known[-2], known[-1]) if len(known) > 1 else None
 
 
 def _by_features(chosen: Sequence[Measure]) -> dict[str, list[Measure]]:
@@ -182,6 +196,29 @@ class _Bench:
             ]
             self._add(pictures, {quantity.key: self.resampling.mean(torch.tensor(values, dtype=torch.float64))})
 
+    def measure_looks(self, group: Sequence[Measure]) -> None:
+        """The mean of what each picture is by itself, for all measures of `group`, which see the pictures once."""
+        if not group:
+            return
+        computes = [measures.load(measure.compute) for measure in group]
+        names = [quantity.key for measure in group for quantity in measure.quantities]
+        place = self.device if self.device.type == "cuda" else torch.device("cpu")  # in double precision
+        for pictures in track(self.samples.sets, "looks", unit="set"):
+            parts = [
+                torch.stack([values for compute in computes for values in compute(images.to(place))]).cpu()
+                for images in pictures.batches(PICTURES, WORK)
+            ]
+            columns = torch.cat(parts, 1)
+            self._add(pictures, {name: self._mean(column) for name, column in zip(names, columns, strict=True)})
+
+    def _between(self, steps: tuple[int, int] | None) -> dict[str, list[float]]:
+        """Differences of the student with more steps to the student with few, paired by prompt."""
+        if steps is None:
+            return {}
+        few, more = (self.estimates["student", f"steps{count}"] for count in steps)
+        differences = {name: estimate.minus(few[name]) for name, estimate in more.items()}
+        return {name: _bounded(difference) for name, difference in differences.items()}
+
     def result(self) -> Chosen:
         figures: dict[str, dict[str, dict[str, float]]] = {}
         intervals: Bounds = {}
@@ -201,10 +238,19 @@ class _Bench:
             if model == "student":
                 paired = {name: estimate.minus(full[name]) for name, estimate in row.items() if name in full}
                 differences.setdefault(model, {})[key] = {
-                    name: _listed((estimate.value, *(estimate.interval or ())))
-                    for name, estimate in paired.items()
+                    name: _bounded(estimate) for name, estimate in paired.items()
                 }
-        return Chosen(figures, intervals, differences, replicates, self.sources, len(self.samples.texts))
+        steps = compared_steps(each.steps for each in self.samples.student)
+        return Chosen(
+            figures,
+            intervals,
+            differences,
+            replicates,
+            self.sources,
+            len(self.samples.texts),
+            steps,
+            self._between(steps),
+        )
 
     def _load(self, key: str) -> Any:
         return load_model(key, self.section.models, self.device)
@@ -260,6 +306,11 @@ class _Bench:
 
 def _digits(value: float) -> float:
     return float(f"{value:.6g}")
+
+
+def _bounded(difference: Estimate) -> list[float]:
+    """A difference, and the ends of its interval where one is known."""
+    return _listed((difference.value, *(difference.interval or ())))
 
 
 def _listed(values: Iterable[float]) -> list[float]:
