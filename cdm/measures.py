@@ -101,6 +101,8 @@ class Measure:
     quantities: tuple[Quantity, ...]
     uses_neighbours: bool = False
     """Whether it looks at nearest neighbours, of which small sets have too few."""
+    of_crops: bool = False
+    """Whether its features are of the middle of each picture at full resolution, as large as the model takes it."""
 
 
 def load(name: str) -> Any:
@@ -197,8 +199,8 @@ HEADLINES = [JUDGED[key] for key in ("frechet_distance", "style_distance", "attr
 """What a summary shows."""
 
 
-def _on_features(model: str, frechet: str, kernel: str) -> list[Measure]:
-    """The measures on the features of one model; `frechet` and `kernel` are the titles of its two distances."""
+def _on_features(model: str, frechet: str, kernel: str, patch: str) -> list[Measure]:
+    """The measures on the features of one model; `frechet`, `kernel` and `patch` are the titles of its distances."""
     title = MODELS[model].title
 
     def quantity(key: str, name: str, better: Literal["low", "high", None], meaning: str) -> Quantity:
@@ -211,6 +213,21 @@ def _on_features(model: str, frechet: str, kernel: str) -> list[Measure]:
             (model,),
             "cdm.evaluation.feature_sets:frechet",
             (quantity("frechet", frechet, "low", "Fréchet distance to the reference"),),
+        ),
+        Measure(
+            f"patch_frechet_{model}",
+            "distance",
+            (model,),
+            "cdm.evaluation.feature_sets:frechet",
+            (
+                quantity(
+                    "patch_frechet",
+                    patch,
+                    "low",
+                    "Fréchet distance of the middle of pictures at full resolution, which sees blur",
+                ),
+            ),
+            of_crops=True,
         ),
         Measure(
             f"kernel_{model}",
@@ -287,8 +304,8 @@ def _cast(key: str, title: str, axis: str, above: str, below: str) -> Quantity:
 
 
 _MEASURES = (
-    *_on_features("inception", "FID", "KID"),
-    *_on_features("dinov2", "FD, DINOv2", "KD, DINOv2"),
+    *_on_features("inception", "FID", "KID", "Patch FID"),
+    *_on_features("dinov2", "FD, DINOv2", "KD, DINOv2", "Patch FD, DINOv2"),
     Measure(
         "cmmd",
         "distance",

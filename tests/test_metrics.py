@@ -21,7 +21,7 @@ from cdm.evaluation.making import Making
 from cdm.evaluation.metrics import Chosen, measure_chosen
 from cdm.evaluation.models import clip as clip_models
 from cdm.evaluation.models import lpips as lpips_models
-from cdm.evaluation.models.base import pretrained, read_weights
+from cdm.evaluation.models.base import Crops, pretrained, read_weights
 from cdm.evaluation.models.clip import Aesthetic, AestheticHead, Clip
 from cdm.evaluation.models.dinov2 import Dinov2Features
 from cdm.evaluation.models.inception import InceptionFeatures, resize
@@ -377,6 +377,43 @@ def test_figures_against_the_teacher(models: MetricModels, samples: Samples, tmp
     assert chosen.intervals["student"]["steps1"].keys() == row.keys()
     low, high = chosen.intervals["student"]["steps1"]["frechet_dinov2"]
     assert low < row["frechet_dinov2"] < high
+
+
+def test_patches_are_the_middle_of_pictures_at_full_resolution(
+    models: MetricModels, samples: Samples, tmp_path: Path
+) -> None:
+    chosen = measure(choose(models, "frechet_dinov2", "patch_frechet_dinov2"), samples, tmp_path)
+    model = Dinov2Features(Path(models.dinov2), CPU, "name")
+    assert model.side == 28
+    middle = slice(21, 49)  # 28 of 70 pixels
+    ours, theirs = (
+        model(torch.cat([*each.batches()])[:, :, middle, middle]) for each in (samples.student[0], samples.full)
+    )
+    row = chosen.figures["student"]["steps1"]
+    expected = distances.frechet_distance(ours, theirs)
+    assert row["patch_frechet_dinov2"] == pytest.approx(expected, rel=1e-5)
+    assert row["frechet_dinov2"] != pytest.approx(expected, rel=1e-2)
+    described = dict(chosen.sources)["DINOv2, crops"]
+    assert described == f"class tokens of DINOv2 ({models.dinov2}), of the middle of pictures, 28 pixels"
+
+
+def test_of_pictures_smaller_than_a_patch_the_whole_is_taken(models: MetricModels) -> None:
+    model = Dinov2Features(Path(models.dinov2), CPU, "name")
+    images = noise_pictures(14, 2, size=30)[:, :, :20]
+    crops = Crops(model, images.shape[1:])
+    assert torch.equal(crops(images), model(images))
+    assert crops.description.endswith(", of whole pictures, which are smaller than a crop of 28 pixels")
+
+
+def test_a_patch_is_sharper_than_the_shrunk_picture_of_blur(models: MetricModels) -> None:
+    """What patches are for: blur that vanishes when a picture is shrunk is there in its crop."""
+    fine = noise_pictures(15, 24, size=112)
+    coarse = F.avg_pool2d(fine.float(), 4)
+    blurred = F.interpolate(coarse, scale_factor=4).round().to(torch.uint8)
+    model = Dinov2Features(Path(models.dinov2), CPU, "name")
+    whole = distances.frechet_distance(model(fine), model(blurred))
+    crops = Crops(model, fine.shape[1:])
+    assert distances.frechet_distance(crops(fine), crops(blurred)) > 10 * whole
 
 
 def test_figures_against_real_pictures(models: MetricModels, samples: Samples, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cdm import measures
 from cdm.errors import CdmError
 from cdm.evaluation.bootstrap import Estimate, Resampling
 from cdm.evaluation.feature_sets import FeatureSet
-from cdm.evaluation.models.base import FeatureModel, PictureScorer
+from cdm.evaluation.models.base import Crops, FeatureModel, PictureScorer
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
 from cdm.evaluation.scorers import ask
 from cdm.measures import MODELS, Measure
@@ -76,8 +76,8 @@ def measure_chosen(
     resampling = Resampling(len(samples.texts), section.resamples, seed)
     bench = _Bench(section, samples, real, resampling, choose_device(runtime.device))
     bench.ask_scorers(cache, runtime.scorer_minutes)
-    for model, group in _by_features(chosen).items():
-        bench.measure_features(model, group)
+    for (model, of_crops), group in _by_features(chosen).items():
+        bench.measure_features(model, group, of_crops=of_crops)
     for measure in chosen:
         if measure.kind == "score":
             bench.measure_score(measure)
@@ -97,12 +97,13 @@ def compared_steps(steps: Iterable[int]) -> tuple[int, int] | None:
     return (known[-2], known[-1]) if len(known) > 1 else None
 
 
-def _by_features(chosen: Sequence[Measure]) -> dict[str, list[Measure]]:
-    """The measures on features by the model of these, which sees the pictures once for all of them."""
-    groups: dict[str, list[Measure]] = {}
+def _by_features(chosen: Sequence[Measure]) -> dict[tuple[str, bool], list[Measure]]:
+    """The measures on features by the model of these, and whether they are of crops: the model sees the pictures once
+    for all of them, and their crops."""
+    groups: dict[tuple[str, bool], list[Measure]] = {}
     for measure in chosen:
         if measure.kind in ("distance", "variety"):
-            groups.setdefault(measure.models[0], []).append(measure)
+            groups.setdefault((measure.models[0], measure.of_crops), []).append(measure)
     return groups
 
 
@@ -158,10 +159,12 @@ class _Bench:
         if problems:
             raise CdmError("\n".join(problems))
 
-    def measure_features(self, key: str, group: Sequence[Measure]) -> None:
-        """The measures of `group`, all on the features of the model `key`."""
+    def measure_features(self, key: str, group: Sequence[Measure], *, of_crops: bool = False) -> None:
+        """The measures of `group`, all on the features of the model `key`, of whole pictures or of crops."""
         model: FeatureModel = self._load(key)
-        self.sources.append((MODELS[key].title, model.description))
+        if of_crops:
+            model = Crops(model, self.samples.full.shape)
+        self.sources.append((f"{MODELS[key].title}{', crops' * of_crops}", model.description))
         sets, reference = self._features(model)
         for pictures, ours in track(sets, key, unit="set"):
             for measure in group:
