@@ -6,8 +6,8 @@ classes are named as "module:name" and imported when they are used (`load`), so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from importlib import import_module
 from operator import attrgetter
 from typing import Any, Literal
@@ -195,8 +195,48 @@ _JUDGED = (
 )
 JUDGED: dict[str, Quantity] = {quantity.key: quantity for quantity in _JUDGED}
 """What every evaluation measures (cdm.evaluation.quality), with the judge or on the pixels, by key."""
-HEADLINES = [JUDGED[key] for key in ("frechet_distance", "style_distance", "attribute_accuracy")]
+_HEADLINES = ("frechet_distance", "style_distance", "attribute_accuracy")
+HEADLINES = [JUDGED[key] for key in _HEADLINES]
 """What a summary shows."""
+_OF_PIXELS = {
+    "frechet_distance": (
+        "Distance of pixel statistics",
+        "of means over 8x8 cells: layout and colour, not objects",
+    ),
+    "style_distance": ("Distance of pixel detail", "of deviations and detail of each colour: blur, contrast"),
+    "kernel_distance": ("Kernel distance, pixels", ""),
+    "frechet_to_teacher": ("Pixel statistics to teacher", ""),
+    "style_to_teacher": ("Pixel detail to teacher", ""),
+    **{
+        key: (f"{JUDGED[key].title}, pixels", "")
+        for key in ("precision", "recall", "diversity", "density", "coverage")
+    },
+}
+"""Titles and meanings of what is measured without a judge; of those without a meaning it is the judge's."""
+
+
+def basics(judged: bool) -> dict[str, Quantity]:
+    """What every evaluation measures, by key: `JUDGED`, or without a judge the same called by what it is, figures of
+    pixel statistics."""
+    if judged:
+        return JUDGED
+    found = dict(JUDGED)
+    for key, (title, meaning) in _OF_PIXELS.items():
+        found[key] = replace(JUDGED[key], title=title, meaning=meaning or JUDGED[key].meaning)
+    return found
+
+
+def headlines(judged: bool) -> list[Quantity]:
+    """What a summary shows, called by what it is."""
+    return [basics(judged)[key] for key in _HEADLINES]
+
+
+def by_judge(quality: Mapping[str, Any]) -> bool:
+    """Whether a judge saw the pictures whose figures are those of metrics/quality.json, and not pixel statistics."""
+    basis = quality.get("basis") or {}
+    if "judge" in basis:
+        return basis["judge"] is not None
+    return any("attribute_accuracy" in row for row in quality["student"].values())
 
 
 def _on_features(model: str, frechet: str, kernel: str, patch: str) -> list[Measure]:

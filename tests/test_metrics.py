@@ -28,7 +28,7 @@ from cdm.evaluation.models.inception import InceptionFeatures, resize
 from cdm.evaluation.models.lpips import Lpips
 from cdm.evaluation.results import join
 from cdm.evaluation.samples import RealPictures, Samples
-from cdm.measures import JUDGED, MEASURES, MODELS, Measure, Quantity, load, quantities
+from cdm.measures import JUDGED, MEASURES, MODELS, Measure, Quantity, basics, by_judge, load, quantities
 from cdm.models.manifest import TeacherManifest
 from cdm.models.metric_models import local_model
 from cdm.params import MetricModels, Params, ParamsError, Runtime, parse
@@ -529,6 +529,30 @@ def test_every_figure_of_the_judge_has_a_title(samples: Samples) -> None:
     rows = evaluated(parameters(), samples, None, PixelFeatures()).quality
     found = {key for sets in rows.values() for row in sets.values() for key in row}
     assert found - {"count"} == JUDGED.keys() - {"attribute_accuracy"}  # pixel features know no attributes
+
+
+def test_what_no_judge_saw_is_called_by_what_it_is() -> None:
+    """Every figure that is worked out from features has another title without a judge: only counts and shares of right
+    pictures keep theirs."""
+    pixels = basics(judged=False)
+    assert pixels.keys() == JUDGED.keys()
+    same = {key for key in JUDGED if pixels[key] == JUDGED[key]}
+    assert same == {"evaluations", "attribute_accuracy"}
+    assert all("ixel" in pixels[key].title for key in JUDGED.keys() - same)
+    assert basics(judged=True) == JUDGED
+
+
+@pytest.mark.parametrize(
+    ("quality", "expected"),
+    [
+        ({"student": {"steps1": {}}, "basis": {"judge": "ab"}}, True),
+        ({"student": {"steps1": {"attribute_accuracy": 1.0}}, "basis": {"judge": None}}, False),
+        ({"student": {"steps1": {"attribute_accuracy": 1.0}}}, True),
+        ({"student": {"steps1": {}}, "basis": None}, False),
+    ],
+)
+def test_who_saw_the_pictures(quality: dict[str, Any], expected: bool) -> None:
+    assert by_judge(quality) is expected
 
 
 def test_no_two_quantities_share_a_key() -> None:

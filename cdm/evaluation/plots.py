@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cdm.errors import CdmError
 from cdm.evaluation.quality import Evaluation
 from cdm.evaluation.theme import LIGHT, Theme
-from cdm.measures import HEADLINES, Quantity
+from cdm.measures import Quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +108,7 @@ def quality_panels(evaluation: Evaluation, theme: Theme = LIGHT) -> list[bytes]:
 
 def _measured(evaluation: Evaluation) -> list[Quantity]:
     rows = [row for model in NAMES for row in evaluation.quality[model].values()]
-    return [quantity for quantity in HEADLINES if any(quantity.key in row for row in rows)]
+    return [quantity for quantity in evaluation.headlines if any(quantity.key in row for row in rows)]
 
 
 def _alone(draw: Callable[[Axes], None], size: tuple[float, float], theme: Theme) -> bytes:

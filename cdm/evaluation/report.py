@@ -45,13 +45,10 @@ class Pictures:
     strips: Strips
 
 
-MAIN = [
-    JUDGED["evaluations"],
-    *HEADLINES,
-    *(JUDGED[key] for key in ("precision", "recall", "diversity")),
-]
+MAIN = ("evaluations", *(quantity.key for quantity in HEADLINES), "precision", "recall", "diversity")
 """Columns of the first table."""
-MORE = [quantity for quantity in JUDGED.values() if quantity not in MAIN]
+MORE = tuple(key for key in JUDGED if key not in MAIN)
+"""Columns of the second."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +76,9 @@ def render(
     about how pictures look beside the teacher's."""
     rows = [row for model in evaluation.quality.values() for row in model.values()]
     attributes = next(iter(evaluation.attributes["student"].values()))
-    main = [column for column in MAIN if any(column.key in row for row in rows)]
-    more = [column for column in MORE if any(column.key in row for row in rows)]
+    main, more = (
+        [evaluation.basics[key] for key in keys if any(key in row for row in rows)] for keys in (MAIN, MORE)
+    )
     more += [Quantity(f"attribute:{name}", f"{name.capitalize()} right", percent=True) for name in attributes]
     return page.render(
         TEMPLATE,
@@ -274,7 +272,7 @@ def _cards(samples: Samples, evaluation: Evaluation) -> list[dict[str, Any]]:
             ],
         }
     ]
-    for column in HEADLINES:
+    for column in evaluation.headlines:
         if column.key not in ours:
             continue
         compared = dict.fromkeys((full.key, student.key))

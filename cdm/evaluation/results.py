@@ -18,7 +18,6 @@ from cdm.evaluation.samples import Samples, open_samples, read_real
 from cdm.evaluation.theme import DARK, LIGHT, Theme
 from cdm.families import get_family
 from cdm.handover.snippet import diffusers_code
-from cdm.measures import HEADLINES, JUDGED
 from cdm.models.manifest import TeacherManifest
 from cdm.models.student import Model, Origin
 from cdm.params import Evaluate, Params
@@ -165,7 +164,7 @@ def _both(draw: Callable[[Theme], list[bytes]]) -> list[Picture]:
 def summary(results: Results) -> str:
     """The main figures as a table for a terminal, and how pictures look beside the teacher's."""
     evaluation = results.evaluation
-    shown = [JUDGED["evaluations"], *HEADLINES]
+    shown = [evaluation.basics["evaluations"], *evaluation.headlines]
     widths = {quantity.key: len(quantity.title) + 2 for quantity in shown}
     lines = [" " * 20 + "".join(f"{quantity.title:>{widths[quantity.key]}}" for quantity in shown)]
     for model, rows in evaluation.quality.items():
