@@ -34,8 +34,8 @@ class Drift:
     too_much: str = ""
     """What more of it than in the teacher's pictures comes from; `{guidance}` is the parameter of the guidance."""
     too_little: str = ""
-    grows: str = ""
-    """What it comes from that there is more of it with more steps."""
+    guided_by_step: bool = False
+    """Whether guidance makes more of it with every step."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ _OF_PIXELS = {
     "style_distance": ("Distance of pixel detail", "of deviations and detail of each colour: blur, contrast"),
     "kernel_distance": ("Kernel distance, pixels", ""),
     "frechet_to_teacher": ("Pixel statistics to teacher", ""),
-    "style_to_teacher": ("Pixel detail to teacher", ""),
+    "style_to_teacher": ("Pixel detail to teacher", "the same for detail"),
     **{
         key: (f"{JUDGED[key].title}, pixels", "")
         for key in ("precision", "recall", "diversity", "density", "coverage")
@@ -330,7 +330,6 @@ def _score(name: str, models: tuple[str, ...], compute: str, title: str, meaning
 
 
 _GUIDED_TOO_MUCH, _GUIDED_TOO_LITTLE = "too much guidance ({guidance})", "too little guidance ({guidance})"
-_GUIDED_EACH_STEP = "every step is guided anew (distill.losses.ca.fade)"
 
 
 def _look(name: str, compute: str, *quantities: Quantity) -> Measure:
@@ -405,7 +404,7 @@ _MEASURES = (
                 3.0,
                 too_much=_GUIDED_TOO_MUCH,
                 too_little=_GUIDED_TOO_LITTLE,
-                grows=_GUIDED_EACH_STEP,
+                guided_by_step=True,
             ),
         ),
     ),
@@ -422,7 +421,7 @@ _MEASURES = (
                 3.0,
                 too_much=_GUIDED_TOO_MUCH,
                 too_little=_GUIDED_TOO_LITTLE,
-                grows=_GUIDED_EACH_STEP,
+                guided_by_step=True,
             ),
         ),
     ),

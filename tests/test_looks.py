@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cdm.evaluation import drift, looks
-from cdm.evaluation.drift import findings, guidance_parameter, in_words
+from cdm.evaluation.drift import findings, growth, guidance_parameter, in_words
 from cdm.evaluation.metrics import Chosen, compared_steps, measure_chosen
 from cdm.evaluation.results import summary, write_results
 from cdm.evaluation.samples import Samples
@@ -241,6 +241,27 @@ def test_the_guidance_is_named_as_the_training_has_it(changes: dict[str, Any], e
     for term, change in changes.items():
         values["distill"]["losses"][term] |= change
     assert guidance_parameter(parse(values).distill.losses) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "every step is guided anew (distill.losses.ca.fade)"),
+        ({"ca": {"bounded": True}}, "CA alone is bounded (distill.losses.ca.bounded)"),
+        (
+            {name: {"bounded": True} for name in ("ca", "dm", "cdm")},
+            "every step is guided anew (distill.losses.ca.fade)",
+        ),
+        ({"ca": {"weight": 0.0}}, ""),
+    ],
+)
+def test_what_grows_with_the_steps_has_the_cause_that_the_training_has(
+    changes: dict[str, Any], expected: str
+) -> None:
+    values = parameters().model_dump()
+    for term, change in changes.items():
+        values["distill"]["losses"][term] |= change
+    assert growth(parse(values).distill.losses) == expected
 
 
 def test_the_sentences_are_in_the_report_the_figures_and_on_the_terminal(tmp_path: Path) -> None:

@@ -14,9 +14,6 @@ from cdm.evaluation.samples import Samples
 from cdm.measures import Drift, quantities
 from cdm.params import Losses
 
-FADING = "ca"
-"""The term that guides every step anew, and whose guidance can fade."""
-
 
 def guidance_parameter(losses: Losses) -> str:
     """The parameter of a training that sets how strongly the student is guided."""
@@ -25,6 +22,20 @@ def guidance_parameter(losses: Losses) -> str:
     if "ca" in terms or not guided:
         return "distill.losses.ca.scale" if "ca" in terms else "teacher.guidance_scale"
     return ", ".join(f"distill.losses.{name}.guidance_scale" for name in guided)
+
+
+def growth(losses: Losses) -> str:
+    """What makes a student more guided with more steps; empty where its training has nothing that does.
+
+    CA that alone is bounded acts more often than the other terms at low noise levels (docs/methods.md).
+    """
+    terms = losses.terms
+    if "ca" not in terms:
+        return ""
+    others = [terms[name] for name in losses.guided if name in terms]
+    if getattr(terms["ca"], "bounded", False) and not all(getattr(each, "bounded", True) for each in others):
+        return "CA alone is bounded (distill.losses.ca.bounded)"
+    return "every step is guided anew (distill.losses.ca.fade)"
 
 
 def findings(chosen: Chosen, samples: Samples, losses: Losses) -> list[str] | None:
@@ -93,7 +104,7 @@ def _between_steps(
     grown = bounds[0] > 0
     direction = drift.above if grown else drift.below
     text = f"{drift.subject} at {_steps(more)} is {amount} {direction} that at {_steps(few)}"
-    return [_sentence(text, drift.grows if grown and FADING in losses.terms else "", losses)]
+    return [_sentence(text, growth(losses) if grown and drift.guided_by_step else "", losses)]
 
 
 def _amount(drift: Drift, bounds: Sequence[float], base: float) -> str:

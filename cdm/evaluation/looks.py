@@ -7,10 +7,12 @@ the work takes the memory of `BAND` pixels. Sharpness compares pictures of one s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from cdm.measures import MEASURES, load
 
 BAND = 2**20
 """Pixels of all pictures that are worked on at once."""
@@ -24,6 +26,12 @@ TO_XYZ = (
     (0.0193339, 0.1191920, 0.9503041),
 )
 """Linear sRGB to CIE XYZ (IEC 61966-2-1); the sums of its rows are the white of D65."""
+
+
+def look_at(names: Sequence[str], images: Tensor) -> Tensor:
+    """What the measures of these names see of pictures, uint8 (n, 3, height, width): float64 (n, values), where each
+    measure has a value for each of its quantities."""
+    return torch.stack([values for name in names for values in load(MEASURES[name].compute)(images)], 1)
 
 
 def saturation(images: Tensor) -> tuple[Tensor]:

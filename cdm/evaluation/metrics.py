@@ -19,6 +19,7 @@ from cdm import measures
 from cdm.errors import CdmError
 from cdm.evaluation.bootstrap import Estimate, Resampling
 from cdm.evaluation.feature_sets import FeatureSet
+from cdm.evaluation.looks import look_at
 from cdm.evaluation.models.base import Crops, FeatureModel, PictureScorer
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
 from cdm.evaluation.scorers import ask
@@ -203,16 +204,13 @@ class _Bench:
         """The mean of what each picture is by itself, for all measures of `group`, which see the pictures once."""
         if not group:
             return
-        computes = [measures.load(measure.compute) for measure in group]
-        names = [quantity.key for measure in group for quantity in measure.quantities]
+        names = [measure.name for measure in group]
+        keys = [quantity.key for measure in group for quantity in measure.quantities]
         place = self.device if self.device.type == "cuda" else torch.device("cpu")  # in double precision
         for pictures in track(self.samples.sets, "looks", unit="set"):
-            parts = [
-                torch.stack([values for compute in computes for values in compute(images.to(place))]).cpu()
-                for images in pictures.batches(PICTURES, WORK)
-            ]
-            columns = torch.cat(parts, 1)
-            self._add(pictures, {name: self._mean(column) for name, column in zip(names, columns, strict=True)})
+            parts = [look_at(names, images.to(place)).cpu() for images in pictures.batches(PICTURES, WORK)]
+            columns = torch.cat(parts).T
+            self._add(pictures, {key: self._mean(column) for key, column in zip(keys, columns, strict=True)})
 
     def _between(self, steps: tuple[int, int] | None) -> dict[str, list[float]]:
         """Differences of the student with more steps to the student with few, paired by prompt."""

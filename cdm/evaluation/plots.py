@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cdm.errors import CdmError
 from cdm.evaluation.quality import Evaluation
 from cdm.evaluation.theme import LIGHT, Theme
-from cdm.measures import Quantity
+from cdm.measures import LOOKS, Quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,7 @@ PANELS = {
     "sigma": "Mean noise level of the anchors",
     "x0_deviation": "Deviation of the student's x0",
     "x0_distance": "Mean distance of the teacher's x0 from the student's",
+    **{f"probe_{name}": f"Probe: {name.replace('_', ' ')} beside the teacher's" for name in LOOKS},
     "probe": "Probe: Fréchet distance of latents",
 }
 """Title of the panel of the columns of a log that begin so."""

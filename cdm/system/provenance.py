@@ -61,6 +61,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "cdm/data/reference.py",
         "cdm/data/store.py",
         "cdm/evaluation/distances.py",
+        "cdm/evaluation/looks.py",
         "cdm/flow.py",
         "cdm/losses.py",
         "cdm/models/student.py",
