@@ -265,7 +265,8 @@ def _log_panel(
     if title in [PANELS[kind] for kind in LOGARITHMIC] and values and max(values) > min(values):
         log_scale(axes, max(values) / min(values))
     if len(curves) > 3:
-        axes.legend(loc="upper right")
+        signed = any(value < 0 for points in curves.values() for _, value in points)
+        axes.legend(loc="best" if signed else "upper right")  # what does not fall to 0 may lie anywhere
     elif len(curves) > 1:
         axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 0.99), handlelength=1.2, columnspacing=1.2)
     axes.set_xlabel("iteration")
