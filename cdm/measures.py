@@ -6,8 +6,8 @@ classes are named as "module:name" and imported when they are used (`load`), so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from importlib import import_module
 from operator import attrgetter
 from typing import Any, Literal
@@ -16,6 +16,26 @@ from cdm.errors import CdmError
 
 FEWEST_PROMPTS = 8
 """Fewest prompts for which there is an interval: fewer do not tell how they vary."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How a sentence says that a quantity of the student's pictures is not that of the teacher's."""
+
+    subject: str
+    """What the sentence is about, such as "contrast"."""
+    least: float
+    """The smallest difference that is worth a sentence, in `unit`."""
+    unit: str = "%"
+    """Of the difference; per cent are of the teacher's figure."""
+    above: str = "above"
+    """How what is more is called."""
+    below: str = "below"
+    too_much: str = ""
+    """What more of it than in the teacher's pictures comes from; `{guidance}` is the parameter of the guidance."""
+    too_little: str = ""
+    guided_by_step: bool = False
+    """Whether guidance makes more of it with every step."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +52,8 @@ class Quantity:
     """Behind the point, in the tables that compare methods."""
     percent: bool = False
     """Whether it is a share that reads well in per cent."""
+    drift: Drift | None = None
+    """What is said where it differs from the teacher's; None: nothing."""
 
     @property
     def arrow(self) -> str:
@@ -60,7 +82,7 @@ class Measure:
     """A measure that `evaluate.metrics` can choose."""
 
     name: str
-    kind: Literal["distance", "variety", "score", "pairs"]
+    kind: Literal["distance", "variety", "score", "pairs", "look"]
     """What it is computed from, and so what `compute` is called with:
 
     distance  the features of a set and of the reference: compute(ours, theirs, neighbours), of two
@@ -70,6 +92,8 @@ class Measure:
     score     each picture and its prompt: compute(*models) returns a cdm.evaluation.models.base.PictureScorer, whose
               mean is the quantity
     pairs     the pictures of one prompt: compute(model, pictures) returns a value, whose mean is the quantity
+    look      each picture alone, without a model: compute(pictures), of uint8 (n, 3, height, width), returns a value of
+              each picture for each quantity, float64 (n,), whose mean is the quantity
     """
     models: tuple[str, ...]
     """Keys of the models that it needs; the features of a distance or variety are those of the first."""
@@ -77,6 +101,8 @@ class Measure:
     quantities: tuple[Quantity, ...]
     uses_neighbours: bool = False
     """Whether it looks at nearest neighbours, of which small sets have too few."""
+    of_crops: bool = False
+    """Whether its features are of the middle of each picture at full resolution, as large as the model takes it."""
 
 
 def load(name: str) -> Any:
@@ -169,12 +195,52 @@ _JUDGED = (
 )
 JUDGED: dict[str, Quantity] = {quantity.key: quantity for quantity in _JUDGED}
 """What every evaluation measures (cdm.evaluation.quality), with the judge or on the pixels, by key."""
-HEADLINES = [JUDGED[key] for key in ("frechet_distance", "style_distance", "attribute_accuracy")]
+_HEADLINES = ("frechet_distance", "style_distance", "attribute_accuracy")
+HEADLINES = [JUDGED[key] for key in _HEADLINES]
 """What a summary shows."""
+_OF_PIXELS = {
+    "frechet_distance": (
+        "Distance of pixel statistics",
+        "of means over 8x8 cells: layout and colour, not objects",
+    ),
+    "style_distance": ("Distance of pixel detail", "of deviations and detail of each colour: blur, contrast"),
+    "kernel_distance": ("Kernel distance, pixels", ""),
+    "frechet_to_teacher": ("Pixel statistics to teacher", ""),
+    "style_to_teacher": ("Pixel detail to teacher", "the same for detail"),
+    **{
+        key: (f"{JUDGED[key].title}, pixels", "")
+        for key in ("precision", "recall", "diversity", "density", "coverage")
+    },
+}
+"""Titles and meanings of what is measured without a judge; of those without a meaning it is the judge's."""
 
 
-def _on_features(model: str, frechet: str, kernel: str) -> list[Measure]:
-    """The measures on the features of one model; `frechet` and `kernel` are the titles of its two distances."""
+def basics(judged: bool) -> dict[str, Quantity]:
+    """What every evaluation measures, by key: `JUDGED`, or without a judge the same called by what it is, figures of
+    pixel statistics."""
+    if judged:
+        return JUDGED
+    found = dict(JUDGED)
+    for key, (title, meaning) in _OF_PIXELS.items():
+        found[key] = replace(JUDGED[key], title=title, meaning=meaning or JUDGED[key].meaning)
+    return found
+
+
+def headlines(judged: bool) -> list[Quantity]:
+    """What a summary shows, called by what it is."""
+    return [basics(judged)[key] for key in _HEADLINES]
+
+
+def by_judge(quality: Mapping[str, Any]) -> bool:
+    """Whether a judge saw the pictures whose figures are those of metrics/quality.json, and not pixel statistics."""
+    basis = quality.get("basis") or {}
+    if "judge" in basis:
+        return basis["judge"] is not None
+    return any("attribute_accuracy" in row for row in quality["student"].values())
+
+
+def _on_features(model: str, frechet: str, kernel: str, patch: str) -> list[Measure]:
+    """The measures on the features of one model; `frechet`, `kernel` and `patch` are the titles of its distances."""
     title = MODELS[model].title
 
     def quantity(key: str, name: str, better: Literal["low", "high", None], meaning: str) -> Quantity:
@@ -187,6 +253,21 @@ def _on_features(model: str, frechet: str, kernel: str) -> list[Measure]:
             (model,),
             "cdm.evaluation.feature_sets:frechet",
             (quantity("frechet", frechet, "low", "Fréchet distance to the reference"),),
+        ),
+        Measure(
+            f"patch_frechet_{model}",
+            "distance",
+            (model,),
+            "cdm.evaluation.feature_sets:frechet",
+            (
+                quantity(
+                    "patch_frechet",
+                    patch,
+                    "low",
+                    "Fréchet distance of the middle of pictures at full resolution, which sees blur",
+                ),
+            ),
+            of_crops=True,
         ),
         Measure(
             f"kernel_{model}",
@@ -248,9 +329,22 @@ def _score(name: str, models: tuple[str, ...], compute: str, title: str, meaning
     return Measure(name, "score", models, compute, (quantity,))
 
 
+_GUIDED_TOO_MUCH, _GUIDED_TOO_LITTLE = "too much guidance ({guidance})", "too little guidance ({guidance})"
+
+
+def _look(name: str, compute: str, *quantities: Quantity) -> Measure:
+    return Measure(name, "look", (), compute, quantities)
+
+
+def _cast(key: str, title: str, axis: str, above: str, below: str) -> Quantity:
+    meaning = f"mean colour of a picture in CIELAB: {axis}, from {below} below 0 to {above} above"
+    drift = Drift("the mean colour", 1.0, f"of {axis}", f"more {above} than", f"more {below} than")
+    return Quantity(key, title, None, meaning, decimals=2, drift=drift)
+
+
 _MEASURES = (
-    *_on_features("inception", "FID", "KID"),
-    *_on_features("dinov2", "FD, DINOv2", "KD, DINOv2"),
+    *_on_features("inception", "FID", "KID", "Patch FID"),
+    *_on_features("dinov2", "FD, DINOv2", "KD, DINOv2", "Patch FD, DINOv2"),
     Measure(
         "cmmd",
         "distance",
@@ -297,7 +391,60 @@ _MEASURES = (
             ),
         ),
     ),
+    _look(
+        "saturation",
+        "cdm.evaluation.looks:saturation",
+        Quantity(
+            "saturation",
+            "Saturation",
+            None,
+            "mean saturation (HSV) of the pixels, 0 to 1",
+            drift=Drift(
+                "saturation",
+                3.0,
+                too_much=_GUIDED_TOO_MUCH,
+                too_little=_GUIDED_TOO_LITTLE,
+                guided_by_step=True,
+            ),
+        ),
+    ),
+    _look(
+        "contrast",
+        "cdm.evaluation.looks:contrast",
+        Quantity(
+            "contrast",
+            "RMS contrast",
+            None,
+            "standard deviation of a picture's luma, 0 to 0.5",
+            drift=Drift(
+                "contrast",
+                3.0,
+                too_much=_GUIDED_TOO_MUCH,
+                too_little=_GUIDED_TOO_LITTLE,
+                guided_by_step=True,
+            ),
+        ),
+    ),
+    _look(
+        "colour_cast",
+        "cdm.evaluation.looks:colour_cast",
+        _cast("cast_red", "Cast, red", "a*", "red", "green"),
+        _cast("cast_yellow", "Cast, yellow", "b*", "yellow", "blue"),
+    ),
+    _look(
+        "sharpness",
+        "cdm.evaluation.looks:sharpness",
+        Quantity(
+            "sharpness",
+            "Sharpness",
+            None,
+            "deviation of the luma's Laplacian by the contrast: blur lowers it, noise raises it",
+            drift=Drift("sharpness", 3.0, too_much="noise or hard edges", too_little="blur"),
+        ),
+    ),
 )
+LOOKS = [measure.name for measure in _MEASURES if measure.kind == "look"]
+"""Names of the measures that need no model."""
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _MEASURES}
 """What `evaluate.metrics` can choose, by name."""
 

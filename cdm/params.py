@@ -413,7 +413,7 @@ class Lora(Section):
 
 
 class Probe(Section):
-    """Quality during training: a Fréchet distance of the student's latents to the teacher's."""
+    """Quality during training: a Fréchet distance of the student's latents to the teacher's, and how pictures look."""
 
     reference: Literal["none", "latents"] = "none"
     """What the student is compared with: the teacher's full-length latents; none is no probe."""
@@ -423,11 +423,37 @@ class Probe(Section):
     """Samples at each number of steps: best a multiple of the evaluation prompts, some hundreds."""
     steps: Annotated[StepsList, Field(min_length=1)] = [1, 2, 4, 8]
     """Numbers of steps that are probed; their mean is what `distill.keep` goes by."""
+    metrics: Annotated[list[Text], Field(max_length=limits.LIST)] = []
+    """Measures without a model, such as contrast, of the probe's pictures, which are decoded for them."""
+    best_by: Text = "distance"
+    """What `distill.keep` best goes by: distance, that of latents, or one of `metrics`: how little it differs from the
+    teacher's."""
+
+    @property
+    def best_column(self) -> str:
+        """The column of the log that `distill.keep` best goes by."""
+        return "probe" if self.best_by == "distance" else f"probe_{self.best_by}"
+
+    @field_validator("metrics")
+    @classmethod
+    def _without_a_model(cls, names: list[str]) -> list[str]:
+        unknown = [name for name in names if name not in measures.LOOKS]
+        if unknown:
+            raise ValueError(
+                f"{shown(unknown[0])} is no measure without a model (known: {', '.join(measures.LOOKS)})"
+            )
+        return names
 
     @model_validator(mode="after")
     def _consistent(self) -> Probe:
         if len(set(self.steps)) != len(self.steps):
             raise ValueError(f"steps names a number twice: {shown(self.steps)}")
+        if len(set(self.metrics)) != len(self.metrics):
+            raise ValueError(f"metrics names something twice: {', '.join(self.metrics)}")
+        if self.metrics and self.reference == "none":
+            raise ValueError("metrics are chosen, but there is no probe: set reference to latents")
+        if self.best_by not in ("distance", *self.metrics):
+            raise ValueError(f"best_by is {shown(self.best_by)}, which is neither distance nor one of metrics")
         return self
 
 

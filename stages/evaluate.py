@@ -46,7 +46,7 @@ def main(
         folders=[plots, report],
     ) as params:
         manifest, seconds = TeacherManifest.read(teacher), training_seconds(timing)
-        evaluation = write_results(
+        results = write_results(
             params,
             manifest,
             PromptSet(prompts / "eval").texts,
@@ -61,7 +61,7 @@ def main(
         )
         forwards = forwards_of_training(params.distill, params.schedule, manifest.shift).equivalents
         write_headline(metrics, headline, curves, seconds=seconds, forwards=forwards)
-    print(f"{summary(evaluation)}\n{report / 'index.html'}: the whole report")
+    print(f"{summary(results)}\n{report / 'index.html'}: the whole report")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -274,6 +275,24 @@ def test_the_table_says_what_was_changed_first_and_what_holds(compared: Compared
     assert "workspace: the same as main" in text
     assert "1,234 " in text
     assert "835,200" in text
+
+
+def test_without_a_judge_a_distance_is_called_one_of_pixels(project: Project) -> None:
+    figures = quality(basis=BASIS | {"judge": None})
+    for row in (*figures["student"].values(), *figures["teacher"].values()):
+        del row["attribute_accuracy"]
+    project.commit(figures)
+    project.experiment("longer", figures, LONGER)
+    found = compare([], project.folder)
+    text, brief = full_table(found), brief_table(found)
+    page = render(found, {each.name: Pictures(problem="none") for each in found.entries})
+    for output in (text, page):
+        assert "Distance of pixel statistics" in output
+        assert "Distance of pixel detail" in output
+        assert not re.search("Fréchet|Style distance", output)
+    assert "Precision, pixels" in page
+    assert "pixel distance@4" in brief
+    assert "FD@4" not in brief
 
 
 def test_the_brief_table_has_a_row_an_experiment_with_what_was_changed_first(compared: Compared) -> None:

@@ -426,6 +426,10 @@ def test_the_card_quotes_figures_of_this_student_only(
         f"Of 1,024 samples each, drawn by the student whose files have the hash `{of_this['basis']['student'][:12]}`."
         in text
     )
+    assert "| model | steps | Evaluations | Distance of pixel statistics |" in text
+    seen = {**of_this, "basis": {**of_this["basis"], "judge": "ef" * 32}}
+    about = card.Export("x", "diffusers", find_student(full_student), "fp32", seen, None)
+    assert "| model | steps | Evaluations | Fréchet distance |" in card.model_card(about)
     half = export.export(full_student, tmp_path / "c", "diffusers", precision="bf16", metrics=metrics)
     assert half.remark is None
     assert "`, before its weights became bf16." in half.card.read_text()

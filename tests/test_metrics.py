@@ -21,14 +21,14 @@ from cdm.evaluation.making import Making
 from cdm.evaluation.metrics import Chosen, measure_chosen
 from cdm.evaluation.models import clip as clip_models
 from cdm.evaluation.models import lpips as lpips_models
-from cdm.evaluation.models.base import pretrained, read_weights
+from cdm.evaluation.models.base import Crops, pretrained, read_weights
 from cdm.evaluation.models.clip import Aesthetic, AestheticHead, Clip
 from cdm.evaluation.models.dinov2 import Dinov2Features
 from cdm.evaluation.models.inception import InceptionFeatures, resize
 from cdm.evaluation.models.lpips import Lpips
 from cdm.evaluation.results import join
 from cdm.evaluation.samples import RealPictures, Samples
-from cdm.measures import JUDGED, MEASURES, MODELS, Measure, Quantity, load, quantities
+from cdm.measures import JUDGED, MEASURES, MODELS, Measure, Quantity, basics, by_judge, load, quantities
 from cdm.models.manifest import TeacherManifest
 from cdm.models.metric_models import local_model
 from cdm.params import MetricModels, Params, ParamsError, Runtime, parse
@@ -379,6 +379,43 @@ def test_figures_against_the_teacher(models: MetricModels, samples: Samples, tmp
     assert low < row["frechet_dinov2"] < high
 
 
+def test_patches_are_the_middle_of_pictures_at_full_resolution(
+    models: MetricModels, samples: Samples, tmp_path: Path
+) -> None:
+    chosen = measure(choose(models, "frechet_dinov2", "patch_frechet_dinov2"), samples, tmp_path)
+    model = Dinov2Features(Path(models.dinov2), CPU, "name")
+    assert model.side == 28
+    middle = slice(21, 49)  # 28 of 70 pixels
+    ours, theirs = (
+        model(torch.cat([*each.batches()])[:, :, middle, middle]) for each in (samples.student[0], samples.full)
+    )
+    row = chosen.figures["student"]["steps1"]
+    expected = distances.frechet_distance(ours, theirs)
+    assert row["patch_frechet_dinov2"] == pytest.approx(expected, rel=1e-5)
+    assert row["frechet_dinov2"] != pytest.approx(expected, rel=1e-2)
+    described = dict(chosen.sources)["DINOv2, crops"]
+    assert described == f"class tokens of DINOv2 ({models.dinov2}), of the middle of pictures, 28 pixels"
+
+
+def test_of_pictures_smaller_than_a_patch_the_whole_is_taken(models: MetricModels) -> None:
+    model = Dinov2Features(Path(models.dinov2), CPU, "name")
+    images = noise_pictures(14, 2, size=30)[:, :, :20]
+    crops = Crops(model, images.shape[1:])
+    assert torch.equal(crops(images), model(images))
+    assert crops.description.endswith(", of whole pictures, which are smaller than a crop of 28 pixels")
+
+
+def test_a_patch_is_sharper_than_the_shrunk_picture_of_blur(models: MetricModels) -> None:
+    """What patches are for: blur that vanishes when a picture is shrunk is there in its crop."""
+    fine = noise_pictures(15, 24, size=112)
+    coarse = F.avg_pool2d(fine.float(), 4)
+    blurred = F.interpolate(coarse, scale_factor=4).round().to(torch.uint8)
+    model = Dinov2Features(Path(models.dinov2), CPU, "name")
+    whole = distances.frechet_distance(model(fine), model(blurred))
+    crops = Crops(model, fine.shape[1:])
+    assert distances.frechet_distance(crops(fine), crops(blurred)) > 10 * whole
+
+
 def test_figures_against_real_pictures(models: MetricModels, samples: Samples, tmp_path: Path) -> None:
     """One real picture a prompt, as with captions: the teacher has a distance too, and kernels take no groups."""
     real = RealPictures(noise_pictures(30, len(TEXTS), size=70), torch.arange(len(TEXTS)))
@@ -492,6 +529,30 @@ def test_every_figure_of_the_judge_has_a_title(samples: Samples) -> None:
     rows = evaluated(parameters(), samples, None, PixelFeatures()).quality
     found = {key for sets in rows.values() for row in sets.values() for key in row}
     assert found - {"count"} == JUDGED.keys() - {"attribute_accuracy"}  # pixel features know no attributes
+
+
+def test_what_no_judge_saw_is_called_by_what_it_is() -> None:
+    """Every figure that is worked out from features has another title without a judge: only counts and shares of right
+    pictures keep theirs."""
+    pixels = basics(judged=False)
+    assert pixels.keys() == JUDGED.keys()
+    same = {key for key in JUDGED if pixels[key] == JUDGED[key]}
+    assert same == {"evaluations", "attribute_accuracy"}
+    assert all("ixel" in pixels[key].title for key in JUDGED.keys() - same)
+    assert basics(judged=True) == JUDGED
+
+
+@pytest.mark.parametrize(
+    ("quality", "expected"),
+    [
+        ({"student": {"steps1": {}}, "basis": {"judge": "ab"}}, True),
+        ({"student": {"steps1": {"attribute_accuracy": 1.0}}, "basis": {"judge": None}}, False),
+        ({"student": {"steps1": {"attribute_accuracy": 1.0}}}, True),
+        ({"student": {"steps1": {}}, "basis": None}, False),
+    ],
+)
+def test_who_saw_the_pictures(quality: dict[str, Any], expected: bool) -> None:
+    assert by_judge(quality) is expected
 
 
 def test_no_two_quantities_share_a_key() -> None:

@@ -110,6 +110,11 @@ def test_every_params_file_of_the_repository_is_accepted(path: Path) -> None:
         ("distill.probe.reference", "pairs", "'none' or 'latents'"),
         ("distill.probe.samples", 1, "greater than or equal to 2"),
         ("distill.probe.steps", [], "at least 1"),
+        (
+            "distill.probe.metrics",
+            ["lpips"],
+            "'lpips' is no measure without a model (known: saturation, contrast,",
+        ),
         ("distill.precision", "fp8", "'fp32' or 'bf16'"),
         ("sample.steps", [], "at least 1"),
         ("sample.steps.0", 0, "greater than or equal to 1"),
@@ -160,6 +165,15 @@ def test_a_bad_value_is_refused_and_named(key: str, value: Any, says: str) -> No
         ),
         ({"distill.keep": "best"}, "distill: keep is best, but nothing tells which is: set probe.reference"),
         ({"distill.probe.steps": [4, 4]}, "distill.probe: steps names a number twice: [4, 4]"),
+        ({"distill.probe.metrics": ["contrast"]}, "distill.probe: metrics are chosen, but there is no probe"),
+        (
+            {"distill.probe.metrics": ["contrast", "contrast"], "distill.probe.reference": "latents"},
+            "distill.probe: metrics names something twice: contrast, contrast",
+        ),
+        (
+            {"distill.probe.best_by": "contrast", "distill.probe.reference": "latents"},
+            "distill.probe: best_by is 'contrast', which is neither distance nor one of metrics",
+        ),
         ({"sample.steps": [2, 4, 2]}, "sample: steps names a number twice: [2, 4, 2]"),
         ({"sample.teacher_steps": [1, 1]}, "sample: teacher_steps names a number twice: [1, 1]"),
     ],

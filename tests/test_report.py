@@ -386,7 +386,11 @@ def test_the_table_holds_the_figures(page: str, evaluation: Evaluation) -> None:
     assert shown[1] == f"{report.number(size, FRECHET)} ± {report.number(error, FRECHET, like=size)}"
     assert rows["Real pictures"][1] == report.number(evaluation.floor["frechet_distance"], FRECHET)
     heads = [title.split("\u00a0")[0] for title in rows[""]]
-    assert heads == ["Evaluations", "Fréchet distance", "Style distance", "Precision", "Recall", "Diversity"]
+    assert heads == [
+        "Evaluations", "Distance of pixel statistics", "Distance of pixel detail",
+        "Precision, pixels", "Recall, pixels", "Diversity, pixels",
+    ]  # fmt: skip
+    assert not re.search("Fréchet distance[^s]*↓", page)
 
 
 def test_marks_of_best_and_near(evaluation: Evaluation) -> None:
@@ -434,7 +438,7 @@ def test_everything_is_written_and_repeats(tmp_path: Path, monkeypatch: pytest.M
     outputs = []
     for run in ("a", "b"):
         out = tmp_path / run
-        evaluation = write_results(
+        results = write_results(
             params, TEACHER, TEXTS, tmp_path / "samples", tmp_path / "log.csv",
             out / "metrics/quality.json", out / "plots", out / "report", tmp_path / "answers",
             timing=tmp_path / "none.json", now=NOW,
@@ -451,9 +455,11 @@ def test_everything_is_written_and_repeats(tmp_path: Path, monkeypatch: pytest.M
     }  # fmt: skip
     replicates = figures["replicates"]["noise"]["student"]["steps4"]["style_distance"]
     assert len(replicates) == 4
-    error = evaluation.errors["student"]["steps4"]["style_distance"]
+    error = results.evaluation.errors["student"]["steps4"]["style_distance"]
     assert stdev(replicates) == pytest.approx(error, rel=1e-3)
-    assert [line.split()[0] for line in summary(evaluation).splitlines()[1:]] == ["Student,"] * 2 + [
+    assert not {"Fréchet", "Style"} & set(summary(results).split())
+    assert "Distance of pixel statistics  Distance of pixel detail" in summary(results).splitlines()[0]
+    assert [line.split()[0] for line in summary(results).splitlines()[1:]] == ["Student,"] * 2 + [
         "Teacher,"
     ] * 2
 

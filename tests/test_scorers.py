@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -239,6 +241,69 @@ with open(out, "w") as file:
     answer = ask(ScorerProcess(name="geneval", command=command), samples.full, PROMPTS, tmp_path / "cache")
     assert answer.scores == {"correct": [1.0] * PER_PROMPT + [0.0] * 2 * PER_PROMPT}
     assert answer.summary == {"overall": 0.5, "colors": 1.0, "counting": 0.0}
+
+
+class TestOcr:
+    @pytest.fixture
+    def ocr(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+        monkeypatch.syspath_prepend(ROOT / "scorers")
+        return importlib.import_module("ocr")
+
+    @pytest.mark.parametrize(
+        ("prompt", "texts"),
+        [
+            ('a cake that says "Happy Birthday!" and "No. 5"', ["happybirthday", "no5"]),
+            ("a sign “Open” and one «ZU» and one \u2018Eau\u2019", ["open", "zu", "eau"]),
+            ("a dog's bowl with 'Rex' on it, the dogs' own", ["rex"]),
+            ('a shop of "..." and a dog\'s bowl', []),
+        ],
+    )
+    def test_the_texts_that_a_prompt_quotes(self, ocr: Any, prompt: str, texts: list[str]) -> None:
+        assert ocr.quoted(prompt) == texts
+
+    @pytest.mark.parametrize(
+        ("a", "b", "distance"), [("kitten", "sitting", 3), ("", "abc", 3), ("same", "same", 0), ("ab", "ba", 2)]
+    )
+    def test_the_edit_distance(self, ocr: Any, a: str, b: str, distance: int) -> None:
+        assert ocr.edit_distance(a, b) == distance == ocr.edit_distance(b, a)
+
+    def test_what_is_read_is_compared_without_case_and_spaces(self, ocr: Any) -> None:
+        assert ocr.accuracy(["open", "24h"], "OPEN\n24 h") == (1.0, 1.0)
+        assert ocr.accuracy(["open"], "0PEN") == (0.75, 0.0)
+        assert ocr.accuracy(["open"], "") == (0.0, 0.0)
+        assert ocr.accuracy(["open"], "we open") == (pytest.approx(4 / 6), 1.0)
+
+    def test_scores_if_all_prompts_quote_a_text_and_means_if_some_do(self, ocr: Any) -> None:
+        texts = {"a": "open", "b": "closed", "c": "any"}
+        images = [{"path": path, "prompt": 'a sign "open"'} for path in "ab"]
+        read = texts.__getitem__
+        expected = [1.0, pytest.approx(1 - 4 / 6)]  # closed, losed, osed, oped, open
+        assert ocr.answer(images, read) == {"scores": {"score": expected, "correct": [1.0, 0.0]}}
+        means = {"score": pytest.approx((1 + 2 / 6) / 2), "correct": 0.5}
+        assert ocr.answer([*images, {"path": "c", "prompt": "a dog"}], read) == {"summary": means}
+        with pytest.raises(SystemExit, match="no prompt quotes a text"):
+            ocr.answer([{"path": "c", "prompt": "a dog"}], read)
+
+    def test_it_reads_pictures_with_the_package(self, tmp_path: Path) -> None:
+        """With a stand-in for the package: what its engine gives is a list of boxes, texts and confidences, or None."""
+        (tmp_path / "rapidocr_onnxruntime.py").write_text("""
+class RapidOCR:
+    def __init__(self, text_score):
+        assert text_score == 0.6
+    def __call__(self, path):
+        from PIL import Image
+        red = Image.open(path).getpixel((0, 0))[0]
+        return ([[None, "OP", 0.9], [None, "EN", 0.8]] if red > 127 else None), [0.1]
+""")
+        texts = ['a sign "open"', "a door “open”", "a 'OPEN!' mat"]
+        sets = write_sets(tmp_path / "sets")
+        samples = open_sets(parameters(), sets, texts)
+        command = f"PYTHONPATH={tmp_path} {sys.executable} {ROOT / 'scorers/ocr.py'} --threshold 0.6"
+        prompts = [text for text in texts for _ in range(PER_PROMPT)]
+        answer = ask(ScorerProcess(name="ocr", command=command), samples.full, prompts, tmp_path / "cache")
+        reds = samples.full.pictures(range(len(prompts)))[:, 0, 0, 0] > 127
+        assert reds.unique().tolist() == [False, True]
+        assert answer.scores == {"score": reds.double().tolist(), "correct": reds.double().tolist()}
 
 
 def test_pictures_reach_a_scorer_unchanged(samples: Samples, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from cdm.data.prompt_set import PromptSet
 from cdm.data.reference import Reference
 from cdm.errors import CdmError
+from cdm.evaluation.looks import colour_cast, contrast
 from cdm.families import get_family
 from cdm.models.manifest import TeacherManifest, describe
 from cdm.params import Params, Probe, load
@@ -28,7 +29,16 @@ from cdm.randomness import Draws
 from cdm.training import pictures, watch
 from cdm.training.inputs import Inputs
 from cdm.training.networks import FullNetworks
-from cdm.training.probe import QualityProbe, draw_student, exchange, exchanged, falls_due, latent_features
+from cdm.training.probe import (
+    Looks,
+    QualityProbe,
+    deviations,
+    draw_student,
+    exchange,
+    exchanged,
+    falls_due,
+    latent_features,
+)
 from cdm.training.watch import Stopwatch, TimedNetworks, Watch
 from tests.crashing import crash_rounds
 from tests.inputs import build_prompts, cache_latents, train
@@ -36,7 +46,9 @@ from tests.launching import succeed_in_two_processes
 from tests.write_params import write_params
 
 ITERATIONS = 12
-PROBE: dict[str, Any] = {"reference": "latents", "every": 4, "samples": 6, "steps": [1, 2]}
+PROBE: dict[str, Any] = {
+    "reference": "latents", "every": 4, "samples": 6, "steps": [1, 2], "metrics": ["contrast", "colour_cast"],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -167,10 +179,13 @@ class TestProbe:
 
     def probe(self, world: Path, reference: Reference, of: FullNetworks, **changes: Any) -> QualityProbe:
         manifest = TeacherManifest.read(world / "teacher.json")
+        settings = Probe(**{**PROBE, "metrics": [], **changes})
+        looks = Looks(get_family("sd3"), manifest.folder(), settings.metrics, torch.device("cpu"))
         return QualityProbe(
-            Probe(**{**PROBE, **changes}),
+            settings,
             reference,
             of,
+            looks if settings.metrics else None,
             seed=5,
             shift=manifest.shift,
             latent_shape=manifest.latent_shape,
@@ -214,6 +229,39 @@ class TestProbe:
         expected = _frechet(a, b)
         assert figures["probe_steps2"] == pytest.approx(expected, rel=1e-3)
         assert figures["probe"] == pytest.approx((figures["probe_steps1"] + figures["probe_steps2"]) / 2)
+
+    def test_it_says_how_pictures_look_beside_the_teachers(self, world: Path, reference: Reference) -> None:
+        """The distance stays as it is; a look is the mean over decoded pictures, by that of the teacher's."""
+        of = networks(world)
+        student = of.parameters("student")
+        average = {name: value.detach().clone() for name, value in student.items()}
+        plain = self.probe(world, reference, of).measure(student, average)
+        names = ["contrast", "colour_cast"]
+        figures = self.probe(world, reference, of, metrics=names).measure(student, average)
+        assert {name: figures[name] for name in plain} == plain
+        more = [f"probe_{name}{end}" for name in names for end in ("_steps1", "_steps2", "")]
+        assert list(figures) == [*plain, *more]
+
+        manifest = TeacherManifest.read(world / "teacher.json")
+        family = get_family("sd3")
+        pipeline = family.load_pipeline(manifest.folder(), text=False, transformer=False)
+
+        def seen(latents: Tensor) -> tuple[Tensor, Tensor]:
+            images = (family.decode(pipeline, latents) * 255).round().to(torch.uint8)
+            return contrast(images)[0].mean(), torch.stack(colour_cast(images)).mean(1)
+
+        noise = Draws(5, 0, range(6)).normal("probe", manifest.latent_shape)
+        conditioning = reference.prompts.conditioning([0, 1, 0, 1, 0, 1])
+        ours = seen(draw_student(of, noise, conditioning, torch.ones(1)))
+        each = reference.per_prompt
+        wanted = [sample % 2 * each + sample // 2 for sample in range(min(6, 2 * each))]
+        theirs = seen(reference.cache.rows(wanted)["latents"])
+        assert figures["probe_contrast_steps1"] == pytest.approx((ours[0] / theirs[0] - 1).item(), abs=0.01)
+        assert figures["probe_colour_cast_steps1"] == pytest.approx(
+            (ours[1] - theirs[1]).norm().item(), rel=0.02
+        )
+        sizes = [abs(figures[f"probe_contrast_steps{steps}"]) for steps in (1, 2)]
+        assert figures["probe_contrast"] == pytest.approx(sum(sizes) / 2)
 
     def test_its_noise_is_not_the_evaluations(self, world: Path, reference: Reference, monkeypatch) -> None:
         seen: list[Tensor] = []
@@ -471,6 +519,33 @@ def test_keep_best_saves_the_average_of_the_best_probe(world: Path, tmp_path: Pa
     assert any(not torch.equal(saved[name], value) for name, value in averages[3].items())
 
 
+def test_keep_best_may_go_by_a_measure_of_pictures(world: Path, tmp_path: Path, monkeypatch) -> None:
+    """The log has them; the student that is kept is the one that the named measure chooses, not the distance."""
+    measure, averages = QualityProbe.measure, []
+
+    def recorded(self: QualityProbe, student: dict[str, Tensor], average: dict[str, Tensor]) -> Any:
+        found = measure(self, student, average)
+        averages.append({name: value.clone() for name, value in average.items()})
+        return found | {"probe": 10.0 - len(averages), "probe_contrast": [2.0, 0.5, 1.0][len(averages) - 1]}
+
+    monkeypatch.setattr(QualityProbe, "measure", recorded)
+    probe = Probe(**PROBE, best_by="contrast")
+    params = with_changes(world, distill={"keep": "best", "probe": probe}, runtime={"pictures_every": 0})
+    run(world, tmp_path, params)
+    saved = weights(tmp_path)
+    assert all(torch.equal(saved[name], value) for name, value in averages[1].items())
+    assert any(not torch.equal(saved[name], value) for name, value in averages[2].items())
+    probed = [row for row in read_log(tmp_path) if row["probe"]]
+    assert [float(row["probe_contrast"]) for row in probed] == [2.0, 0.5, 1.0]
+    assert all(row["probe_colour_cast_steps2"] for row in probed)
+
+
+def test_deviations_are_relative_or_lengths() -> None:
+    student, teacher = torch.tensor([0.3, 5.0, -2.0, 0.9]), torch.tensor([0.25, 2.0, 2.0, 1.0])
+    found = deviations(["contrast", "colour_cast", "sharpness"], student.double(), teacher.double())
+    assert found == pytest.approx({"contrast": 0.2, "colour_cast": 5.0, "sharpness": -0.1})
+
+
 def test_resumes_bit_for_bit_with_probe_and_pictures(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,7 +575,7 @@ def test_two_processes_probe_as_one(world: Path, watched: Path, tmp_path: Path) 
     succeed_in_two_processes("tests.run_distill", world, tmp_path, tmp_path / "ck")
     first = {row["iteration"]: row for row in read_log(watched)}["4"]
     mine = {row["iteration"]: row for row in read_log(tmp_path)}["4"]
-    for name in ("probe_steps1", "probe_steps2", "probe"):
+    for name in ("probe_steps1", "probe_steps2", "probe", "probe_contrast", "probe_colour_cast"):
         assert float(mine[name]) == pytest.approx(float(first[name]), rel=1e-3)
     assert sorted(files(tmp_path / "pictures")) == sorted(files(watched / "pictures"))
 

@@ -19,7 +19,8 @@ from cdm import measures
 from cdm.errors import CdmError
 from cdm.evaluation.bootstrap import Estimate, Resampling
 from cdm.evaluation.feature_sets import FeatureSet
-from cdm.evaluation.models.base import FeatureModel, PictureScorer
+from cdm.evaluation.looks import look_at
+from cdm.evaluation.models.base import Crops, FeatureModel, PictureScorer
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
 from cdm.evaluation.scorers import ask
 from cdm.measures import MODELS, Measure
@@ -54,6 +55,10 @@ class Chosen:
     """What measured: a metric, a scorer, and its model."""
     prompts: int
     """Number of prompts, which are what is resampled."""
+    steps: tuple[int, int] | None = None
+    """Two numbers of steps of the student that are compared, few and more (`compared_steps`); None: there is one."""
+    between: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    """[difference, low, high] of each figure: the student's with more of these steps less that with few."""
 
 
 def measure_chosen(
@@ -72,23 +77,34 @@ def measure_chosen(
     resampling = Resampling(len(samples.texts), section.resamples, seed)
     bench = _Bench(section, samples, real, resampling, choose_device(runtime.device))
     bench.ask_scorers(cache, runtime.scorer_minutes)
-    for model, group in _by_features(chosen).items():
-        bench.measure_features(model, group)
+    for (model, of_crops), group in _by_features(chosen).items():
+        bench.measure_features(model, group, of_crops=of_crops)
     for measure in chosen:
         if measure.kind == "score":
             bench.measure_score(measure)
     for measure in chosen:
         if measure.kind == "pairs":
             bench.measure_pairs(measure)
+    bench.measure_looks([measure for measure in chosen if measure.kind == "look"])
     return bench.result()
 
 
-def _by_features(chosen: Sequence[Measure]) -> dict[str, list[Measure]]:
-    """The measures on features by the model of these, which sees the pictures once for all of them."""
-    groups: dict[str, list[Measure]] = {}
+def compared_steps(steps: Iterable[int]) -> tuple[int, int] | None:
+    """Two numbers of steps, few and more, between which drift is told: 4 and 8 if both are there, else the two most;
+    None where there are not two."""
+    known = sorted(steps)
+    if {4, 8} <= {*known}:
+        return 4, 8
+    return (known[-2], known[-1]) if len(known) > 1 else None
+
+
+def _by_features(chosen: Sequence[Measure]) -> dict[tuple[str, bool], list[Measure]]:
+    """The measures on features by the model of these, and whether they are of crops: the model sees the pictures once
+    for all of them, and their crops."""
+    groups: dict[tuple[str, bool], list[Measure]] = {}
     for measure in chosen:
         if measure.kind in ("distance", "variety"):
-            groups.setdefault(measure.models[0], []).append(measure)
+            groups.setdefault((measure.models[0], measure.of_crops), []).append(measure)
     return groups
 
 
@@ -144,10 +160,12 @@ class _Bench:
         if problems:
             raise CdmError("\n".join(problems))
 
-    def measure_features(self, key: str, group: Sequence[Measure]) -> None:
-        """The measures of `group`, all on the features of the model `key`."""
+    def measure_features(self, key: str, group: Sequence[Measure], *, of_crops: bool = False) -> None:
+        """The measures of `group`, all on the features of the model `key`, of whole pictures or of crops."""
         model: FeatureModel = self._load(key)
-        self.sources.append((MODELS[key].title, model.description))
+        if of_crops:
+            model = Crops(model, self.samples.full.shape)
+        self.sources.append((f"{MODELS[key].title}{', crops' * of_crops}", model.description))
         sets, reference = self._features(model)
         for pictures, ours in track(sets, key, unit="set"):
             for measure in group:
@@ -182,6 +200,26 @@ class _Bench:
             ]
             self._add(pictures, {quantity.key: self.resampling.mean(torch.tensor(values, dtype=torch.float64))})
 
+    def measure_looks(self, group: Sequence[Measure]) -> None:
+        """The mean of what each picture is by itself, for all measures of `group`, which see the pictures once."""
+        if not group:
+            return
+        names = [measure.name for measure in group]
+        keys = [quantity.key for measure in group for quantity in measure.quantities]
+        place = self.device if self.device.type == "cuda" else torch.device("cpu")  # in double precision
+        for pictures in track(self.samples.sets, "looks", unit="set"):
+            parts = [look_at(names, images.to(place)).cpu() for images in pictures.batches(PICTURES, WORK)]
+            columns = torch.cat(parts).T
+            self._add(pictures, {key: self._mean(column) for key, column in zip(keys, columns, strict=True)})
+
+    def _between(self, steps: tuple[int, int] | None) -> dict[str, list[float]]:
+        """Differences of the student with more steps to the student with few, paired by prompt."""
+        if steps is None:
+            return {}
+        few, more = (self.estimates["student", f"steps{count}"] for count in steps)
+        differences = {name: estimate.minus(few[name]) for name, estimate in more.items()}
+        return {name: _bounded(difference) for name, difference in differences.items()}
+
     def result(self) -> Chosen:
         figures: dict[str, dict[str, dict[str, float]]] = {}
         intervals: Bounds = {}
@@ -201,10 +239,19 @@ class _Bench:
             if model == "student":
                 paired = {name: estimate.minus(full[name]) for name, estimate in row.items() if name in full}
                 differences.setdefault(model, {})[key] = {
-                    name: _listed((estimate.value, *(estimate.interval or ())))
-                    for name, estimate in paired.items()
+                    name: _bounded(estimate) for name, estimate in paired.items()
                 }
-        return Chosen(figures, intervals, differences, replicates, self.sources, len(self.samples.texts))
+        steps = compared_steps(each.steps for each in self.samples.student)
+        return Chosen(
+            figures,
+            intervals,
+            differences,
+            replicates,
+            self.sources,
+            len(self.samples.texts),
+            steps,
+            self._between(steps),
+        )
 
     def _load(self, key: str) -> Any:
         return load_model(key, self.section.models, self.device)
@@ -260,6 +307,11 @@ class _Bench:
 
 def _digits(value: float) -> float:
     return float(f"{value:.6g}")
+
+
+def _bounded(difference: Estimate) -> list[float]:
+    """A difference, and the ends of its interval where one is known."""
+    return _listed((difference.value, *(difference.interval or ())))
 
 
 def _listed(values: Iterable[float]) -> list[float]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cdm.errors import CdmError
 from cdm.evaluation.quality import Evaluation
 from cdm.evaluation.theme import LIGHT, Theme
-from cdm.measures import HEADLINES, Quantity
+from cdm.measures import LOOKS, Quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,7 @@ PANELS = {
     "sigma": "Mean noise level of the anchors",
     "x0_deviation": "Deviation of the student's x0",
     "x0_distance": "Mean distance of the teacher's x0 from the student's",
+    **{f"probe_{name}": f"Probe: {name.replace('_', ' ')} beside the teacher's" for name in LOOKS},
     "probe": "Probe: Fréchet distance of latents",
 }
 """Title of the panel of the columns of a log that begin so."""
@@ -108,7 +109,7 @@ def quality_panels(evaluation: Evaluation, theme: Theme = LIGHT) -> list[bytes]:
 
 def _measured(evaluation: Evaluation) -> list[Quantity]:
     rows = [row for model in NAMES for row in evaluation.quality[model].values()]
-    return [quantity for quantity in HEADLINES if any(quantity.key in row for row in rows)]
+    return [quantity for quantity in evaluation.headlines if any(quantity.key in row for row in rows)]
 
 
 def _alone(draw: Callable[[Axes], None], size: tuple[float, float], theme: Theme) -> bytes:
@@ -264,7 +265,8 @@ def _log_panel(
     if title in [PANELS[kind] for kind in LOGARITHMIC] and values and max(values) > min(values):
         log_scale(axes, max(values) / min(values))
     if len(curves) > 3:
-        axes.legend(loc="upper right")
+        signed = any(value < 0 for points in curves.values() for _, value in points)
+        axes.legend(loc="best" if signed else "upper right")  # what does not fall to 0 may lie anywhere
     elif len(curves) > 1:
         axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 0.99), handlelength=1.2, columnspacing=1.2)
     axes.set_xlabel("iteration")

@@ -14,7 +14,7 @@ from cdm.evaluation import distances
 from cdm.evaluation.bootstrap import Estimate, jackknife
 from cdm.evaluation.features import Extractor, Features, all_right, attribute_targets, attributes_right, extract
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
-from cdm.measures import most_neighbours
+from cdm.measures import Quantity, basics, headlines, most_neighbours
 from cdm.randomness import philox
 from cdm.system.progress import track
 
@@ -48,6 +48,18 @@ class Evaluation:
     reference_count: int
     features: str
     """What the features are."""
+    judged: bool
+    """Whether they are a judge's; else pixel statistics."""
+
+    @property
+    def basics(self) -> dict[str, Quantity]:
+        """What the figures are called, by key."""
+        return basics(self.judged)
+
+    @property
+    def headlines(self) -> list[Quantity]:
+        """The main ones."""
+        return headlines(self.judged)
 
 
 @dataclass(frozen=True)
@@ -155,6 +167,7 @@ def evaluate(
         reference="teacher" if real is None else "real",
         reference_count=target.count,
         features=extractor.description,
+        judged=bool(extractor.attributes),
     )
 
 

@@ -45,13 +45,10 @@ class Pictures:
     strips: Strips
 
 
-MAIN = [
-    JUDGED["evaluations"],
-    *HEADLINES,
-    *(JUDGED[key] for key in ("precision", "recall", "diversity")),
-]
+MAIN = ("evaluations", *(quantity.key for quantity in HEADLINES), "precision", "recall", "diversity")
 """Columns of the first table."""
-MORE = [quantity for quantity in JUDGED.values() if quantity not in MAIN]
+MORE = tuple(key for key in JUDGED if key not in MAIN)
+"""Columns of the second."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +70,15 @@ def render(
     *,
     code: str | None = None,
     chosen: Chosen | None = None,
+    said: Sequence[str] | None = None,
 ) -> str:
-    """The report. `code` is Python that draws the first of the prompts shown with the student."""
+    """The report. `code` is Python that draws the first of the prompts shown with the student; `said` are the sentences
+    about how pictures look beside the teacher's."""
     rows = [row for model in evaluation.quality.values() for row in model.values()]
     attributes = next(iter(evaluation.attributes["student"].values()))
-    main = [column for column in MAIN if any(column.key in row for row in rows)]
-    more = [column for column in MORE if any(column.key in row for row in rows)]
+    main, more = (
+        [evaluation.basics[key] for key in keys if any(key in row for row in rows)] for keys in (MAIN, MORE)
+    )
     more += [Quantity(f"attribute:{name}", f"{name.capitalize()} right", percent=True) for name in attributes]
     return page.render(
         TEMPLATE,
@@ -91,6 +91,7 @@ def render(
         main_columns=main,
         more_columns=more,
         chosen=None if chosen is None else _chosen(chosen, samples),
+        said=said,
         has_errors=any(errors for model in evaluation.errors.values() for errors in model.values()),
         floor=evaluation.floor,
         reference_text=_reference_text(samples, evaluation),
@@ -190,16 +191,31 @@ def _chosen(chosen: Chosen, samples: Samples) -> dict[str, Any]:
         for key, row in chosen.differences.get("student", {}).items()
     ]
     both = [column for column in columns if any(column.key in row["cells"] for row in paired)]
+    between = _between(chosen)
     return {
         "columns": columns,
         "groups": rows,
         "paired_columns": both,
         "paired": [{"model": "student", "rows": paired}] if both else [],
         "full": _steps(samples.full.steps),
+        "between_columns": [column for column in columns if column.key in chosen.between],
+        "between": between,
         "prompts": chosen.prompts,
         "has_intervals": bool(chosen.intervals),
         "sources": chosen.sources,
     }
+
+
+def _between(chosen: Chosen) -> list[dict[str, Any]]:
+    """The row of a table: the student with more steps less that with few."""
+    if chosen.steps is None:
+        return []
+    few, more = map(_steps, chosen.steps)
+    cells = {
+        name: Cell(_short(found[0]), _short((found[2] - found[1]) / 2) if len(found) > 1 else "")
+        for name, found in chosen.between.items()
+    }
+    return [{"model": "student", "rows": [{"name": f"{more} less {few}", "cells": cells}]}]
 
 
 def _best(column: Quantity, figures: Mapping[tuple[str, str], Row]) -> float | None:
@@ -256,7 +272,7 @@ def _cards(samples: Samples, evaluation: Evaluation) -> list[dict[str, Any]]:
             ],
         }
     ]
-    for column in HEADLINES:
+    for column in evaluation.headlines:
         if column.key not in ours:
             continue
         compared = dict.fromkeys((full.key, student.key))

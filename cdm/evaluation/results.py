@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cdm.errors import CdmError
-from cdm.evaluation import plots, report, sheets
+from cdm.evaluation import drift, plots, report, sheets
 from cdm.evaluation.features import load_extractor
 from cdm.evaluation.making import Making, read_training
 from cdm.evaluation.metrics import Chosen, measure_chosen
@@ -17,7 +18,6 @@ from cdm.evaluation.samples import Samples, open_samples, read_real
 from cdm.evaluation.theme import DARK, LIGHT, Theme
 from cdm.families import get_family
 from cdm.handover.snippet import diffusers_code
-from cdm.measures import HEADLINES, JUDGED
 from cdm.models.manifest import TeacherManifest
 from cdm.models.student import Model, Origin
 from cdm.params import Evaluate, Params
@@ -26,6 +26,15 @@ from cdm.system.files import Memory, digest_of, sha256, write_bytes, write_json,
 
 MOST_PROMPTS = 12
 """Prompts of which a report has the pictures, where sample.pictures are more."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an evaluation has found."""
+
+    evaluation: Evaluation
+    said: list[str] | None
+    """Sentences about how pictures look beside the teacher's; None where no such measure was chosen."""
 
 
 def write_results(
@@ -41,7 +50,7 @@ def write_results(
     *,
     timing: Path,
     now: Circumstances,
-) -> Evaluation:
+) -> Results:
     """Measure the sample sets below `samples`; write the file `metrics` and the folders `pictures` and `pages`.
 
     `texts` are the evaluation prompts, `log` the CSV of the training and `timing` its times, `answers` a folder in
@@ -55,6 +64,10 @@ def write_results(
     chosen = measure_chosen(params.evaluate, opened, real, answers, seed=params.seed, runtime=params.runtime)
     evaluation = evaluate(opened, real, extractor, neighbours=params.evaluate.neighbours, seed=params.seed)
     figures = join(evaluation, chosen) | {"basis": basis(params.evaluate, opened, chosen)}
+    said = None
+    if chosen is not None and (found := drift.findings(chosen, opened, params.distill.losses)) is not None:
+        figures["drift"] = drift.as_record(chosen, found)
+        said = drift.in_words(chosen, found)
     overview = _both(lambda theme: [sheets.overview(opened, theme=theme)])[0]
     drawn = {
         "overview": overview.light,
@@ -70,14 +83,14 @@ def write_results(
     )
     made = Making(now, read_training(timing), opened.hashes)
     code = student_code(params, teacher, shown.strips.prompts[0])
-    page = report.render(params, teacher, opened, evaluation, shown, made, code=code, chosen=chosen)
+    page = report.render(params, teacher, opened, evaluation, shown, made, code=code, chosen=chosen, said=said)
     for folder in (metrics.parent, pictures, pages):
         folder.mkdir(parents=True, exist_ok=True)
     for name, picture in drawn.items():
         write_bytes(pictures / f"{name}.png", picture)
     write_text(pages / "index.html", page)
     write_json(metrics, figures, lists_in_a_line=True)
-    return evaluation
+    return Results(evaluation, said)
 
 
 def join(evaluation: Evaluation, chosen: Chosen | None) -> dict[str, Any]:
@@ -148,9 +161,10 @@ def _both(draw: Callable[[Theme], list[bytes]]) -> list[Picture]:
     return [Picture(light, dark) for light, dark in zip(draw(LIGHT), draw(DARK), strict=True)]
 
 
-def summary(evaluation: Evaluation) -> str:
-    """The main figures as a table for a terminal."""
-    shown = [JUDGED["evaluations"], *HEADLINES]
+def summary(results: Results) -> str:
+    """The main figures as a table for a terminal, and how pictures look beside the teacher's."""
+    evaluation = results.evaluation
+    shown = [evaluation.basics["evaluations"], *evaluation.headlines]
     widths = {quantity.key: len(quantity.title) + 2 for quantity in shown}
     lines = [" " * 20 + "".join(f"{quantity.title:>{widths[quantity.key]}}" for quantity in shown)]
     for model, rows in evaluation.quality.items():
@@ -162,4 +176,4 @@ def summary(evaluation: Evaluation) -> str:
             }
             text = "".join(f"{cell:>{widths[name]}}" for name, cell in cells.items())
             lines.append(f"{report.row_name(model, key):20}{text}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(results.said or [])])

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from cdm.errors import CdmError
 from cdm.experiments.headline import steps_of
 from cdm.experiments.revisions import Revision
-from cdm.measures import HEADLINES, JUDGED, Quantity, is_quality, quantities
+from cdm.measures import JUDGED, Quantity, by_judge, headlines, is_quality, quantities
 
 QUALITY = "metrics/quality.json"
 HEADLINE = "metrics/headline.json"
@@ -121,8 +121,9 @@ def known_quantities(results: Sequence[Results]) -> list[Quantity]:
         name for each in results for steps in each.steps("student") for name in each.row("student", steps)
     )
     chosen, known = [name for name in present if name not in JUDGED and name != "count"], quantities()
+    judged = all(by_judge(each.quality) for each in results)
     return [
-        *(quantity for quantity in HEADLINES if quantity.key in present),
+        *(quantity for quantity in headlines(judged) if quantity.key in present),
         *(known.get(name, Quantity(name, name)) for name in chosen),
     ]
 

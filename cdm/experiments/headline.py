@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cdm.errors import CdmError
-from cdm.measures import HEADLINES, JUDGED, quantities
+from cdm.measures import HEADLINES, JUDGED, by_judge, quantities
 from cdm.system.files import read_json, write_json, write_text
 
 DIGITS = 4
@@ -75,11 +75,11 @@ def kinds(figures: Mapping[str, Any]) -> dict[str, str]:
     """The kinds of figures in a headline, and their names: with a judge its distance and share of right pictures
     first, without one the measures that `evaluate.metrics` and `evaluate.scorers` chose."""
     row = next(iter(figures["student"].values()))
-    judged, real = RIGHT in row, "real" in figures
+    judged, real = by_judge(figures), "real" in figures
     distance = (
         ("FD" if real else "FD to teacher") if judged else ("pixel distance" if real else "pixels to teacher")
     )
-    own = {FRECHET: distance} | ({RIGHT: "right"} if judged else {})
+    own = {FRECHET: distance} | ({RIGHT: "right"} if RIGHT in row else {})
     known = quantities()
     chosen = {
         key: known[key].title if key in known else key for key in row if key not in JUDGED and key != "count"

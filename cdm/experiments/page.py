@@ -14,7 +14,7 @@ from cdm.experiments.curves import colour, curves
 from cdm.experiments.figures import Figure
 from cdm.experiments.pictures import Pictures, Place, pictures_of, prompt_of, shown
 from cdm.experiments.tables import CHANCE, number, remarks
-from cdm.measures import JUDGED, Quantity
+from cdm.measures import Quantity, basics, by_judge
 
 MORE = ("precision", "recall", "diversity")
 """Figures of the second table, which have no intervals."""
@@ -125,14 +125,15 @@ def _value(figure: Figure, quantity: Quantity) -> dict[str, str]:
 
 def _more(compared: Compared) -> list[dict[str, Any]]:
     """Tables of the figures that have no intervals."""
+    known = basics(all(by_judge(each.results.quality) for each in compared.entries))
     return [
         {
-            "quantity": JUDGED[name],
+            "quantity": known[name],
             "rows": [
                 {
                     "name": entry.name,
                     "css": f"e{index}",
-                    "cells": [_plain(entry, steps, JUDGED[name]) for steps in compared.steps],
+                    "cells": [_plain(entry, steps, known[name]) for steps in compared.steps],
                 }
                 for index, entry in enumerate(compared.entries)
             ],

@@ -11,13 +11,13 @@ from ruamel.yaml import YAML
 
 from cdm.flow import inference_sigmas
 from cdm.handover.snippet import STEPS, Layout, diffusers_code
-from cdm.measures import HEADLINES, JUDGED
+from cdm.measures import HEADLINES, basics, by_judge
 from cdm.models.hub import is_hub_id
 from cdm.models.student import Model
 from cdm.system.circumstances import some_of
 
 PROMPT = "PROMPT"
-COLUMNS = [JUDGED["evaluations"], *HEADLINES, JUDGED["precision"], JUDGED["recall"]]
+COLUMNS = ("evaluations", *(quantity.key for quantity in HEADLINES), "precision", "recall")
 """Figures of `metrics/quality.json` that a card shows, where they are there."""
 DIGITS = 4
 """Significant digits of a figure."""
@@ -156,7 +156,8 @@ def _quality(export: Export) -> str:
         for name in ("teacher", "student")
         for steps, figures in quality[name].items()
     ]
-    shown = [column for column in COLUMNS if all(column.key in figures for _, _, figures in rows)]
+    known = basics(by_judge(quality))
+    shown = [known[key] for key in COLUMNS if all(key in figures for _, _, figures in rows)]
     lines = [
         "| model | steps | " + " | ".join(column.title for column in shown) + " |",
         "| --- |" + " ---: |" * (len(shown) + 1),

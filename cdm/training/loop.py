@@ -98,7 +98,8 @@ def train(
             metrics = over_processes(distiller.round(iteration), accelerator)
         state.after_round(metrics, iteration, distill)
         if probe is not None and falls_due(probe.settings.every, iteration, state.iteration, iterations):
-            state.note(probe.measure(state.student.parameters, state.average), distill.keep)
+            figures = probe.measure(state.student.parameters, state.average)
+            state.note(figures, distill.keep, distill.probe.best_column)
         watch.after_round(state.rows, state.student.parameters, state.average)
         # A signal that any process has received: all save the same step.
         wanted = largest(FAILED if saver.failed else stop.signal, accelerator)

@@ -17,7 +17,7 @@ from cdm.training.compiling import compile_blocks
 from cdm.training.distiller import Distiller
 from cdm.training.inputs import Inputs, pair_source, prompt_source
 from cdm.training.networks import FullNetworks, LevelAwareFake, LoraNetworks, Networks
-from cdm.training.probe import QualityProbe
+from cdm.training.probe import Looks, QualityProbe
 from cdm.training.start import InFiles
 from cdm.training.state import TrainingState
 
@@ -107,13 +107,18 @@ def _check_sharded(distill: Distill) -> None:
 def open_probe(
     params: Params, inputs: Inputs, distiller: Distiller, accelerator: Accelerator
 ) -> QualityProbe | None:
-    """The probe that `distill.probe` asks for; it draws as many samples at once as training does."""
+    """The probe that `distill.probe` asks for; it draws as many samples at once as training does.
+
+    Raises CdmError if it measures pictures and the autoencoder cannot be loaded.
+    """
     if inputs.reference is None:
         return None
+    settings = params.distill.probe
     return QualityProbe(
-        params.distill.probe,
+        settings,
         inputs.reference,
         distiller.networks,
+        Looks(inputs.family, inputs.source, settings.metrics, accelerator.device) if settings.metrics else None,
         seed=params.seed,
         shift=inputs.shift,
         latent_shape=inputs.latent_shape,

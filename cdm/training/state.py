@@ -61,11 +61,12 @@ class TrainingState:
         share = 1 - ema_decay(decay, self.student.updates_done - 1)
         blend(self.average.values(), self.student.parameters.values(), share)
 
-    def note(self, figures: Figures, keep: str) -> None:
-        """Enters a probe of the moving average into the newest row of the log, and keeps the best if wanted."""
-        before = min((row["probe"] for row in self.rows if "probe" in row), default=math.inf)
+    def note(self, figures: Figures, keep: str, column: str = "probe") -> None:
+        """Enters a probe of the moving average into the newest row of the log, and keeps the one with the least figure
+        in `column` if wanted."""
+        before = min((row[column] for row in self.rows if column in row), default=math.inf)
         self.rows[-1] |= figures
-        if keep == "best" and figures["probe"] < before:
+        if keep == "best" and figures[column] < before:
             self.best = {name: value.clone() for name, value in self.average.items()}
 
     def choose_best(self) -> None:

@@ -22,8 +22,32 @@ class FeatureModel(Protocol):
 
     description: str
     """What the features are, for a reader of the report."""
+    side: int
+    """Pixels on a side of what the network takes; pictures are resized to it."""
 
     def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class Crops:
+    """Features of the middle of each picture at full resolution: a square as large as the network takes it.
+
+    Nothing is resized, so that blur and noise are seen which resizing hides: patch FID, with InceptionV3's 299 pixels
+    (Lin et al. 2024, SDXL-Lightning). `shape` is that of the pictures, (3, height, width); of pictures that are smaller
+    the crop is the whole.
+    """
+
+    def __init__(self, model: FeatureModel, shape: Sequence[int]) -> None:
+        self.model, self.side = model, model.side
+        whole = min(shape[-2:]) < self.side
+        what = "whole pictures, which are smaller than a crop of" if whole else "the middle of pictures,"
+        self.description = f"{model.description}, of {what} {self.side} pixels"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        if min(height, width) < self.side:
+            return self.model(images)
+        top, left = (height - self.side) // 2, (width - self.side) // 2
+        return self.model(images[..., top : top + self.side, left : left + self.side].contiguous())
 
 
 class PictureScorer(Protocol):

@@ -26,6 +26,7 @@ class Clip:
         self.description = f"image embeddings of CLIP ({name})"
         self.model = pretrained(CLIPModel, folder, device)
         self.processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        self.side: int = self.processor.crop_size["height"]
         self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         self.length: int = self.model.config.text_config.max_position_embeddings
 

@@ -19,6 +19,7 @@ class Dinov2Features:
         self.device = device
         self.model = pretrained(Dinov2Model, folder, device)
         self.processor = BitImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        self.side: int = self.processor.crop_size["height"]
         self.description = f"class tokens of DINOv2 ({name})"
 
     @torch.inference_mode()

@@ -188,6 +188,8 @@ def resize(images: Tensor, side: int = SIDE) -> Tensor:
 class InceptionFeatures:
     """The 2,048 pooled features that FID and KID are defined on. `path`: the weights. Raises CdmError."""
 
+    side = SIDE
+
     def __init__(self, path: Path, device: torch.device, name: str = "") -> None:
         weights = read_weights(path)
         for name, layer in (network := Inception()).named_modules():
