@@ -539,7 +539,7 @@ class MetricModels(Section):
 
 
 class ScorerProcess(Section):
-    """A command in an environment of its own that scores pictures; docs/evaluation.md has the protocol."""
+    """A command in an environment of its own that scores pictures; docs/scorers.md has the protocol."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     """What its figures are called."""

@@ -320,6 +320,6 @@ def _missing_scorers(evaluate: Evaluate) -> Iterator[str]:
             continue
         if command.program is None:
             program = command.arguments[0]
-            yield f"evaluate.scorers: {scorer.name}: {program}: no such program: see docs/evaluation.md"
+            yield f"evaluate.scorers: {scorer.name}: {program}: no such program: see docs/scorers.md"
         for name in command.missing_scripts():
             yield f"evaluate.scorers: {scorer.name}: {name}: no such file"
