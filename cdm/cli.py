@@ -337,6 +337,30 @@ def judge(
 
 
 @app.command()
+def fetch(
+    file: Annotated[
+        Path | None, typer.Argument(help="A params file, or one of a judging; otherwise params.yaml.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A measure, as in `evaluate.metrics`; may be given several times.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WHERE", help="Where a model is, as in `evaluate.models`; may be given several times."
+        ),
+    ] = None,
+) -> None:
+    """Get the models that the measures of FILE need, and check their hashes."""
+    from cdm.judging.design import sections_of
+    from cdm.models.fetch import fetch as get
+
+    for section in sections_of(file, metric or [], model or []):
+        for line in get(section):
+            print(line)
+
+
+@app.command()
 def baseline(
     check: Annotated[
         bool, typer.Option("--check", help="Only say whether there is something to commit.")
@@ -411,14 +435,17 @@ def plan(
 @params_app.command()
 def check(file: Annotated[Path, typer.Argument(help="A params file, such as params.yaml.")]) -> None:
     """Check a params file: every key and value, the files that it names, and what it asks of the teacher."""
+    from cdm.models.metric_models import without_missing
     from cdm.params import load
     from cdm.preflight import check_lists, check_models, check_run, check_teacher
 
     params = load(file)
-    check_run(params)
+    check_run(params, str(file))
     check_lists(params)
     check_teacher(params)
     check_models(params.evaluate)
+    for name, problem in without_missing(params.evaluate)[1].items():
+        print(f"without {name}: {problem}: `cdm fetch {file}` gets models")
     print(f"{file}: in order")
 
 
@@ -516,6 +543,7 @@ def use(
     recipe = use_recipe(recipes, name, to, force=force)
     print(f"{to}: {recipe.summary}")
     print("Next:")
+    print(f"  cdm fetch {to}           # the models of its measures")
     print(f"  cdm params check {to}    # are all the files there that it names?")
     print(f"  cdm plan {to}            # memory, disk and time of the training")
     if to == Path("params.yaml"):

@@ -182,7 +182,7 @@ def test_a_scorer_that_is_not_there_is_reported_before_anything_starts(tmp_path:
     check_paths(parameters(scorers=[scorer(tmp_path, DOUBLE)]))
 
 
-OTHERS = {"__init__", "protocol", "convert_hps"}
+OTHERS = {"__init__", "protocol"}
 ADAPTERS = sorted(path for path in (ROOT / "scorers").glob("*.py") if path.stem not in OTHERS)
 
 
