@@ -137,12 +137,12 @@ def of_inception(folder: Path) -> Iterator[Row]:
         pair = mine(images), theirs(images)[0].double()
         features[height, width] = pair
         worst = int((pair[0] - pair[1]).abs().argmax())
-        values = [each.flatten()[worst].item() for each in pair]
-        yield Row(f"InceptionV3, worst feature of {height} x {width}", "torch-fidelity", *values)
+        value, found = (each.flatten()[worst].item() for each in pair)
+        yield Row(f"InceptionV3, worst feature of {height} x {width}", "torch-fidelity", value, found)
     (a, theirs_a), (b, theirs_b) = features[64, 64], features[400, 320]
     statistics = [fid_features_to_statistics(each) for each in (theirs_a, theirs_b)]
-    found = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
-    yield Row("FID from pictures", "torch-fidelity", distances.frechet_distance(a, b), found)
+    distance = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    yield Row("FID from pictures", "torch-fidelity", distances.frechet_distance(a, b), distance)
 
 
 def random_inception() -> dict[str, Tensor]:

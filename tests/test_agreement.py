@@ -14,6 +14,7 @@ MISSING = [name for name in NEEDED if find_spec(name) is None]
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")  # theirs
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 def test_every_figure_is_the_reference_s(tmp_path: Path) -> None:
