@@ -125,6 +125,8 @@ def test_another_file_than_the_published_one_is_refused(served: Hub, tmp_path: P
     assert "config.json has the SHA-256" in message
     assert "it was deleted; fetch it again" in message
     assert model_problem("clip", CLIP) == "has no config.json"
+    (missing,) = problems_of_evaluation(section("clip_score"), "REMEDY")
+    assert missing == f"evaluate.models: not on this machine: clip ({CLIP}) for clip_score: REMEDY"
 
 
 def test_a_recorded_hash_is_checked_from_then_on(served: Hub, tmp_path: Path) -> None:

@@ -106,7 +106,9 @@ def _from_hub(name: str, revision: str | None, names: list[str] | None) -> Path:
 
 
 def _download(file: File, target: Path) -> None:
-    """Gets a file from its address; one that was broken off goes on where it ended."""
+    """Gets a file from its address, if it is not there; one that was broken off goes on where it ended."""
+    if target.is_file() and sha256(target) == file.sha256:
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     begun = part.stat().st_size if part.exists() else 0

@@ -75,12 +75,13 @@ def is_fetched(key: str, source: str | None) -> bool:
 
 def missing_models(evaluate: Evaluate, remedy: str) -> Iterator[str]:
     """Lines on the models that a chosen measure needs and that are not here: one for all that `cdm fetch` gets, which
-    ends with `remedy`, and one for each other."""
+    ends with `remedy`, and one for each other. Of those that are there in part the rest is fetched."""
     absent = []
     for key, metrics in users(evaluate).items():
         source: str | None = getattr(evaluate.models, key)
         problem = model_problem(key, source)
-        if problem and is_fetched(key, source) and model_path(key, source) is None:
+        yours = source is not None and Path(source).exists()
+        if problem and is_fetched(key, source) and not yours:
             absent.append(f"{key}{f' ({source})' if source else ''} for {', '.join(metrics)}")
         elif problem:
             yield (
@@ -95,7 +96,11 @@ def model_problem(key: str, source: str | None) -> str:
     """What is wrong with the model of the field `key` at `source`; empty where it is all there."""
     path, patterns = model_path(key, source), MODELS[key].files
     if path is None:
-        return "no such file or folder"
+        return (
+            "not in the hub's cache"
+            if is_hub_id((source or "").partition("@")[0])
+            else "no such file or folder"
+        )
     if not patterns:
         return "" if path.is_file() else "a folder, expected a file of weights"
     missing = [pattern for pattern in patterns if not any(path.glob(pattern))]
