@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +27,8 @@ params_app = typer.Typer(help="Parameters of the pipeline.", no_args_is_help=Tru
 app.add_typer(params_app, name="params")
 recipe_app = typer.Typer(help="Complete params files, ready to use.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
+scorer_app = typer.Typer(help="Programs that score pictures.", no_args_is_help=True)
+app.add_typer(scorer_app, name="scorer")
 
 
 def show_version(wanted: bool) -> None:
@@ -334,6 +337,30 @@ def judge(
 
 
 @app.command()
+def fetch(
+    file: Annotated[
+        Path | None, typer.Argument(help="A params file, or one of a judging; otherwise params.yaml.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A measure, as in `evaluate.metrics`; may be given several times.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WHERE", help="Where a model is, as in `evaluate.models`; may be given several times."
+        ),
+    ] = None,
+) -> None:
+    """Get the models that the measures of FILE need, and check their hashes."""
+    from cdm.judging.design import sections_of
+    from cdm.models.fetch import fetch as get
+
+    for section in sections_of(file, metric or [], model or []):
+        for line in get(section):
+            print(line)
+
+
+@app.command()
 def baseline(
     check: Annotated[
         bool, typer.Option("--check", help="Only say whether there is something to commit.")
@@ -408,15 +435,85 @@ def plan(
 @params_app.command()
 def check(file: Annotated[Path, typer.Argument(help="A params file, such as params.yaml.")]) -> None:
     """Check a params file: every key and value, the files that it names, and what it asks of the teacher."""
+    from cdm.models.metric_models import without_missing
     from cdm.params import load
     from cdm.preflight import check_lists, check_models, check_run, check_teacher
 
     params = load(file)
-    check_run(params)
+    check_run(params, str(file))
     check_lists(params)
     check_teacher(params)
     check_models(params.evaluate)
+    for name, problem in without_missing(params.evaluate)[1].items():
+        print(f"without {name}: {problem}: `cdm fetch {file}` gets models")
     print(f"{file}: in order")
+
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The params file, for its `evaluate.scorers`.")]
+ScorerFolder = Annotated[Path, typer.Option("--scorers", help="The folder of scripts.")]
+
+
+@scorer_app.command("list")
+def list_scorers(file: ParamsFile = Path("params.yaml"), folder: ScorerFolder = Path("scorers")) -> None:
+    """Name the scorers of the params file and the scripts of the folder, with a line on each."""
+    from cdm.evaluation.scorer_check import find_scripts
+    from cdm.params import load
+
+    known = load(file).evaluate.scorers if file.exists() else []
+    rows = [(scorer.name, f"{file}: {scorer.command}") for scorer in known]
+    rows += [(script.name, f"{script.path}: {script.summary}") for script in find_scripts(folder)]
+    if not rows:
+        raise CdmError(
+            f"{folder}: no scorers there, and none in {file}: run this in the root of the repository"
+        )
+    width = max(len(name) for name, _ in rows)
+    for name, said in rows:
+        print(f"{name:<{width}}  {said}")
+
+
+@scorer_app.command("check")
+def check_scorer(
+    name: Annotated[str, typer.Argument(help="As `cdm scorer list` has it, or the path of a script.")],
+    options: Annotated[
+        list[str] | None, typer.Argument(help="Options of a script, behind --.", metavar="-- OPTION...")
+    ] = None,
+    file: ParamsFile = Path("params.yaml"),
+    folder: ScorerFolder = Path("scorers"),
+    python: Annotated[
+        str, typer.Option(help="What runs a script: the Python of its environment.")
+    ] = sys.executable,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A list whose first two prompts are asked for: some scorers know only their own."),
+    ] = None,
+    column: Annotated[str, typer.Option(help="Column or key of the prompts.")] = "prompt",
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="It is stopped after so many; otherwise runtime.scorer_minutes.", min=0.01),
+    ] = None,
+) -> None:
+    """Run the scorer NAME on two pictures and print its scores, or what is wrong with it."""
+    from cdm.data.prompt_lists import read_prompts
+    from cdm.evaluation import scorer_check
+    from cdm.params import Runtime, load
+
+    params = load(file) if file.exists() else None
+    known = params.evaluate.scorers if params else []
+    runtime = params.runtime if params else Runtime()
+    scorer = scorer_check.find_scorer(name, known, folder, python)
+    if options:
+        scorer = scorer.model_copy(update={"command": shlex.join([*shlex.split(scorer.command), *options])})
+    texts = list(scorer_check.PROMPTS)
+    if prompts is not None:
+        texts = read_prompts([prompts], column)[0][:2]
+    checked = scorer_check.check_scorer(
+        scorer,
+        texts,
+        minutes=minutes or runtime.scorer_minutes,
+        limit="--minutes" if minutes else "runtime.scorer_minutes",
+        scripts=scorer_check.find_scripts(folder),
+    )
+    print(f"{scorer.name}: {checked}")
 
 
 RecipeFolder = Annotated[Path, typer.Option("--recipes", help="The folder of recipes.")]
@@ -446,6 +543,7 @@ def use(
     recipe = use_recipe(recipes, name, to, force=force)
     print(f"{to}: {recipe.summary}")
     print("Next:")
+    print(f"  cdm fetch {to}           # the models of its measures")
     print(f"  cdm params check {to}    # are all the files there that it names?")
     print(f"  cdm plan {to}            # memory, disk and time of the training")
     if to == Path("params.yaml"):

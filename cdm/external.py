@@ -14,7 +14,8 @@ from cdm.data.prompt_formats import text_files
 from cdm.errors import CdmError
 from cdm.measures import chosen
 from cdm.models.manifest import TeacherManifest, describe
-from cdm.models.metric_models import local_model
+from cdm.models.metric_models import model_path, scorer_problem
+from cdm.models.published import expected_hashes
 from cdm.models.use import Use
 from cdm.params import Evaluate, Prompts, ScorerProcess, Teacher
 from cdm.system.commands import Command
@@ -52,13 +53,31 @@ def record_evaluation(settings: Evaluate, out: Path, memory: Memory) -> None:
     found = {
         "judge": settings.judge and _hashes(Path(settings.judge), memory),
         "real": settings.real and _hashes(Path(settings.real), memory),
-        "models": {key: _hashes(local_model(source), memory) for key, source in models.items()},
+        "models": {key: _model(key, source, memory) for key, source in models.items()},
         "scorers": {each.name: _program(each, memory) for each in settings.scorers},
     }
     _write(out, found)
 
 
-def _program(scorer: ScorerProcess, memory: Memory) -> Hashes:
+def _model(key: str, source: str | None, memory: Memory) -> str | Hashes | None:
+    """The hashes of a model that measures. Raises CdmError for a file that is another than the one that was fetched."""
+    path = model_path(key, source)
+    found = _hashes(path, memory)
+    if path is None or found is None:
+        return None
+    by_name = found if isinstance(found, dict) else {path.name: found}
+    for name, expected in expected_hashes(key, source, path).items():
+        if by_name.get(name, expected) != expected:
+            raise CdmError(
+                f"evaluate.models.{key}: {path / name if path.is_dir() else path}: another file than the one that is"
+                " published or was fetched: `cdm fetch` says what to do"
+            )
+    return found
+
+
+def _program(scorer: ScorerProcess, memory: Memory) -> Hashes | None:
+    if scorer_problem(scorer.command):  # it may be skipped, and come later
+        return None
     return Command.parse(scorer.command).hashes(memory.sha256)
 
 

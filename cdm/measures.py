@@ -73,8 +73,8 @@ class MetricModel:
     """Makes it from its file or folder (Path), a torch device, and the name that the report shows (str)."""
     files: tuple[str, ...] = ()
     """What its folder must hold, as patterns; empty where the model is one file of weights."""
-    command: str | None = None
-    """Gets it in the form that is read here; None where it comes from a hub as it is."""
+    converter: str | None = None
+    """Makes it of what is published, into a folder (Path); None where that is read as it is."""
 
 
 @dataclass(frozen=True)
@@ -118,35 +118,12 @@ _MODELS = (
     MetricModel("dinov2", "DINOv2", "cdm.evaluation.models.dinov2:Dinov2Features", _PICTURES),
     MetricModel("pick_score", "PickScore", "cdm.evaluation.models.clip:Clip", _PICTURES_AND_TEXTS),
     MetricModel(
-        "hps",
-        "HPS v2",
-        "cdm.evaluation.models.clip:Clip",
-        _PICTURES_AND_TEXTS,
-        "hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir . && hf download"
-        " laion/CLIP-ViT-H-14-laion2B-s32B-b79K --include '*.json' --include '*.txt' --local-dir hps-base"
-        " && python scorers/convert_hps.py HPS_v2.1_compressed.pt hps-base hps",
+        "hps", "HPS v2", "cdm.evaluation.models.clip:Clip", _PICTURES_AND_TEXTS, "cdm.models.hps:convert_files"
     ),
+    MetricModel("inception", "InceptionV3", "cdm.evaluation.models.inception:InceptionFeatures"),
+    MetricModel("aesthetic", "the aesthetic head", "cdm.evaluation.models.clip:AestheticHead"),
     MetricModel(
-        "inception",
-        "InceptionV3",
-        "cdm.evaluation.models.inception:InceptionFeatures",
-        command="curl -LO https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-        "weights-inception-2015-12-05-6726825d.pth",
-    ),
-    MetricModel(
-        "aesthetic",
-        "the aesthetic head",
-        "cdm.evaluation.models.clip:AestheticHead",
-        command="curl -LO https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
-        "sac+logos+ava1-l14-linearMSE.pth",
-    ),
-    MetricModel(
-        "lpips",
-        "LPIPS",
-        "cdm.evaluation.models.lpips:Lpips",
-        ("alexnet-owt-7be5be79.pth", "alex.pth"),
-        "mkdir -p lpips && cd lpips && curl -LO https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
-        " -LO https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth",
+        "lpips", "LPIPS", "cdm.evaluation.models.lpips:Lpips", ("alexnet-owt-7be5be79.pth", "alex.pth")
     ),
 )
 MODELS: dict[str, MetricModel] = {model.key: model for model in _MODELS}

@@ -541,11 +541,10 @@ class Sample(Section):
 
 
 class MetricModels(Section):
-    """Files of the models that `metrics` use. The pipeline downloads none of them: for a missing one it names a
-    command.
+    """Files of the models that `metrics` use. The pipeline downloads none of them: `cdm fetch` does.
 
     A model is a folder, or `org/name` or `org/name@revision` in the hub's cache; cdm.measures has a record
-    of each.
+    of each. Null is the published one, where `cdm fetch` puts it.
     """
 
     clip: Location = "openai/clip-vit-large-patch14"
@@ -565,7 +564,7 @@ class MetricModels(Section):
 
 
 class ScorerProcess(Section):
-    """A command in an environment of its own that scores pictures; docs/evaluation.md has the protocol."""
+    """A command in an environment of its own that scores pictures; docs/scorers.md has the protocol."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     """What its figures are called."""
@@ -588,6 +587,9 @@ class Evaluate(Section):
     models: MetricModels = MetricModels()
     scorers: Annotated[list[ScorerProcess], Field(max_length=limits.LIST)] = []
     """Processes that score pictures, such as HPSv3 or GenEval."""
+    missing: Literal["refuse", "skip"] = "refuse"
+    """Where a model of `metrics` or the program of a scorer is not on this machine: refuse (every stage says so at
+    once) or skip (go on without these figures; report and metrics/quality.json name them)."""
     resamples: Annotated[int, Field(ge=0, le=limits.SAMPLES), NUMBER] = 100
     """Resamples of the prompts for the intervals of `metrics` and `scorers`; 0 leaves them out."""
 

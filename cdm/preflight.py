@@ -19,10 +19,9 @@ from cdm import measures
 from cdm.data.prompt_lists import read_split
 from cdm.errors import CdmError, line, shown
 from cdm.models.hub import downloaded, is_hub_id
-from cdm.models.metric_models import load_model, missing_models
+from cdm.models.metric_models import load_model, missing_models, scorer_problem, without_missing
 from cdm.models.use import Use, check_use
 from cdm.params import Distill, Evaluate, Params, ParamsError, Runtime, read_yaml
-from cdm.system.commands import Command
 from cdm.system.files import Memory, at_home, digest_of, read_json
 from cdm.system.launcher import shared_device
 
@@ -30,10 +29,11 @@ if TYPE_CHECKING:
     from cdm.families.configs import Configs
 
 
-def check_run(settings: Params) -> None:
-    """Raises CdmError with a line for everything that a stage would refuse, as far as it can be known before a run."""
+def check_run(settings: Params, file: str = "params.yaml") -> None:
+    """Raises CdmError with a line for everything that a stage would refuse, as far as it can be known before a run.
+    `file` is where the settings are from."""
     pictures = too_few_pictures(settings.evaluate, settings.prompts.eval_count, settings.latents.per_prompt)
-    _raise([*_problems(settings), *pictures])
+    _raise([*_problems(settings, file), *pictures])
 
 
 def check_lists(settings: Params) -> None:
@@ -72,6 +72,7 @@ def check_teacher(settings: Params) -> None:
 def check_models(evaluate: Evaluate) -> None:
     """Load the judge and every model of the chosen measures, one after the other, on the CPU, and drop them again.
     Raises CdmError for one that is broken or another than its place needs."""
+    evaluate, _ = without_missing(evaluate)
     if not evaluate.metrics and evaluate.judge is None:
         return
     import torch
@@ -125,7 +126,7 @@ def _raise(problems: list[str]) -> None:
         raise CdmError("\n".join(map(line, problems)))
 
 
-def _problems(settings: Params) -> Iterator[str]:
+def _problems(settings: Params, file: str = "params.yaml") -> Iterator[str]:
     teacher, evaluate = settings.teacher, settings.evaluate
     if not _is(Path.is_dir, Path(teacher.source)) and not is_hub_id(teacher.source):
         yield f"teacher.source: {teacher.source}: no such folder, and not a hub id (org/name)"
@@ -133,7 +134,9 @@ def _problems(settings: Params) -> Iterator[str]:
         for name in getattr(settings.prompts, key):
             if not _is(Path.is_file, Path(name)) and not _is(Path.is_dir, Path(name)):
                 yield f"prompts.{key}: {name}: no such file"
-    yield from problems_of_evaluation(evaluate)
+    yield from problems_of_evaluation(
+        evaluate, f"get them with `cdm fetch {file}`, or go on without with `evaluate.missing: skip`"
+    )
     if settings.runtime.accelerate_config is not None:
         yield from _problems_of_processes(
             Path(settings.runtime.accelerate_config), settings.distill, settings.runtime.device
@@ -141,14 +144,18 @@ def _problems(settings: Params) -> Iterator[str]:
     yield from _missing_packages(settings.distill, settings.runtime)
 
 
-def problems_of_evaluation(evaluate: Evaluate) -> Iterator[str]:
-    """A line for everything that an evaluation needs and that is not there, or not what it should be."""
+def problems_of_evaluation(evaluate: Evaluate, remedy: str) -> Iterator[str]:
+    """A line for everything that an evaluation needs and that is not there, or not what it should be; `remedy` says how
+    to get models of measures."""
     if evaluate.judge is not None:
         yield from _problems_of_judge(Path(evaluate.judge))
     if evaluate.real is not None:
         yield from _problems_of_real(Path(evaluate.real), evaluate.neighbours)
-    yield from missing_models(evaluate)
-    yield from _missing_scorers(evaluate)
+    needed, _ = without_missing(evaluate)
+    yield from missing_models(needed, remedy)
+    for scorer in needed.scorers:
+        if problem := scorer_problem(scorer.command):
+            yield f"evaluate.scorers: {scorer.name}: {problem}"
 
 
 def _is(kind: Callable[[Path], bool], path: Path) -> bool:
@@ -308,18 +315,3 @@ def _missing_packages(distill: Distill, runtime: Runtime) -> Iterator[str]:
     tracker = runtime.tracker
     if tracker is not None and find_spec(tracker) is None:
         yield f"runtime.tracker: {tracker} is not installed: pip install {tracker}, or set it to null"
-
-
-def _missing_scorers(evaluate: Evaluate) -> Iterator[str]:
-    """A line for each scorer whose program, or whose script, is not there."""
-    for scorer in evaluate.scorers:
-        try:
-            command = Command.parse(scorer.command)
-        except CdmError as error:
-            yield f"evaluate.scorers: {scorer.name}: {error}"
-            continue
-        if command.program is None:
-            program = command.arguments[0]
-            yield f"evaluate.scorers: {scorer.name}: {program}: no such program: see docs/evaluation.md"
-        for name in command.missing_scripts():
-            yield f"evaluate.scorers: {scorer.name}: {name}: no such file"

@@ -1,1 +1,1 @@
-"""Adapters of scorers that need an environment of their own; see docs/evaluation.md. None imports this project."""
+"""Adapters of scorers that need an environment of their own; see docs/scorers.md. None imports this project."""

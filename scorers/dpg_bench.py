@@ -1,8 +1,10 @@
 """DPG-Bench (Hu et al. 2024): the share of questions about a long prompt that mPLUG answers with yes.
 
-Environment: a clone of TencentQQGYLab/ELLA with modelscope and accelerate, as its README says. The prompts have to be
-DPG-Bench's own (the folder `dpg_bench/prompts`). Follows the repository's documented script; it has not been run with
-this project.
+Install: git clone https://github.com/TencentQQGYLab/ELLA /src/ELLA && python3.10 -m venv /envs/ella &&
+/envs/ella/bin/pip install -r /src/ELLA/requirements.txt
+
+The prompts have to be DPG-Bench's own (the folder `dpg_bench/prompts`). Follows the repository's documented script; it
+has not been run with this project.
 """
 
 from __future__ import annotations

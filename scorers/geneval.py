@@ -1,7 +1,10 @@
 """GenEval (Ghosh et al. 2023): whether a detector finds the objects, counts, colours and positions of the prompt.
 
-Environment: a clone of djghosh13/geneval with mmdetection and its Mask2Former weights, as its README says. The
-prompts have to be GenEval's own (`evaluation_metadata.jsonl`). Follows the repository's documented scripts; it has
+Install: git clone https://github.com/djghosh13/geneval /src/geneval && cd /src/geneval && conda env create -p
+/envs/geneval -f environment.yml && conda run -p /envs/geneval mim install mmdet==2.27.0 &&
+./evaluation/download_models.sh weights/
+
+The prompts have to be GenEval's own (`evaluation_metadata.jsonl`). Follows the repository's documented scripts; it has
 not been run with this project.
 """
 

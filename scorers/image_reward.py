@@ -1,4 +1,7 @@
-"""ImageReward (Xu et al. 2023). Environment: `pip install image-reward`.
+"""ImageReward (Xu et al. 2023), a preference score from BLIP.
+
+Install: python3.10 -m venv /envs/image-reward && /envs/image-reward/bin/pip install image-reward "transformers<5" ftfy
+git+https://github.com/openai/CLIP.git
 
 Follows the package's documented interface; it has not been run with this project.
 """

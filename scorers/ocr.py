@@ -1,7 +1,9 @@
 """Text in pictures: how much of the words that a prompt quotes can be read in its picture.
 
-Environment: `pip install rapidocr-onnxruntime` (PP-OCRv4 for Latin letters and Chinese; its models come with it, and it
-needs no GPU). Run with version 1.4.4 on pictures of printed text; it has not been run on a model's pictures.
+Install: python3.11 -m venv /envs/ocr && /envs/ocr/bin/pip install rapidocr-onnxruntime==1.4.4
+
+PP-OCRv4 for Latin letters and Chinese; its models come with it, and it needs no GPU. It has been run on pictures of
+printed text, and not on a model's.
 
 Words are what stands between double quotes, typographic ones, or single quotes around whole words. Letters and digits
 are compared, without case, spaces and punctuation, the texts of a prompt one after the other in the order of reading:

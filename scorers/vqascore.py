@@ -1,7 +1,9 @@
 """VQAScore (Lin et al. 2024): how likely a model answers "yes" when asked whether the picture shows the prompt.
 
-Environment: t2v_metrics, as its README says; clip-flant5-xxl needs a GPU of 40 GB, clip-flant5-xl less. Follows the
-package's documented interface; it has not been run with this project.
+Install: python3.10 -m venv /envs/t2v && /envs/t2v/bin/pip install t2v-metrics git+https://github.com/openai/CLIP.git
+
+The model clip-flant5-xxl needs a GPU of 40 GB, clip-flant5-xl less. Follows the package's documented interface; it has
+not been run with this project.
 """
 
 from __future__ import annotations

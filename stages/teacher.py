@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cdm.external import record_evaluation, record_prompts, record_teacher
+from cdm.models.metric_models import without_missing
 from cdm.preflight import check_lists, check_models_once, use_of
 from cdm.system.files import Memory
 from cdm.system.lock import is_unchanged
@@ -36,6 +37,8 @@ def main(
         check_models_once(params.evaluate, evaluation, memory)
     give_back_checkpoints(student)  # for where DVC had no reason to run the stage `sample`
     revision = f" at {teacher.revision}" if teacher.revision else ""
+    for name, problem in without_missing(params.evaluate)[1].items():
+        print(f"without {name}: {problem}: `cdm fetch params.yaml` gets models")
     print(f"{teacher.source}{revision}: {teacher.parameters:,} parameters, latents {teacher.latent_shape}")
     if is_unchanged():
         print(

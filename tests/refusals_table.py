@@ -527,7 +527,7 @@ LATER: list[tuple[str, Break, str]] = [
     (
         "a metric without its model",
         params(evaluate__metrics=["frechet_inception"]),
-        "evaluate.models.inception",
+        "evaluate.models: not on this machine: inception for frechet_inception: get them with `cdm fetch params.yaml`",
     ),
     (
         "a size that the teacher does not draw",

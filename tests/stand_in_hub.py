@@ -38,6 +38,10 @@ class Hub:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
+        self.files: dict[str, bytes] = {}
+        """Files that are published at an address of their own, `/files/NAME`."""
+        self.breaks_off: int | None = None
+        """Bytes of such a file after which the connection ends, once."""
         self.refuses: dict[str, int] = {}
         """Statuses with which requests are answered whose path has this in it."""
         self.requests: list[str] = []
@@ -197,6 +201,22 @@ class _Handler(BaseHTTPRequestHandler):
         etag = hashlib.sha256(content).hexdigest()
         return self.answer(200, content, ETag=f'"{etag}"', X_Repo_Commit=repository.sha)
 
+    def file(self, body: bytes, name: str) -> None:
+        """A file at an address, from where a `Range` begins."""
+        content = self.state.files[name]
+        begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        if begin >= len(content):
+            return self.answer(416)
+        if self.state.breaks_off is not None:
+            self.send_response(206 if begin else 200)
+            self.send_header("Content-Length", str(len(content) - begin))
+            self.end_headers()
+            self.wfile.write(content[begin : begin + self.state.breaks_off])
+            self.state.breaks_off = None
+            self.close_connection = True
+            return None
+        return self.answer(206 if begin else 200, content[begin:])
+
 
 NAME = r"([\w.-]+/[\w.-]+)"
 ROUTES = {
@@ -208,5 +228,6 @@ ROUTES = {
     rf"POST /api/models/{NAME}/commit/main": _Handler.commit,
     rf"GET /api/models/{NAME}(?:/revision/\w+)?": _Handler.info,
     rf"GET /api/models/{NAME}/tree/\w+": _Handler.tree,
+    r"GET /files/(.+)": _Handler.file,
     rf"(?:GET|HEAD) /{NAME}/resolve/\w+/(.+)": _Handler.resolve,
 }

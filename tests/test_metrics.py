@@ -28,13 +28,16 @@ from cdm.evaluation.models.inception import InceptionFeatures, resize
 from cdm.evaluation.models.lpips import Lpips
 from cdm.evaluation.results import join
 from cdm.evaluation.samples import RealPictures, Samples
+from cdm.external import record_evaluation
 from cdm.measures import JUDGED, MEASURES, MODELS, Measure, Quantity, basics, by_judge, load, quantities
+from cdm.models import hps as hps_models
+from cdm.models import published
 from cdm.models.manifest import TeacherManifest
-from cdm.models.metric_models import local_model
-from cdm.params import MetricModels, Params, ParamsError, Runtime, parse
+from cdm.models.metric_models import local_model, without_missing
+from cdm.params import MetricModels, Params, ParamsError, Runtime, ScorerProcess, parse
 from cdm.preflight import check_paths
 from cdm.system.circumstances import Circumstances
-from scorers import convert_hps
+from cdm.system.files import Memory
 from tests.metric_models import write_aesthetic, write_clip, write_dinov2, write_inception, write_lpips
 from tests.sample_sets import PER_PROMPT, ROOT, evaluated, noise_pictures, open_sets, parameters, write_set
 
@@ -124,7 +127,7 @@ def test_scores_are_functions_of_the_cosine(clip: Clip) -> None:
 def test_hps_is_read_from_the_names_of_open_clip(clip: Clip) -> None:
     """The tiny CLIPModel written as open_clip would, and back."""
     ours = clip.model.state_dict()
-    theirs = {name: ours[there] for name, there in convert_hps.PLAIN.items()}
+    theirs = {name: ours[there] for name, there in hps_models.PLAIN.items()}
     theirs["visual.proj"] = ours["visual_projection.weight"].T
     theirs["text_projection"] = ours["text_projection.weight"].T
     for prefix, tower in (("visual.", "vision_model"), ("", "text_model")):
@@ -139,11 +142,11 @@ def test_hps_is_read_from_the_names_of_open_clip(clip: Clip) -> None:
                 theirs[f"{block}mlp.c_proj.{kind}"] = ours[f"{layer}mlp.fc2.{kind}"]
                 theirs[f"{block}ln_1.{kind}"] = ours[f"{layer}layer_norm1.{kind}"]
                 theirs[f"{block}ln_2.{kind}"] = ours[f"{layer}layer_norm2.{kind}"]
-    converted = convert_hps.convert(theirs)
+    converted = hps_models.convert(theirs)
     assert converted.keys() == ours.keys()
     assert all(torch.equal(converted[name], ours[name]) for name in ours)
     with pytest.raises(KeyError):
-        convert_hps.convert({"visual.attn_pool.query": torch.zeros(1)})
+        hps_models.convert({"visual.attn_pool.query": torch.zeros(1)})
 
 
 def test_long_prompts_are_cut_not_refused(clip: Clip) -> None:
@@ -583,42 +586,64 @@ class TestAbsent:
         assert MetricModels.model_fields.keys() == MODELS.keys()
         assert {key for measure in MEASURES.values() for key in measure.models} == MODELS.keys()
 
-    def test_the_page_names_every_metric_model_and_command(self) -> None:
+    def test_the_page_names_every_metric_model_and_file(self) -> None:
         page = (ROOT / "docs/evaluation.md").read_text()
         named = {name for name in MEASURES if not name.endswith("_dinov2")} | {*MetricModels.model_fields}
         assert [name for name in sorted(named) if f"`{name}`" not in page] == []
         assert "the same with `_dinov2`" in page
-        addresses = [
-            address for model in MODELS.values() for address in re.findall(r"https://\S+", model.command or "")
-        ]
-        assert len(addresses) == 4
-        assert [address for address in addresses if address not in page] == []
+        assert {file.model for file in published.FILES} == MODELS.keys()
+        for file in published.FILES:
+            assert file.place in page
+            assert f"`{file.revision[:8]}`" in page if file.revision else file.sha256
 
-    def test_a_model_of_the_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_can_be_fetched_is_one_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-        (line,) = self.problems(["clip_score", "cmmd"], clip="some-org/clip@main")
-        assert "evaluate.models.clip: some-org/clip@main: not in the hub's cache" in line
-        assert "evaluate.metrics has clip_score, cmmd" in line
-        command = "hf download some-org/clip --revision main"
-        # The program takes one pattern an option: further ones would be names of files.
-        patterns = "--include '*.json' --include '*.txt' --include '*.safetensors'"
-        assert f"`{command} {patterns}`" in line
-
-    def test_models_that_are_files(self) -> None:
-        lines = self.problems(
-            ["frechet_inception", "aesthetic", "lpips", "hps"], clip=str(ROOT), aesthetic="none.pth"
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        metrics = ["clip_score", "cmmd", "aesthetic", "frechet_inception", "hps", "lpips"]
+        (line,) = self.problems(metrics, clip="some-org/clip@main", inception="weights/inception.pth")
+        assert line == (
+            "evaluate.models: not on this machine: clip (some-org/clip@main) for clip_score, cmmd, aesthetic; aesthetic"
+            " for aesthetic; inception (weights/inception.pth) for frechet_inception; hps for hps; lpips for lpips: get"
+            " them with `cdm fetch params.yaml`, or go on without with `evaluate.missing: skip`"
         )
-        assert len(lines) == 5
-        text = "\n".join(lines)
-        for expected in (
-            "evaluate.models.inception: no model is named",
-            "evaluate.models.aesthetic: none.pth: no such file or folder",
-            "evaluate.models.lpips: no model is named",
-            "evaluate.models.hps: no model is named",
-            "has no config.json, preprocessor_config.json",
-        ):
-            assert expected in text
-        assert len(re.findall(r"get it with `(?:curl|mkdir|hf download)", text)) == 4
+
+    def test_what_cannot_be_fetched_is_a_line_of_its_own(self) -> None:
+        lines = self.problems(["clip_score", "frechet_dinov2"], clip=str(ROOT), dinov2="none")
+        assert len(lines) == 2
+        assert "evaluate.models.clip: " in lines[0]
+        assert "has no config.json, preprocessor_config.json" in lines[0]
+        assert lines[1] == (
+            "evaluate.models.dinov2: none: no such file or folder, but evaluate.metrics has frechet_dinov2:"
+            " name the right one, or leave the metric out"
+        )
+
+    def test_with_skip_it_is_left_out_and_named(
+        self, models: MetricModels, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        gone = models.model_copy(update={"aesthetic": None, "dinov2": "none"})
+        scorer = ScorerProcess(name="mine", command="no-such-program x.py")
+        metrics = ("clip_score", "aesthetic", "vendi_dinov2", "lpips")
+        params = choose(gone, *metrics, scorers=[scorer], missing="skip")
+        check_paths(params)
+        section, skipped = without_missing(params.evaluate)
+        assert section.metrics == ["clip_score", "lpips"]
+        assert skipped == {
+            "aesthetic": "evaluate.models.aesthetic: sac+logos+ava1-l14-linearMSE.pth: no such file or folder",
+            "vendi_dinov2": "evaluate.models.dinov2: none: no such file or folder",
+            "mine": "evaluate.scorers: no-such-program: no such program: see docs/scorers.md",
+        }
+        refused = params.evaluate.model_copy(update={"missing": "refuse"})
+        assert without_missing(refused) == (refused, {})
+        record_evaluation(params.evaluate, tmp_path / "inputs.json", Memory())
+        recorded = json.loads((tmp_path / "inputs.json").read_text())
+        assert (
+            recorded["models"]["aesthetic"]
+            is recorded["models"]["dinov2"]
+            is recorded["scorers"]["mine"]
+            is None
+        )
+        assert recorded["models"]["clip"]
 
     def test_what_is_here_is_no_problem(self, models: MetricModels) -> None:
         check_paths(parameters(metrics=list(MEASURES), models=models))

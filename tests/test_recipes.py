@@ -28,6 +28,7 @@ CONTEXT, WASTE = 1e9, 1.1
 def test_every_recipe_is_in_order(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("cdm.preflight.find_spec", lambda package: package)  # which may be absent here
+    monkeypatch.setattr("cdm.preflight.missing_models", lambda *_: [])
     check_paths(load(path))
 
 

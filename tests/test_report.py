@@ -26,7 +26,7 @@ from cdm.evaluation.report import Picture, Pictures
 from cdm.evaluation.results import student_code, summary, write_results
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
 from cdm.evaluation.theme import DARK
-from cdm.measures import JUDGED
+from cdm.measures import JUDGED, is_quality
 from cdm.models.manifest import TeacherManifest
 from cdm.params import Lora
 from cdm.system.circumstances import Circumstances
@@ -462,6 +462,26 @@ def test_everything_is_written_and_repeats(tmp_path: Path, monkeypatch: pytest.M
     assert [line.split()[0] for line in summary(results).splitlines()[1:]] == ["Student,"] * 2 + [
         "Teacher,"
     ] * 2
+
+
+def test_measures_that_are_left_out_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    params = parameters(judge=None, real=None, metrics=["frechet_inception"], missing="skip")
+    write_sets(tmp_path / "samples")
+    (tmp_path / "log.csv").write_text(LOG)
+    write_results(
+        params, TEACHER, TEXTS, tmp_path / "samples", tmp_path / "log.csv",
+        tmp_path / "quality.json", tmp_path / "plots", tmp_path / "report", tmp_path / "answers",
+        timing=tmp_path / "none.json", now=NOW,
+    )  # fmt: skip
+    problem = "evaluate.models.inception: weights-inception-2015-12-05-6726825d.pth: no such file or folder"
+    quality = json.loads((tmp_path / "quality.json").read_text())
+    assert quality["skipped"] == {"frechet_inception": problem}
+    assert is_quality(quality)
+    page = (tmp_path / "report/index.html").read_text()
+    Outline(page)
+    assert "<h2>Measures left out</h2>" in page
+    assert f"<li><b>frechet_inception</b>: {problem}.</li>" in page
 
 
 def test_inputs_are_read_before_anything_is_written(tmp_path: Path) -> None:

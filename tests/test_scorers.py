@@ -184,7 +184,7 @@ def test_a_scorer_that_is_not_there_is_reported_before_anything_starts(tmp_path:
     check_paths(parameters(scorers=[scorer(tmp_path, DOUBLE)]))
 
 
-OTHERS = {"__init__", "protocol", "convert_hps"}
+OTHERS = {"__init__", "protocol"}
 ADAPTERS = sorted(path for path in (ROOT / "scorers").glob("*.py") if path.stem not in OTHERS)
 
 
@@ -195,7 +195,9 @@ def test_adapters_compile_and_name_what_they_need(path: Path) -> None:
     compile(tree, path, "exec")
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert "cdm" not in {name.partition(".")[0] for name in imported if name}
+    packages = {name.partition(".")[0] for name in imported if name}
+    assert "cdm" not in packages
+    assert path.stem not in packages, "Python would find the script where it looks for the package"
     assert ast.get_docstring(tree)
 
 
@@ -489,7 +491,7 @@ open(CALLS + "-server", "w").write(str(server.pid))
     [
         ("A=1", "names no program"),
         ("$NOT_SET_AT_ALL x.py", "the environment variable NOT_SET_AT_ALL is not set"),
-        ("~/no-such-program", "no-such-program: no such program: see docs/evaluation.md"),
+        ("~/no-such-program", "no-such-program: no such program: see docs/scorers.md"),
     ],
 )
 def test_commands_are_checked_before_a_run(command: str, says: str) -> None:

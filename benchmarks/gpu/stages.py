@@ -33,6 +33,8 @@ CPU_RESOLUTION = 256
 READY, TEACHER = "ready", "teacher"
 THREADS = "8"
 """Of the processor, so that the device's own processes are not held up."""
+Changes = Mapping[str, Mapping[str, Any]]
+"""Of parameters, by section."""
 BETWEEN = 0.2
 """Seconds between two looks at the device's memory."""
 
@@ -46,8 +48,13 @@ def measure_made(scale: Scale, note: Any) -> None:
     size = sum(path.stat().st_size for path in (work / TEACHER).rglob("*") if path.is_file())
     note(teacher_bytes=size, teacher_seconds=time.monotonic() - start)
     small = CPU_RESOLUTION if scale.name != "tiny" else None
-    changes = {"teacher": {"resolution": small}, "latents": {"steps": 1}, "sample": {"steps": [1]}}
-    changes |= {"schedule": {"max_len": 2}, "distill": {"iterations": 2, "batch_size": 2}}
+    changes: Changes = {
+        "teacher": {"resolution": small},
+        "latents": {"steps": 1},
+        "sample": {"steps": [1]},
+        "schedule": {"max_len": 2},
+        "distill": {"iterations": 2, "batch_size": 2},
+    }
     run(scale, work / TEACHER, "cpu", note, changes)
 
 
@@ -59,7 +66,7 @@ def measure(scale: Scale, note: Any) -> None:
     run(scale, work / TEACHER, scale.device, note, {})
 
 
-def run(scale: Scale, teacher: Path, device: str, note: Any, changes: Mapping[str, Mapping[str, Any]]) -> None:
+def run(scale: Scale, teacher: Path, device: str, note: Any, changes: Changes) -> None:
     """Every stage in a copy of the repository: its seconds, and its most bytes in main memory and on the device."""
     folder = Path(tempfile.mkdtemp(dir=teacher.parent))
     params = prepare(scale, teacher, device, folder, changes)
@@ -76,9 +83,7 @@ def run(scale: Scale, teacher: Path, device: str, note: Any, changes: Mapping[st
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepare(
-    scale: Scale, teacher: Path, device: str, folder: Path, changes: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def prepare(scale: Scale, teacher: Path, device: str, folder: Path, changes: Changes) -> dict[str, Any]:
     """Puts code, prompts and parameters into the folder; the parameters."""
     for name in COPIED:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -105,7 +110,7 @@ def prepare(
         "runtime": {"device": device, "pictures_every": 2},
     }
     for section, values in few.items():
-        params[section] |= values | changes.get(section, {})
+        params[section] |= {**values, **changes.get(section, {})}
     with (folder / "params.yaml").open("w") as file:
         yaml.dump(params, file)
     return params

@@ -71,9 +71,10 @@ def render(
     code: str | None = None,
     chosen: Chosen | None = None,
     said: Sequence[str] | None = None,
+    skipped: Mapping[str, str] | None = None,
 ) -> str:
     """The report. `code` is Python that draws the first of the prompts shown with the student; `said` are the sentences
-    about how pictures look beside the teacher's."""
+    about how pictures look beside the teacher's, `skipped` why chosen measures are left out, by name."""
     rows = [row for model in evaluation.quality.values() for row in model.values()]
     attributes = next(iter(evaluation.attributes["student"].values()))
     main, more = (
@@ -92,6 +93,7 @@ def render(
         more_columns=more,
         chosen=None if chosen is None else _chosen(chosen, samples),
         said=said,
+        skipped=skipped or {},
         has_errors=any(errors for model in evaluation.errors.values() for errors in model.values()),
         floor=evaluation.floor,
         reference_text=_reference_text(samples, evaluation),

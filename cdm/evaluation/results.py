@@ -19,6 +19,7 @@ from cdm.evaluation.theme import DARK, LIGHT, Theme
 from cdm.families import get_family
 from cdm.handover.snippet import diffusers_code
 from cdm.models.manifest import TeacherManifest
+from cdm.models.metric_models import without_missing
 from cdm.models.student import Model, Origin
 from cdm.params import Evaluate, Params
 from cdm.system.circumstances import Circumstances
@@ -61,13 +62,16 @@ def write_results(
     curves = plots.read_log(log)
     extractor = load_extractor(params.evaluate.judge)
     real = None if params.evaluate.real is None else read_real(Path(params.evaluate.real), texts)
-    chosen = measure_chosen(params.evaluate, opened, real, answers, seed=params.seed, runtime=params.runtime)
+    present, skipped = without_missing(params.evaluate)
+    chosen = measure_chosen(present, opened, real, answers, seed=params.seed, runtime=params.runtime)
     evaluation = evaluate(opened, real, extractor, neighbours=params.evaluate.neighbours, seed=params.seed)
     figures = join(evaluation, chosen) | {"basis": basis(params.evaluate, opened, chosen)}
     said = None
     if chosen is not None and (found := drift.findings(chosen, opened, params.distill.losses)) is not None:
         figures["drift"] = drift.as_record(chosen, found)
         said = drift.in_words(chosen, found)
+    if skipped:
+        figures["skipped"] = skipped
     overview = _both(lambda theme: [sheets.overview(opened, theme=theme)])[0]
     drawn = {
         "overview": overview.light,
@@ -83,7 +87,9 @@ def write_results(
     )
     made = Making(now, read_training(timing), opened.hashes)
     code = student_code(params, teacher, shown.strips.prompts[0])
-    page = report.render(params, teacher, opened, evaluation, shown, made, code=code, chosen=chosen, said=said)
+    page = report.render(
+        params, teacher, opened, evaluation, shown, made, code=code, chosen=chosen, said=said, skipped=skipped
+    )
     for folder in (metrics.parent, pictures, pages):
         folder.mkdir(parents=True, exist_ok=True)
     for name, picture in drawn.items():

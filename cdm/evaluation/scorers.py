@@ -16,13 +16,14 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from cdm.data.store import MANIFEST
 from cdm.errors import CdmError
@@ -65,27 +66,45 @@ def ask(
     kept = cache / f"{scorer.name}-{asked[:32]}.json"
     with suppress(CdmError):  # none is kept, or it is damaged
         return _parsed(read_json(kept), scorer, len(prompts))
-    with tempfile.TemporaryDirectory(prefix="cdm-scorer-") as folder:
-        request, reply = Path(folder) / "request.json", Path(folder) / "answer.json"
-        images = _write_pictures(samples, prompts, Path(folder))
-        write_json(request, {"format": FORMAT, "set": f"{samples.model}/{samples.key}", "images": images})
-        title = f"scorer {scorer.name}: {samples.model}/{samples.key}: {len(prompts)} pictures"
-        limit = "runtime.scorer_minutes"
-        programs.run(command, [str(request), str(reply)], title=title, minutes=minutes, limit=limit)
-        answered = _read(reply, scorer)
-    answer = _parsed(answered, scorer, len(prompts))
+    shown = (picture for batch in samples.batches() for picture in batch)
+    name = f"{samples.model}/{samples.key}"
+    answer = put(scorer, command, name, shown, prompts, minutes=minutes, limit="runtime.scorer_minutes")
     cache.mkdir(parents=True, exist_ok=True)
     write_json(kept, {"scores": answer.scores, "summary": answer.summary})
     return answer
 
 
-def _write_pictures(samples: SampleSet, prompts: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+def put(
+    scorer: ScorerProcess,
+    command: Command,
+    name: str,
+    pictures: Iterable[Tensor],
+    prompts: Sequence[str],
+    *,
+    minutes: float,
+    limit: str,
+) -> Answer:
+    """The answer of `command`, which is `scorer`'s, on a set `name` of pictures, uint8 (3, height, width), that show
+    `prompts`. `limit` is the setting that says how many `minutes` it may take.
+
+    Raises CdmError if the command cannot be run, fails, takes longer, or answers with something else.
+    """
+    with tempfile.TemporaryDirectory(prefix="cdm-scorer-") as folder:
+        request, reply = Path(folder) / "request.json", Path(folder) / "answer.json"
+        images = _write_pictures(pictures, prompts, Path(folder))
+        write_json(request, {"format": FORMAT, "set": name, "images": images})
+        title = f"scorer {scorer.name}: {name}: {len(prompts)} pictures"
+        programs.run(command, [str(request), str(reply)], title=title, minutes=minutes, limit=limit)
+        answered = _read(reply, scorer)
+    return _parsed(answered, scorer, len(prompts))
+
+
+def _write_pictures(pictures: Iterable[Tensor], prompts: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for batch in samples.batches():
-        for picture in batch:
-            path = folder / f"{len(rows):06d}.png"
-            Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(path)
-            rows.append({"id": len(rows), "path": str(path), "prompt": prompts[len(rows)]})
+    for picture in pictures:
+        path = folder / f"{len(rows):06d}.png"
+        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(path)
+        rows.append({"id": len(rows), "path": str(path), "prompt": prompts[len(rows)]})
     return rows
 
 

@@ -18,8 +18,9 @@ from cdm.external import record_evaluation
 from cdm.judging import models
 from cdm.judging.design import JudgedSet, Judging
 from cdm.judging.places import Places
+from cdm.models.metric_models import users
 from cdm.models.student import Model
-from cdm.params import Evaluate
+from cdm.params import Evaluate, MetricModels
 from cdm.preflight import check_models, problems_of_evaluation, problems_of_reals, real_size, too_few_pictures
 from cdm.system.files import Memory, digest_of, read_json, write_json
 from cdm.system.places import check_folder
@@ -101,10 +102,21 @@ def _problems(judging: Judging) -> Iterator[str]:
         chosen = judging.prompts[name]
         missing = [path for path in chosen.files if not Path(path).exists()]
         yield from (f"prompts.{name}.files: {path}: no such file" for path in missing)
-        problems = list(problems_of_evaluation(judging.evaluation(name)))
+        problems = list(problems_of_evaluation(judging.evaluation(name), _remedy(judging, name)))
         if not (missing or problems):
             problems = list(_problems_of_prompts(chosen, judging.evaluation(name)))
         yield from (_in_words_of(name, problem) for problem in problems)
+
+
+def _remedy(judging: Judging, name: str) -> str:
+    """How to get the models of the measures of a prompt set."""
+    usual, models = MetricModels(), judging.metric_models
+    needed = users(judging.evaluation(name))
+    options = [f"--metric {metric}" for metric in judging.prompts[name].metrics]
+    options += [
+        f"--model {key}={getattr(models, key)}" for key in needed if getattr(models, key) != getattr(usual, key)
+    ]
+    return f"get them with `cdm fetch {' '.join(options)}`, or leave the measures out"
 
 
 def _problems_of_prompts(chosen: JudgedSet, evaluation: Evaluate) -> Iterator[str]:
@@ -125,6 +137,7 @@ def _in_words_of(name: str, problem: str) -> str:
     """A problem of an evaluation with the keys of the prompt set `name`."""
     words = {
         "evaluate.models.": "metric_models.",
+        "evaluate.models: ": "metric_models: ",
         "evaluate.scorers: ": "scorers: ",
         "evaluate.": f"prompts.{name}.",
         "latents.per_prompt": "per_prompt",

@@ -30,6 +30,7 @@ from cdm.params import (
     Seed,
     Steps,
     Text,
+    load,
     read_yaml,
     validated,
 )
@@ -257,3 +258,19 @@ def load_judging(path: str | Path) -> Judging:
         raise ParamsError(
             "\n".join(each if str(path) in each else f"{path}: {each}" for each in lines)
         ) from None
+
+
+def sections_of(path: Path | None, metrics: list[str], models: list[str]) -> list[Evaluate]:
+    """What is measured by a params file or the file of a judging, or without one by these measures, with NAME=WHERE of
+    their models; without both by params.yaml. Raises CdmError."""
+    if metrics or models:
+        if path is not None:
+            raise CdmError("give a file, or --metric and --model, not both")
+        named = dict(each.partition("=")[::2] for each in models)
+        return [validated(Evaluate, {"metrics": metrics, "models": named})]
+    path = at_home(path or "params.yaml")
+    values = read_yaml(path)
+    if isinstance(values, dict) and "metric_models" in values:
+        judging = load_judging(path)
+        return [judging.evaluation(name) for name in judging.sets]
+    return [load(path).evaluate]

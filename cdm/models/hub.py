@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cdm.errors import CdmError
@@ -65,17 +67,25 @@ def _checked(folder: Path) -> Path:
 
 
 def _download(source: str, revision: str | None) -> Path:
+    with told(source, revision):
+        return _fetch(source, revision)
+
+
+@contextmanager
+def told(source: str, revision: str | None) -> Iterator[None]:
+    """Errors of a download of `source` from the hub as a CdmError of one line."""
     from huggingface_hub import errors
 
     name = f"{source}@{revision}" if revision else source
     try:
-        return _fetch(source, revision)
+        yield
+        return
     except errors.GatedRepoError:
         problem = f"gated: ask for access on https://huggingface.co/{source}, then log in with `hf auth login`"
     except errors.RepositoryNotFoundError:
         problem = "neither a folder here nor a model on the hub (a private one needs `hf auth login`)"
     except errors.RevisionNotFoundError:
-        problem = "the model has no such revision: check teacher.revision"
+        problem = "the model has no such revision: check the revision"
     except errors.LocalEntryNotFoundError:
         problem = (
             "no folder here, not downloaded before, and the hub cannot be reached (see also HF_HUB_OFFLINE)"

@@ -50,8 +50,9 @@ def run(command: Command, more: Sequence[str], *, title: str, minutes: float, li
         raise CdmError(f"{title}: {command.arguments[0]}: {reason}") from None
     print(f"{title}: at most {minutes:g} minutes", file=sys.stderr)
     with _Listener(process) as listener, _killed_at_the_end(process):
-        if not _ended(process, listener, title, minutes):
-            raise CdmError(f"{title}: stopped after {minutes:g} minutes ({limit}): {listener.last_words()}")
+        ended = _ended(process, listener, title, minutes)
+    if not ended:
+        raise CdmError(f"{title}: stopped after {minutes:g} minutes ({limit}): {listener.last_words()}")
     if process.returncode:
         raise CdmError(f"{title}: exit code {process.returncode}: {listener.last_words()}")
 

@@ -1,4 +1,6 @@
-"""HPSv3 (Ma et al. 2025), a preference score from Qwen2-VL. Environment: `pip install hpsv3`, one GPU of 24 GB.
+"""HPSv3 (Ma et al. 2025), a preference score from Qwen2-VL; needs one GPU of 24 GB.
+
+Install: python3.10 -m venv /envs/hpsv3 && /envs/hpsv3/bin/pip install hpsv3
 
 Follows the package's documented interface; it has not been run with this project.
 """

@@ -1,16 +1,14 @@
-"""HPS v2 or v2.1 as a transformers CLIPModel, for the metric `hps`; runs in this project's own environment.
+"""HPS v2 or v2.1 as a transformers CLIPModel, for the measure `hps`.
 
-    python scorers/convert_hps.py HPS_v2.1_compressed.pt BASE OUT
-
-The checkpoint is xswu/HPSv2's, of an open_clip ViT-H-14. BASE is a folder with config.json and the tokeniser's and
-preprocessor's files of laion/CLIP-ViT-H-14-laion2B-s32B-b79K, the same architecture; its weights are not needed. The
-published checkpoint itself has not been converted here: the names are checked on a small model.
+The checkpoint is xswu/HPSv2's, of an open_clip ViT-H-14; config, tokeniser and preprocessor are those of
+laion/CLIP-ViT-H-14-laion2B-s32B-b79K, the same architecture. The published checkpoint itself has not been converted
+here: the names are checked on a small model.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -63,23 +61,17 @@ def convert(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.contiguous().clone() for name, weight in found.items()}
 
 
-def main() -> None:
-    """Write the folder OUT."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("checkpoint", type=Path)
-    options.add_argument("base", type=Path)
-    options.add_argument("out", type=Path)
-    arguments = options.parse_args()
+def convert_files(files: Mapping[str, Path], out: Path) -> None:
+    """Write the folder `out` from the checkpoint (.pt) and the small files of the base model, each by its name."""
     from transformers import CLIPConfig, CLIPModel
 
-    loaded = torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)
-    model = CLIPModel(CLIPConfig.from_pretrained(arguments.base))
+    checkpoint = next(path for name, path in files.items() if name.endswith(".pt"))
+    small = {name: path for name, path in files.items() if not name.endswith(".pt")}
+    loaded = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    config = CLIPConfig.from_pretrained(small["config.json"])
+    model = CLIPModel(config)
     model.load_state_dict(convert(loaded.get("state_dict", loaded)))
-    model.save_pretrained(arguments.out)
-    for path in (*arguments.base.glob("*.json"), *arguments.base.glob("*.txt")):
-        if not (arguments.out / path.name).exists() and "index" not in path.name:
-            shutil.copy(path, arguments.out)
-
-
-if __name__ == "__main__":
-    main()
+    model.save_pretrained(out)
+    for name, path in small.items():
+        if name != "config.json":
+            shutil.copy(path, out / name)
