@@ -19,12 +19,12 @@ from cdm.evaluation.theme import DARK, LIGHT
 from cdm.experiments.changes import Change, brief, changes
 from cdm.experiments.comparison import Compared, compare
 from cdm.experiments.curves import colour
-from cdm.experiments.figures import Difference, Figure, Relation, read, relate, student_t
+from cdm.experiments.figures import Difference, Figure, Relation, read, relate
 from cdm.experiments.page import render
 from cdm.experiments.pictures import Pictures, Place, pictures_of, prompt_of, shown
 from cdm.experiments.revisions import Revision, find
 from cdm.experiments.tables import WIDTH, brief_table, full_table
-from cdm.measures import JUDGED
+from cdm.measures import JUDGED, student_t
 from tests.experiment_sets import BASIS, PARAMS, Project, quality
 
 LONGER = PARAMS.replace("max_len: 6", "max_len: 8")

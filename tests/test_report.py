@@ -379,11 +379,11 @@ def test_the_report_says_what_was_measured_and_how(page: str, samples: Samples, 
 def test_the_table_holds_the_figures(page: str, evaluation: Evaluation) -> None:
     rows = {row[0]: row[1:] for row in reversed(Outline(page).rows)}  # the first table of a name wins
     figures = evaluation.quality["student"]["steps4"]
-    error = evaluation.errors["student"]["steps4"]["frechet_distance"]
+    reach = evaluation.reaches["student"]["steps4"]["frechet_distance"]
     shown = rows["Student, 4 steps"]
     assert shown[0] == "4"
     size = figures["frechet_distance"]
-    assert shown[1] == f"{report.number(size, FRECHET)} ± {report.number(error, FRECHET, like=size)}"
+    assert shown[1] == f"{report.number(size, FRECHET)} ± {report.number(reach, FRECHET, like=size)}"
     assert rows["Real pictures"][1] == report.number(evaluation.floor["frechet_distance"], FRECHET)
     heads = [title.split("\u00a0")[0] for title in rows[""]]
     assert heads == [
@@ -400,14 +400,14 @@ def test_marks_of_best_and_near(evaluation: Evaluation) -> None:
         ("teacher", "steps4"): 1.4,
         ("teacher", "steps50"): 1.0,
     }
-    errors = {"student": {"steps1": 0.1, "steps4": 0.1}, "teacher": {"steps4": 0.1, "steps50": 0.1}}
+    errors = {"student": {"steps1": 0.06, "steps4": 0.06}, "teacher": {"steps4": 0.06, "steps50": 0.06}}
     measured = replace(
         evaluation,
         errors={m: {k: {"frechet_distance": e} for k, e in rows.items()} for m, rows in errors.items()},
     )
     figures = {place: {"frechet_distance": value} for place, value in values.items()}
     expected = {("student", "steps1"): "best", ("teacher", "steps50"): "best", ("student", "steps4"): "near"}
-    assert report.marks(FRECHET, figures, measured) == expected  # 1.4 is further than 2 * sqrt(0.02)
+    assert report.marks(FRECHET, figures, measured) == expected  # 1.4 is further than sqrt(2) * 3.18 * 0.06
     higher = replace(FRECHET, better="high")
     assert report.marks(higher, figures, measured) == {
         ("teacher", "steps4"): "best",

@@ -82,7 +82,7 @@ def style(theme: Theme) -> dict[Any, Any]:
 
 
 def quality(evaluation: Evaluation, theme: Theme = LIGHT) -> bytes:
-    """Figures of student and teacher against network evaluations of one picture, with two standard errors."""
+    """Figures of student and teacher against network evaluations of one picture, with 95 % intervals."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -128,7 +128,7 @@ def _quality_panel(axes: Axes, evaluation: Evaluation, quantity: Quantity, theme
     ticks: set[int] = set()
     for model, label in NAMES.items():
         points = [
-            (row["evaluations"], row[metric], evaluation.errors[model][key].get(metric, 0.0), key)
+            (row["evaluations"], row[metric], evaluation.reaches[model][key].get(metric, 0.0), key)
             for key, row in evaluation.quality[model].items()
             if metric in row and (row[metric] > 0 or not is_distance)
         ]
@@ -136,11 +136,11 @@ def _quality_panel(axes: Axes, evaluation: Evaluation, quantity: Quantity, theme
         if not points:
             continue
         x, y, error, keys = zip(*points, strict=True)
-        low = [min(2 * e, 0.9 * v) if is_distance else 2 * e for v, e in zip(y, error, strict=True)]
+        low = [min(e, 0.9 * v) if is_distance else e for v, e in zip(y, error, strict=True)]
         axes.errorbar(
             x,
             y,
-            yerr=[low, [2 * e for e in error]],
+            yerr=[low, error],
             color=theme.model(model),
             marker=MARKERS[model],
             markeredgecolor=theme.ground,
@@ -152,7 +152,7 @@ def _quality_panel(axes: Axes, evaluation: Evaluation, quantity: Quantity, theme
         for place, value, down, up, key in zip(x, y, low, error, keys, strict=True):
             axes.annotate(
                 key.removeprefix("steps"),
-                (place, value + (2 * up if side > 0 else -down)),
+                (place, value + (up if side > 0 else -down)),
                 xytext=(0, 7 * side),
                 textcoords="offset points",
                 ha="center",
@@ -168,7 +168,7 @@ def _quality_panel(axes: Axes, evaluation: Evaluation, quantity: Quantity, theme
     axes.set_title(f"{quantity.title}  {quantity.arrow}")
     if is_distance:
         log_scale(axes, math.inf)
-        _reference_line(axes, evaluation.floor.get(metric), "perfect samples", -1, theme)
+        _reference_line(axes, evaluation.floor.get(metric), "real pictures", -1, theme)
     else:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         real = evaluation.quality.get("real", {}).get("halves", {})

@@ -14,7 +14,7 @@ from cdm.evaluation import distances
 from cdm.evaluation.bootstrap import Estimate, jackknife
 from cdm.evaluation.features import Extractor, Features, all_right, attribute_targets, attributes_right, extract
 from cdm.evaluation.samples import RealPictures, Samples, SampleSet
-from cdm.measures import Quantity, basics, headlines, most_neighbours
+from cdm.measures import Quantity, basics, headlines, most_neighbours, student_t
 from cdm.randomness import philox
 from cdm.system.progress import track
 
@@ -50,6 +50,20 @@ class Evaluation:
     """What the features are."""
     judged: bool
     """Whether they are a judge's; else pixel statistics."""
+
+    @property
+    def reaches(self) -> Table:
+        """Half of the 95 % interval of what has an error, over the samples' noise."""
+        return {
+            model: {
+                key: {
+                    name: student_t(len(self.replicates[model][key][name]) - 1) * error
+                    for name, error in row.items()
+                }
+                for key, row in rows.items()
+            }
+            for model, rows in self.errors.items()
+        }
 
     @property
     def basics(self) -> dict[str, Quantity]:

@@ -53,7 +53,7 @@ MORE = tuple(key for key in JUDGED if key not in MAIN)
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure, its standard error, and whether it is the best of its column or near it."""
+    """A figure, half of its 95 % interval, and whether it is the best of its column or near it."""
 
     value: str
     error: str = ""
@@ -316,7 +316,7 @@ def _groups(evaluation: Evaluation, columns: list[Quantity]) -> list[dict[str, A
     for model in evaluation.quality:
         rows: list[dict[str, Any]] = []
         for key in evaluation.quality[model]:
-            errors = evaluation.errors.get(model, {}).get(key, {})
+            errors = evaluation.reaches.get(model, {}).get(key, {})
             cells = {
                 column.key: _cell(column, figures[model, key], errors, marked[column.key].get((model, key), ""))
                 for column in columns
@@ -336,14 +336,14 @@ def row_name(model: str, key: str) -> str:
 def marks(
     column: Quantity, figures: Mapping[tuple[str, str], Row], evaluation: Evaluation
 ) -> dict[tuple[str, str], Literal["best", "near", ""]]:
-    """`best`, and `near` where two standard errors of the difference (taken as independent) reach the best."""
+    """`best`, and `near` where the 95 % interval of the difference (taken as independent) reaches the best."""
     values = {place: row[column.key] for place, row in figures.items() if column.key in row}
     if column.better is None or not values:
         return {}
     best = min(values, key=lambda place: values[place] * (1 if column.better == "low" else -1))
     errors = {
         (model, key): row.get(column.key)
-        for model, rows in evaluation.errors.items()
+        for model, rows in evaluation.reaches.items()
         for key, row in rows.items()
     }
     found: dict[tuple[str, str], Literal["best", "near", ""]] = {}
@@ -354,7 +354,7 @@ def marks(
         elif (
             error is not None
             and best_error is not None
-            and abs(value - values[best]) <= 2 * math.hypot(error, best_error)
+            and abs(value - values[best]) <= math.hypot(error, best_error)
         ):
             found[place] = "near"
     return found
@@ -418,9 +418,9 @@ def _method(params: Params, samples: Samples, evaluation: Evaluation) -> list[tu
             f"balls to the {params.evaluate.neighbours} nearest neighbours, content features",
         ),
         (
-            "Standard errors",
-            "jackknife over the samples' noise: the first samples of all prompts are left out together, then the second"
-            " ones, and so on",
+            "Intervals",
+            "95 %, of a jackknife over the samples' noise: the first samples of all prompts are left out together, then"
+            " the second ones, and so on; by Student's t",
         ),
     ]
     if evaluation.reference == "real":
@@ -428,7 +428,7 @@ def _method(params: Params, samples: Samples, evaluation: Evaluation) -> list[tu
         rows.append(
             (
                 "Real pictures",
-                "what perfect samples would get: real pictures are split at random into halves of"
+                "what real pictures would get: they are split at random into halves of"
                 f" {evaluation.reference_count // 2:,} (equally for each prompt), one is measured against the other,"
                 " and the mean of 8 splits taken; the distances are scaled to the samples' count, because sampling"
                 " errors add to a Fréchet distance in proportion to 1/n + 1/m. Accuracy and diversity are of all real"
@@ -444,7 +444,7 @@ def _caveats(evaluation: Evaluation) -> list[str]:
         " FID of other publications, which is measured with another network.",
         "A Fréchet distance grows as samples become fewer; even perfect ones do not reach 0. Precision, recall, density"
         " and coverage depend on the counts and on k.",
-        "The standard errors are over the noise alone: another training seed, other prompts or other real pictures"
+        "The intervals are over the noise alone: another training seed, other prompts or other real pictures"
         " would change the figures too. This is one training run.",
         "Distances to the teacher's samples are on the same noise, so that they may fall below those of two independent"
         " sets of the teacher.",

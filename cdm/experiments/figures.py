@@ -19,7 +19,7 @@ from typing import Any, Literal
 from cdm.errors import CdmError
 from cdm.experiments.headline import steps_of
 from cdm.experiments.revisions import Revision
-from cdm.measures import JUDGED, Quantity, by_judge, headlines, is_quality, quantities
+from cdm.measures import JUDGED, Quantity, by_judge, headlines, is_quality, quantities, student_t
 
 QUALITY = "metrics/quality.json"
 HEADLINE = "metrics/headline.json"
@@ -193,18 +193,3 @@ def _reach(replicates: Sequence[float], over: Over) -> float | None:
         return None
     factor = student_t(len(replicates) - 1) if over == "noise" else student_t(math.inf)
     return factor * stdev(replicates)
-
-
-def student_t(freedom: float) -> float:
-    """The 97.5 % quantile of Student's t for 3 degrees of freedom or more, within 1 %: standard errors on either side
-    that hold 95 % where the error itself is estimated from few blocks of samples.
-
-    The expansion about the normal quantile: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
-    """
-    x = 1.959964
-    terms = (
-        (x**3 + x) / 4,
-        (5 * x**5 + 16 * x**3 + 3 * x) / 96,
-        (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
-    )
-    return x + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
