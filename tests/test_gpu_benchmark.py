@@ -75,6 +75,7 @@ def test_sizes_are_the_published_ones() -> None:
     assert counts == [123_650_304, 694_659_840, 4_762_310_656, 2_028_328_000, 83_819_683]
 
 
+@pytest.mark.slow
 def test_results_are_written_and_a_failure_costs_only_itself(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no_such_plugin")
     monkeypatch.setattr(sys, "executable", str(python()))

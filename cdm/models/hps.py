@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cdm.system.writing import placed
+
 LAYER = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -71,7 +73,8 @@ def convert_files(files: Mapping[str, Path], out: Path) -> None:
     config = CLIPConfig.from_pretrained(small["config.json"])
     model = CLIPModel(config)
     model.load_state_dict(convert(loaded.get("state_dict", loaded)))
-    model.save_pretrained(out)
-    for name, path in small.items():
-        if name != "config.json":
-            shutil.copy(path, out / name)
+    with placed(out) as folder:
+        model.save_pretrained(folder)
+        for name, path in small.items():
+            if name != "config.json":
+                shutil.copy(path, folder / name)
