@@ -38,13 +38,13 @@ PUBLISHED = {
 
 
 class World:
-    """The miniature's teacher with a batch of its prompts."""
+    """The miniature's teacher with a batch of its prompts, or so many of them."""
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Params, count: int = BATCH) -> None:
         self.params, self.source = params, Path(params.teacher.source)
         self.family = get_family(params.teacher.family)
         pipeline = self.family.load_pipeline(self.source, image=False)
-        texts = Path(params.prompts.train[0]).read_text().splitlines()[:BATCH]
+        texts = Path(params.prompts.train[0]).read_text().splitlines()[:count]
         length = params.prompts.max_sequence_length
         self.conditioning = self.family.encode(pipeline, texts, length)
         self.empty = self.family.encode(pipeline, [""], length)

@@ -25,7 +25,7 @@ import typer
 from torch import Tensor, nn
 
 import reference.plain
-from cdm.families import get_family
+from benchmarks.iteration import World
 from cdm.params import Distill, Params, Schedule, load
 from cdm.randomness import Draws
 from cdm.schedule import Rollouts, draw_rollouts
@@ -79,18 +79,12 @@ class Recorder:
         return float(self.gradients[-1].norm())
 
 
-class World:
+class TrainedWorld(World):
     """The miniature with its prompts, after some rounds of its training."""
 
     def __init__(self, params: Params, train: int) -> None:
-        self.params, self.source = params, Path(params.teacher.source)
-        self.family = get_family(params.teacher.family)
-        pipeline = self.family.load_pipeline(self.source, image=False)
-        texts = Path(params.prompts.train[0]).read_text().splitlines()[: max(BATCHES)]
-        length = params.prompts.max_sequence_length
-        self.conditioning = self.family.encode(pipeline, texts, length)
-        self.empty = self.family.encode(pipeline, [""], length)
-        self.counted = CountingNetworks(self.family, self.family.load_transformer(self.source))
+        super().__init__(params, max(BATCHES))
+        self.counted = CountingNetworks(self.family, self.teacher)
         self.networks: Networks = (
             LevelAwareFake(self.counted, self.family, self.empty)
             if params.distill.fake_knows_level
@@ -226,7 +220,7 @@ def main(
     """Measure cost and variance of a round's gradients."""
     settings = load(params)
     torch.set_num_threads(settings.runtime.threads or torch.get_num_threads())
-    world = World(settings, train)
+    world = TrainedWorld(settings, train)
     results: dict[str, dict[str, Any]] = {}
     for batch in batches or BATCHES:
         for name, order in ORDERS.items():

@@ -306,7 +306,10 @@ def _score(name: str, models: tuple[str, ...], compute: str, title: str, meaning
     return Measure(name, "score", models, compute, (quantity,))
 
 
-_GUIDED_TOO_MUCH, _GUIDED_TOO_LITTLE = "too much guidance ({guidance})", "too little guidance ({guidance})"
+def _by_guidance(subject: str) -> Drift:
+    """Of what guidance makes more of, with every step."""
+    causes = {"too_much": "too much guidance ({guidance})", "too_little": "too little guidance ({guidance})"}
+    return Drift(subject, 3.0, **causes, guided_by_step=True)
 
 
 def _look(name: str, compute: str, *quantities: Quantity) -> Measure:
@@ -376,13 +379,7 @@ _MEASURES = (
             "Saturation",
             None,
             "mean saturation (HSV) of the pixels, 0 to 1",
-            drift=Drift(
-                "saturation",
-                3.0,
-                too_much=_GUIDED_TOO_MUCH,
-                too_little=_GUIDED_TOO_LITTLE,
-                guided_by_step=True,
-            ),
+            drift=_by_guidance("saturation"),
         ),
     ),
     _look(
@@ -393,13 +390,7 @@ _MEASURES = (
             "RMS contrast",
             None,
             "standard deviation of a picture's luma, 0 to 0.5",
-            drift=Drift(
-                "contrast",
-                3.0,
-                too_much=_GUIDED_TOO_MUCH,
-                too_little=_GUIDED_TOO_LITTLE,
-                guided_by_step=True,
-            ),
+            drift=_by_guidance("contrast"),
         ),
     ),
     _look(
@@ -479,6 +470,11 @@ def most_neighbours(samples: int, reference: int | None = None) -> int:
 def quantities() -> dict[str, Quantity]:
     """The quantities of all measures in `MEASURES`, by key."""
     return {quantity.key: quantity for measure in MEASURES.values() for quantity in measure.quantities}
+
+
+def steps_in_words(count: int) -> str:
+    """A number of steps as tables and sentences have it."""
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def student_t(freedom: float) -> float:

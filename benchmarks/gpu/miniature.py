@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,21 @@ def measure(scale: Scale, note: Any) -> None:
 
 def copy(scale: Scale, folder: Path) -> int:
     """Puts the stages, the miniature and its parameters, changed for this scale, into the folder; its iterations."""
+    params = copy_with(folder, ROOT / "params.yaml", scale.miniature)
+    return int(params["distill"]["iterations"])
+
+
+def copy_with(folder: Path, file: Path, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Puts the code, and the parameters of `file` with `changes` by section, into the folder; these parameters."""
     for name in COPIED:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     yaml = YAML(typ="safe")
-    params = yaml.load((ROOT / "params.yaml").read_text())
-    for section, values in scale.miniature.items():
+    params: dict[str, Any] = yaml.load(file.read_text())
+    for section, values in changes.items():
         params[section] |= values
-    with (folder / "params.yaml").open("w") as file:
-        yaml.dump(params, file)
-    return int(params["distill"]["iterations"])
+    with (folder / "params.yaml").open("w") as out:
+        yaml.dump(params, out)
+    return params
 
 
 def run_stage(name: str, folder: Path) -> float:

@@ -42,25 +42,12 @@ def build(scale: Scale, dtype: torch.dtype = torch.bfloat16) -> Any:
             CLIPTextConfig(**config, eos_token_id=config["vocab_size"] - 1)
         ).eval()
 
-    channels = scale.autoencoder_channels
     with scale.torch_device, default_dtype(dtype):
         parts = {
             "text_encoder": clip(scale.clip_l),
             "text_encoder_2": clip(scale.clip_g),
             "text_encoder_3": T5EncoderModel(T5Config(**scale.t5)).eval(),
-            "vae": AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * len(channels),
-                up_block_types=("UpDecoderBlock2D",) * len(channels),
-                block_out_channels=channels,
-                layers_per_block=2,
-                latent_channels=16,
-                norm_num_groups=scale.autoencoder_groups,
-                sample_size=1024,
-                scaling_factor=1.5305,
-                shift_factor=0.0609,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-            ).eval(),
+            "vae": AutoencoderKL(**scale.autoencoder).eval(),
         }
     pipeline = StableDiffusion3Pipeline(
         transformer=scale.transformer(dtype),

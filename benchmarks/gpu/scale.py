@@ -86,6 +86,24 @@ class Scale:
         with self.torch_device, default_dtype(dtype):
             return self.architecture.build().eval()
 
+    @property
+    def autoencoder(self) -> dict[str, Any]:
+        """The config of the autoencoder, which is SD3's but for its channels."""
+        count = len(self.autoencoder_channels)
+        return {
+            "down_block_types": ("DownEncoderBlock2D",) * count,
+            "up_block_types": ("UpDecoderBlock2D",) * count,
+            "block_out_channels": self.autoencoder_channels,
+            "layers_per_block": 2,
+            "latent_channels": 16,
+            "norm_num_groups": self.autoencoder_groups,
+            "sample_size": 1024,
+            "scaling_factor": 1.5305,
+            "shift_factor": 0.0609,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+        }
+
     def conditioning(self, rows: int) -> dict[str, Tensor]:
         """Random embeddings of `rows` prompts."""
         generator = torch.Generator(self.device).manual_seed(0)

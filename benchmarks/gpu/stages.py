@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ruamel.yaml import YAML
 
 from benchmarks.gpu import ROOT
-from benchmarks.gpu.miniature import COPIED, STAGES
+from benchmarks.gpu.miniature import STAGES, copy_with
 from benchmarks.gpu.report import RECIPE
 from benchmarks.gpu.sampling import t5_tokens
 from benchmarks.gpu.scale import Scale
@@ -85,12 +84,9 @@ def run(scale: Scale, teacher: Path, device: str, note: Any, changes: Changes) -
 
 def prepare(scale: Scale, teacher: Path, device: str, folder: Path, changes: Changes) -> dict[str, Any]:
     """Puts code, prompts and parameters into the folder; the parameters."""
-    for name in COPIED:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     prompts = [f"a {one} house beside a {other} tree" for one in WORDS for other in WORDS]
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
-    yaml = YAML(typ="safe")
-    params: dict[str, Any] = yaml.load((ROOT / f"recipes/{RECIPE}.yaml").read_text())
+    lora = {"rank": scale.rank, "alpha": 2 * scale.rank, "targets": "attention", "base": "precision"}
     few: dict[str, dict[str, Any]] = {
         "teacher": {"source": str(teacher)},
         "prompts": {
@@ -101,19 +97,13 @@ def prepare(scale: Scale, teacher: Path, device: str, folder: Path, changes: Cha
         },
         "latents": {"steps": scale.max_len, "per_prompt": 2},
         "schedule": {"max_len": scale.max_len},
-        "distill": {
-            "iterations": 4,
-            "lora": params["distill"]["lora"] | {"rank": scale.rank, "alpha": 2 * scale.rank},
-        },
+        "distill": {"iterations": 4, "lora": lora},
         "sample": {"steps": [1, 4], "teacher_steps": [4], "pictures": 4},
-        "evaluate": {"neighbours": 1, "resamples": 10},
+        "evaluate": {"neighbours": 1, "resamples": 10, "metrics": []},
         "runtime": {"device": device, "pictures_every": 2},
     }
-    for section, values in few.items():
-        params[section] |= {**values, **changes.get(section, {})}
-    with (folder / "params.yaml").open("w") as file:
-        yaml.dump(params, file)
-    return params
+    every = {section: {**values, **changes.get(section, {})} for section, values in few.items()}
+    return copy_with(folder, ROOT / f"recipes/{RECIPE}.yaml", every)
 
 
 def _elsewhere() -> list[str]:

@@ -17,7 +17,6 @@ from cdm.families.configs import TRANSFORMER
 from cdm.families.folder import STEMS
 from cdm.families.weights import write
 
-LATENT_CHANNELS = 16
 NUMBERS = 2**22
 """Random numbers that all tensors share, each beginning elsewhere."""
 SPREAD = 0.02
@@ -53,7 +52,6 @@ def pipeline(folder: Path, scale: Scale = DEFAULT) -> None:
     letters = [("▁", -2.0), *((chr(code), -3.0) for code in range(ord("a"), ord("z") + 1))]
     words = T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], extra_ids=0)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    channels = scale.autoencoder_channels
     with torch.device("meta"):
         models: dict[str, tuple[str, Any]] = {
             "text_encoder": (
@@ -65,22 +63,7 @@ def pipeline(folder: Path, scale: Scale = DEFAULT) -> None:
                 CLIPTextModelWithProjection(CLIPTextConfig(**scale.clip_g, **ends)),
             ),
             "text_encoder_3": ("transformers", T5EncoderModel(T5Config(**scale.t5))),
-            "vae": (
-                "diffusers",
-                diffusers.AutoencoderKL(
-                    down_block_types=("DownEncoderBlock2D",) * len(channels),
-                    up_block_types=("UpDecoderBlock2D",) * len(channels),
-                    block_out_channels=channels,
-                    layers_per_block=2,
-                    latent_channels=LATENT_CHANNELS,
-                    norm_num_groups=scale.autoencoder_groups,
-                    sample_size=1024,
-                    scaling_factor=1.5305,
-                    shift_factor=0.0609,
-                    use_quant_conv=False,
-                    use_post_quant_conv=False,
-                ),
-            ),
+            "vae": ("diffusers", diffusers.AutoencoderKL(**scale.autoencoder)),
         }
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     tokenizers = {"tokenizer": tokenizer, "tokenizer_2": tokenizer, "tokenizer_3": words}

@@ -11,17 +11,17 @@ from typing import Any
 
 from cdm.evaluation.metrics import Chosen
 from cdm.evaluation.samples import Samples
-from cdm.measures import Drift, quantities
+from cdm.measures import Drift, quantities, steps_in_words
 from cdm.params import Losses
 
 
 def guidance_parameter(losses: Losses) -> str:
     """The parameter of a training that sets how strongly the student is guided."""
     terms = losses.terms
+    if "ca" in terms:
+        return "distill.losses.ca.scale"
     guided = [name for name in losses.guided if getattr(terms.get(name), "guidance_scale", 1.0) > 1]
-    if "ca" in terms or not guided:
-        return "distill.losses.ca.scale" if "ca" in terms else "teacher.guidance_scale"
-    return ", ".join(f"distill.losses.{name}.guidance_scale" for name in guided)
+    return ", ".join(f"distill.losses.{name}.guidance_scale" for name in guided) or "teacher.guidance_scale"
 
 
 def growth(losses: Losses) -> str:
@@ -53,7 +53,9 @@ def findings(chosen: Chosen, samples: Samples, losses: Losses) -> list[str] | No
     if chosen.steps is not None:
         few, more = chosen.steps
         for name in names:
-            said += _between_steps(known[name], name, chosen, students[f"steps{few}"][name], few, more, losses)
+            said += _betweensteps_in_words(
+                known[name], name, chosen, students[f"steps{few}"][name], few, more, losses
+            )
     return said
 
 
@@ -83,7 +85,7 @@ def _beside_the_teacher(
         bounds = chosen.differences["student"][each.key][name]
         amount = _amount(drift, bounds, teacher)
         if amount:
-            found[bounds[0] > 0].append(f"{amount} at {_steps(each.steps)}")
+            found[bounds[0] > 0].append(f"{amount} at {steps_in_words(each.steps)}")
     causes = {True: drift.too_much, False: drift.too_little}
     sentences = []
     for more, places in found.items():
@@ -94,7 +96,7 @@ def _beside_the_teacher(
     return sentences
 
 
-def _between_steps(
+def _betweensteps_in_words(
     drift: Drift, name: str, chosen: Chosen, at_few: float, few: int, more: int, losses: Losses
 ) -> list[str]:
     bounds = chosen.between[name]
@@ -103,7 +105,7 @@ def _between_steps(
         return []
     grown = bounds[0] > 0
     direction = drift.above if grown else drift.below
-    text = f"{drift.subject} at {_steps(more)} is {amount} {direction} that at {_steps(few)}"
+    text = f"{drift.subject} at {steps_in_words(more)} is {amount} {direction} that at {steps_in_words(few)}"
     return [_sentence(text, growth(losses) if grown and drift.guided_by_step else "", losses)]
 
 
@@ -132,7 +134,3 @@ def _sentence(text: str, cause: str, losses: Losses) -> str:
 def _joined(texts: Sequence[str]) -> str:
     *rest, last = texts
     return f"{', '.join(rest)} and {last}" if rest else last
-
-
-def _steps(count: int) -> str:
-    return "1 step" if count == 1 else f"{count} steps"

@@ -20,7 +20,7 @@ from cdm.evaluation.metrics import Bounds, Chosen
 from cdm.evaluation.quality import Evaluation, Row
 from cdm.evaluation.samples import Samples, SampleSet
 from cdm.evaluation.sheets import Strips
-from cdm.measures import HEADLINES, JUDGED, Quantity, quantities
+from cdm.measures import HEADLINES, JUDGED, Quantity, quantities, steps_in_words
 from cdm.models.manifest import TeacherManifest
 from cdm.params import Params
 
@@ -123,7 +123,7 @@ def _sets(samples: Samples, strips: Strips) -> dict[str, Any]:
             {
                 "id": _set_id(each),
                 "model": each.model,
-                "steps": _steps(each.steps),
+                "steps": steps_in_words(each.steps),
                 "evaluations": "1 evaluation" if each.evaluations == 1 else f"{each.evaluations} evaluations",
                 "full": each is samples.full,
                 "pixels": strips.small,
@@ -199,7 +199,7 @@ def _chosen(chosen: Chosen, samples: Samples) -> dict[str, Any]:
         "groups": rows,
         "paired_columns": both,
         "paired": [{"model": "student", "rows": paired}] if both else [],
-        "full": _steps(samples.full.steps),
+        "full": steps_in_words(samples.full.steps),
         "between_columns": [column for column in columns if column.key in chosen.between],
         "between": between,
         "prompts": chosen.prompts,
@@ -212,7 +212,7 @@ def _between(chosen: Chosen) -> list[dict[str, Any]]:
     """The row of a table: the student with more steps less that with few."""
     if chosen.steps is None:
         return []
-    few, more = map(_steps, chosen.steps)
+    few, more = map(steps_in_words, chosen.steps)
     cells = {
         name: Cell(_short(found[0]), _short((found[2] - found[1]) / 2) if len(found) > 1 else "")
         for name, found in chosen.between.items()
@@ -267,10 +267,10 @@ def _cards(samples: Samples, evaluation: Evaluation) -> list[dict[str, Any]]:
         {
             "name": "Network evaluations a picture",
             "figure": f"{full.evaluations} → {student.evaluations}",
-            "unit": f"student, {_steps(student.steps)}",
+            "unit": f"student, {steps_in_words(student.steps)}",
             "rows": [
-                (f"Teacher, {_steps(full.steps)}", f"{full.evaluations // full.steps} a step"),
-                (f"Student, {_steps(student.steps)}", f"{student.evaluations // student.steps} a step"),
+                (f"Teacher, {steps_in_words(full.steps)}", f"{full.evaluations // full.steps} a step"),
+                (f"Student, {steps_in_words(student.steps)}", f"{student.evaluations // student.steps} a step"),
             ],
         }
     ]
@@ -279,7 +279,10 @@ def _cards(samples: Samples, evaluation: Evaluation) -> list[dict[str, Any]]:
             continue
         compared = dict.fromkeys((full.key, student.key))
         rows = [
-            (f"Teacher, {_steps(int(key.removeprefix('steps')))}", number(theirs[key][column.key], column))
+            (
+                f"Teacher, {steps_in_words(int(key.removeprefix('steps')))}",
+                number(theirs[key][column.key], column),
+            )
             for key in compared
             if key in theirs
         ]
@@ -287,15 +290,11 @@ def _cards(samples: Samples, evaluation: Evaluation) -> list[dict[str, Any]]:
             {
                 "name": f"{column.title}\u00a0{column.arrow}",
                 "figure": number(ours[column.key], column),
-                "unit": f"student, {_steps(student.steps)}",
+                "unit": f"student, {steps_in_words(student.steps)}",
                 "rows": rows,
             }
         )
     return cards
-
-
-def _steps(count: int) -> str:
-    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _groups(evaluation: Evaluation, columns: list[Quantity]) -> list[dict[str, Any]]:
@@ -330,7 +329,7 @@ def row_name(model: str, key: str) -> str:
     """What a row is called in tables."""
     if model == "real":
         return "Real pictures"
-    return f"{model.capitalize()}, {_steps(int(key.removeprefix('steps')))}"
+    return f"{model.capitalize()}, {steps_in_words(int(key.removeprefix('steps')))}"
 
 
 def marks(

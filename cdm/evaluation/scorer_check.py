@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cdm.errors import CdmError, line
 from cdm.evaluation.scorers import Answer, put
+from cdm.models.metric_models import scorer_problem
 from cdm.params import ScorerProcess
 from cdm.system.commands import Command
 
@@ -99,10 +100,8 @@ def check_scorer(
     `limit` sets.
     """
     command = Command.parse(scorer.command)
-    if command.program is None:
-        raise CdmError(f"scorer {scorer.name}: {command.arguments[0]}: no such program: see docs/scorers.md")
-    for missing in command.missing_scripts():
-        raise CdmError(f"scorer {scorer.name}: {missing}: no such file")
+    if problem := scorer_problem(scorer.command):
+        raise CdmError(f"scorer {scorer.name}: {problem}")
     begun = time.monotonic()
     try:
         answer = put(scorer, command, "check", draw_pictures(), prompts, minutes=minutes, limit=limit)

@@ -14,6 +14,7 @@ from torch import Tensor
 from cdm.data.spread import spread
 from cdm.evaluation.samples import Samples, SampleSet
 from cdm.evaluation.theme import LIGHT, Theme, font_file
+from cdm.measures import steps_in_words
 
 MARGIN, GAP, GROUP_GAP, TILE_GAP = 24, 8, 32, 2
 LABEL_WIDTH = 138
@@ -123,11 +124,10 @@ def _sheet(
         return torch.from_numpy(np.array(_picture(picture, width, height))).permute(2, 0, 1)
 
     def column(shown: SampleSet) -> Column:
-        steps = "1 step" if shown.steps == 1 else f"{shown.steps} steps"
         note = "1 evaluation" if shown.evaluations == 1 else f"{shown.evaluations} evaluations"
         # One at a time: large pictures of all columns need not be there together.
         pictures = torch.stack([shrunk(shown.pictures([row])[0]) for row in rows])
-        return Column(steps, note, pictures.unflatten(0, (len(prompts), noises)))
+        return Column(steps_in_words(shown.steps), note, pictures.unflatten(0, (len(prompts), noises)))
 
     titles = ("Teacher, guided", "Student, no guidance") if samples.guided else ("Teacher", "Student")
     groups = [

@@ -9,7 +9,7 @@ from cdm.experiments.changes import brief, parameters
 from cdm.experiments.comparison import Compared, Entry
 from cdm.experiments.figures import Figure, Mark
 from cdm.experiments.headline import kinds
-from cdm.measures import Quantity
+from cdm.measures import Quantity, steps_in_words
 
 WIDTH = 120
 NAME = 24
@@ -98,7 +98,7 @@ def _changes(compared: Compared) -> str:
 def _figures(compared: Compared, quantity: Quantity) -> str:
     """A block of one figure: a row an experiment, a column a number of steps."""
     rows = [(_cut(entry.name), _cells(compared, entry, quantity)) for entry in compared.entries]
-    titles = ["1 step" if steps == 1 else f"{steps} steps" for steps in compared.steps]
+    titles = [steps_in_words(steps) for steps in compared.steps]
     width = max(16, *(len(cell) for _, cells in rows for cell in cells)) + 2
     head = f"{quantity.title} {quantity.arrow}".rstrip()
     lines = [f"{head:<{NAME + 2}}" + "".join(f"{title + '  ':>{width}}" for title in titles)]

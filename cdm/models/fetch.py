@@ -27,7 +27,7 @@ from cdm.models.published import (
     revision_of,
 )
 from cdm.params import Evaluate
-from cdm.system.files import remove_folder, sha256, write_json
+from cdm.system.files import sha256, write_json
 
 PATTERNS = ("*.json", "*.txt", "*.safetensors")
 """Files of a hub's model that the table of published ones does not have."""
@@ -86,13 +86,8 @@ def _convert(key: str, files: Iterable[File], target: Path) -> None:
         folder = _from_hub(place, parts[0].revision, [file.name for file in parts])
         _checked(folder, published_hashes(place))
         found |= {file.name: folder / file.name for file in parts if (folder / file.name).exists()}
-    made = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    for folder in (made, target):
-        if folder.exists():
-            remove_folder(folder)
-    load(MODELS[key].converter or "")(found, made)
-    made.rename(target)
+    load(MODELS[key].converter or "")(found, target)
     lock_of(target).unlink(missing_ok=True)
 
 

@@ -64,7 +64,8 @@ def convert(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_files(files: Mapping[str, Path], out: Path) -> None:
-    """Write the folder `out` from the checkpoint (.pt) and the small files of the base model, each by its name."""
+    """Write the folder `out`, in place of an older one, from the checkpoint (.pt) and the small files of the base
+    model, each by its name."""
     from transformers import CLIPConfig, CLIPModel
 
     checkpoint = next(path for name, path in files.items() if name.endswith(".pt"))

@@ -61,9 +61,7 @@ def unshared_samples(distill: Distill, schedule: Schedule, shift: float) -> floa
     ca, dm = distill.losses.ca, distill.losses.dm
     if not ca.weight:
         return 0.0
-    if not dm.weight:
-        return 1.0
-    if ca.point == "own":
+    if not dm.weight or ca.point == "own":
         return 1.0
     if ca.bounded == dm.bounded:
         return 0.0

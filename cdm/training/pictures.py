@@ -20,12 +20,13 @@ from cdm.evaluation.theme import LIGHT
 from cdm.families import Family
 from cdm.families.base import expand_to_batch
 from cdm.flow import add_noise, inference_sigmas, velocity_to_x0
+from cdm.measures import steps_in_words
 from cdm.params import Params
 from cdm.randomness import Draws, sample_noise
 from cdm.rollout import Conditioning, integrate, take
 from cdm.system.files import write_bytes
 from cdm.training.networks import Networks, Role
-from cdm.training.probe import draw_student, exchanged
+from cdm.training.probe import decoded, draw_student, exchanged
 
 PROMPTS = 8
 STEPS = (1, 4)
@@ -190,10 +191,12 @@ class Gallery:
             return Column(heading, note, self._decode(latents[name])[:, None])
 
         def drawn(name: str) -> list[Column]:
-            return [column(f"{name}{n}", _steps(n)) for n in STEPS]
+            return [column(f"{name}{n}", steps_in_words(n)) for n in STEPS]
 
         guided = "" if self.subject.guidance_scale == 1 else "guided"
-        teacher = Column(_steps(self.subject.teacher_steps), guided, self._decode(self.teacher)[:, None])
+        teacher = Column(
+            steps_in_words(self.subject.teacher_steps), guided, self._decode(self.teacher)[:, None]
+        )
         groups = [
             Group("teacher", "Teacher", [teacher]),
             Group("student", "Student, average", drawn("average")),
@@ -208,19 +211,13 @@ class Gallery:
         return png(compose(texts, groups, TILE, LIGHT))
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """uint8 (n, 3, height, width), one at a time: at 1024² an autoencoder needs gigabytes for each."""
-        device = self.accelerator.device
-        images = [self.family.decode(self.pipeline, each[None].to(device)).cpu() for each in latents]
-        return (torch.cat(images) * 255).round().to(torch.uint8)
+        """uint8 (n, 3, height, width)."""
+        return torch.cat(list(decoded(self.family, self.pipeline, latents, self.accelerator.device)))
 
     def _write(self, name: str, content: bytes) -> None:
         for folder in (self.kept, self.out):
             folder.mkdir(parents=True, exist_ok=True)
             write_bytes(folder / name, content)
-
-
-def _steps(count: int) -> str:
-    return "1 step" if count == 1 else f"{count} steps"
 
 
 def curves(rows: Sequence[Mapping[str, float]]) -> dict[str, list[tuple[float, float]]]:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,14 @@ def draw_student(networks: Networks, noise: Tensor, conditioning: Conditioning, 
     return integrate(velocity, noise, conditioning, sigmas)
 
 
+def decoded(family: Family, pipeline: Any, latents: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """The picture of each of the latents, uint8 (1, 3, height, width), on the CPU, one at a time: at 1024² an
+    autoencoder needs gigabytes for each."""
+    for each in latents:
+        picture = family.decode(pipeline, each[None].to(device)).cpu()
+        yield (picture * 255).round().to(torch.uint8)
+
+
 class Looks:
     """What measures of pictures without a model (`names`) see of latents, which the autoencoder of the pipeline at
     `source` decodes one at a time. Raises CdmError if it cannot be loaded."""
@@ -99,11 +108,8 @@ class Looks:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """float64 (n, values), on the CPU; a value for each quantity of each measure."""
-        rows = []
-        for each in latents:
-            picture = self.family.decode(self.pipeline, each[None].to(self.device)).cpu()
-            rows.append(look_at(self.names, (picture * 255).round().to(torch.uint8)))
-        return torch.cat(rows)
+        pictures = decoded(self.family, self.pipeline, latents, self.device)
+        return torch.cat([look_at(self.names, picture) for picture in pictures])
 
 
 def deviations(names: Sequence[str], student: Tensor, teacher: Tensor) -> Figures:
