@@ -16,14 +16,14 @@ from accelerate import Accelerator
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from cdm.data.prompt_set import OnlinePrompts
+from cdm.data.prompt_set import OnlinePrompts, PromptSet
 from cdm.errors import CdmError
 from cdm.families import Family, get_family
 from cdm.models.manifest import TeacherManifest, describe
 from cdm.params import Params, load
 from cdm.training.distiller import Distiller
 from cdm.training.identity import fingerprint
-from cdm.training.inputs import Inputs
+from cdm.training.inputs import Inputs, prompt_source
 from cdm.training.setup import prepare
 from cdm.training.state import check_finite
 from stages import common
@@ -269,6 +269,24 @@ def test_prompts_that_are_not_stored_are_encoded_once_a_round(
         assert encoded == [(2 * samples, [3, 3, 2])] * rounds
     for name, value in students["cached"].items():
         torch.testing.assert_close(students["online"][name], value, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rollouts", ["shared", "fresh"])
+def test_every_prompt_comes_once_an_epoch(world: Path, rollouts: str, monkeypatch: pytest.MonkeyPatch):
+    """Four prompts, three samples a rollout: twelve samples are three epochs, also where a round has one rollout."""
+    params = load(world / "params.yaml")
+    inputs = gather(world, params)
+    distill = params.distill.model_copy(update={"rollouts": rollouts, "batch_size": 3})
+    asked: list[int] = []
+    monkeypatch.setattr(
+        PromptSet, "conditioning", lambda self, indices, device=None: asked.extend(indices) or {}
+    )
+    assert len(inputs.prompts) == 4
+    source = prompt_source(inputs, 0, distill, range(3), torch.device("cpu"), 3)
+    every = distill.student_every if rollouts == "shared" else 1
+    for iteration in range(0, 4 * every, every):
+        source(iteration, range(3))
+    assert [sorted(asked[start : start + 4]) for start in range(0, 12, 4)] == [[0, 1, 2, 3]] * 3
 
 
 def test_a_guided_teacher_is_guided_by_its_family(world: Path):

@@ -106,9 +106,12 @@ def prompt_source(
     forward.
     """
     prompts = inputs.prompts
+    several = distill.rollouts == "fresh" and distill.losses.ask_fake
 
     def indices(iteration: int, samples: Sequence[int]) -> list[int]:
-        positions = [iteration * distill.batch_size + sample for sample in samples]
+        # Rollouts one after the other: a round has one alone where it is shared, or where only the last is asked for.
+        rollout = iteration if several else iteration // distill.student_every
+        positions = [rollout * distill.batch_size + sample for sample in samples]
         return prompt_indices(seed, positions, len(prompts))
 
     def stored(iteration: int, samples: Sequence[int]) -> Conditioning:
