@@ -37,6 +37,7 @@ def weights(student: Path) -> dict[str, torch.Tensor]:
     return load_file(student / WEIGHTS)
 
 
+@pytest.mark.slow
 def test_the_page_runs_as_it_stands(params: Params, tmp_path: Path) -> None:
     first, second = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(first.strip().splitlines()) <= 10

@@ -506,6 +506,7 @@ def test_8bit_states_take_a_quarter_of_those_that_fit() -> None:
     assert memory.optimiser_bytes(size, FLOAT32_STATES) == 8 * 1_000_000 + 40
 
 
+@pytest.mark.slow
 def test_memory_follows_the_settings(one_block: Architecture, tiny_params: Params) -> None:
     def planner(
         processes: int = 1, sharding: memory.Sharding = "none", **sections: dict[str, Any]
