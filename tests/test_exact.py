@@ -52,6 +52,7 @@ class TestDistances:
 
 
 class TestWorld:
+    @pytest.mark.slow
     def test_the_start_comes_near_the_teacher(self) -> None:
         model = WORLD.load(WORLD.start(0))
         networks = ExactNetworks(WORLD.mixture, model, model)
@@ -154,9 +155,6 @@ BOUNDS: dict[str, dict[int, float]] = {
     "cdm-unbounded": {1: 0.2, 4: 0.08, 8: 0.06},
 }
 """Energy distance after the whole training, by method and number of steps that it is good for."""
-OFTEN = ("cdm-level",)
-"""Methods that are trained for every change, the others every night (and dm-fixed-level for a while)."""
-
 DRIFTING = ["dmd2-guided", "decoupled-dmd-guided", "cdm-guided"]
 """These do not come near the guided distribution, because their fake score is not conditioned on the level."""
 
@@ -197,9 +195,8 @@ def test_the_guided_teacher_leaves_the_other_class_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.nightly) for name in BOUNDS]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", BOUNDS)
 def test_students_come_near_the_truth(name: str) -> None:
     found = distances(name)
     assert all(found[steps] < bound for steps, bound in BOUNDS[name].items()), found

@@ -105,7 +105,7 @@ def plain_student(pipeline_class: str, student: Path, teacher: Path, lora: bool)
 @pytest.mark.parametrize(
     ("name", "lora", "precision"),
     [
-        ("sd3_t5", False, "fp32"),
+        pytest.param("sd3_t5", False, "fp32", marks=pytest.mark.nightly),
         pytest.param("sd3_real", False, "fp32", marks=pytest.mark.nightly),
         pytest.param("sd3_real", True, "bf16", marks=pytest.mark.nightly),
         ("longcat", False, "bf16"),

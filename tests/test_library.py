@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def weights(student: Path) -> dict[str, torch.Tensor]:
     return load_file(student / WEIGHTS)
 
 
+@pytest.mark.slow
 def test_the_page_runs_as_it_stands(params: Params, tmp_path: Path) -> None:
     first, second = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(first.strip().splitlines()) <= 10
@@ -96,6 +98,10 @@ def test_by_hand_interrupted_and_resumed_it_is_the_student_of_the_pipeline(
     pixels = torch.from_numpy(np.array(drawn)).permute(2, 0, 1).int()
     assert (pixels - saved.int()).abs().max() <= 1
     assert pixels.float().std() > 0
+
+    next(iter(second.state.average.values())).fill_(math.nan)
+    with pytest.raises(cdm.CdmError, match="latents, pictures are not finite"):
+        second.draw("a red three", steps=2)
 
 
 def test_changes_are_checked_like_the_file(params: Params, tmp_path: Path) -> None:

@@ -24,13 +24,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from cdm import cli
 from cdm.errors import CdmError
 from cdm.families import family_names, get_family
-from cdm.families.configs import TRANSFORMER, read_config
+from cdm.families.configs import AUTOENCODER, TRANSFORMER, read_config
 from cdm.models.manifest import describe
 from cdm.params import Lora, Optimiser, Params, Schedule, Teacher, parse
 from cdm.planning import architecture, forwards, memory, plan, tables
 from cdm.planning import main_memory as main_memory_module
 from cdm.planning.architecture import Architecture
-from cdm.planning.footprint import Footprint, Network
+from cdm.planning.decoding import plan_decoding
+from cdm.planning.footprint import Footprint, LiveBytes, Network
 from cdm.randomness import Draws
 from cdm.schedule import draw_rollouts
 from cdm.training import checkpoint
@@ -64,7 +65,7 @@ def tiny(tiny_params: Params) -> Architecture:
 def one_block(tiny: Architecture) -> Architecture:
     """The tiny transformer with one of its blocks: of what is not compared with the engine, the quickest to count."""
     config = read_config(tiny.configs, TRANSFORMER) | {"num_layers": 1}
-    return replace(tiny, configs={TRANSFORMER: config})
+    return replace(tiny, configs={TRANSFORMER: config, AUTOENCODER: read_config(tiny.configs, AUTOENCODER)})
 
 
 def leave_out_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,6 +444,39 @@ def test_main_memory_is_that_of_the_networks_on_a_cpu_and_of_a_tensor_beside_a_g
     assert online.training - there.training == 4 * tiny.encoder_parameters
 
 
+@pytest.mark.parametrize("name", BUILDERS)
+def test_decoding_a_picture_is_counted_as_it_runs(
+    name: str, tiny_params: Params, tiny_pipeline: Callable[[str], Path]
+) -> None:
+    folder = tiny_pipeline(name)
+    found = planned_pipeline(name, folder, tiny_params)
+    weights, peak = plan_decoding(tiny_params, found)
+    pipeline = found.family.load_pipeline(folder, text=False, transformer=False)
+    latents = torch.randn(1, *found.latent_shape)
+    live = LiveBytes([*pipeline.vae.parameters(), *pipeline.vae.buffers(), latents])
+    with live:
+        found.family.decode(pipeline, latents)
+    assert weights == sum(parameter.nbytes for parameter in pipeline.vae.parameters())
+    assert peak == pytest.approx(live.peak, rel=0.02)
+    half = plan_decoding(changed(tiny_params, latents={"precision": "bf16"}), found)
+    assert half[0] == weights // 2
+    assert peak / 2 <= half[1] < peak
+
+
+def test_pictures_while_training_are_planned_where_they_are_drawn(
+    one_block: Architecture, tiny_params: Params
+) -> None:
+    probe = PROBE | {"metrics": ["contrast"]}
+    for drawn, changes in (
+        (False, {"runtime": {"pictures_every": 0}}),
+        (True, {"runtime": {"pictures_every": 5}}),
+        (False, {"runtime": {"pictures_every": 0}, "distill": {"probe": PROBE}}),
+        (True, {"runtime": {"pictures_every": 0}, "distill": {"probe": probe}}),
+    ):
+        planner = memory.MemoryPlanner(changed(tiny_params, **changes), one_block, 1, "none")
+        assert ("autoencoder, for pictures" in planner._kept()) == drawn
+
+
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.parametrize("processes", [1, 2])
@@ -506,6 +540,7 @@ def test_8bit_states_take_a_quarter_of_those_that_fit() -> None:
     assert memory.optimiser_bytes(size, FLOAT32_STATES) == 8 * 1_000_000 + 40
 
 
+@pytest.mark.slow
 def test_memory_follows_the_settings(one_block: Architecture, tiny_params: Params) -> None:
     def planner(
         processes: int = 1, sharding: memory.Sharding = "none", **sections: dict[str, Any]

@@ -511,6 +511,7 @@ def scripted_probe(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, Tenso
     return averages
 
 
+@pytest.mark.slow
 def test_keep_best_saves_the_average_of_the_best_probe(world: Path, tmp_path: Path, monkeypatch) -> None:
     averages = scripted_probe(monkeypatch)
     run(world, tmp_path, with_changes(world, distill={"keep": "best"}))

@@ -20,7 +20,7 @@ PARTS: dict[str, tuple[str, str]] = {
     "lora": ("training", "measure_lora"),
     "full": ("training", "measure_full"),
     "sampling": ("sampling", "measure"),
-    "cpu_stages": ("stages", "measure_made"),
+    "cpu_stages": ("stages", "measure_on_cpu"),
     "stages": ("stages", "measure"),
     "miniature": ("miniature", "measure"),
     "tests": ("tests", "measure"),

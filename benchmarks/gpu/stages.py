@@ -29,7 +29,7 @@ from reference import watched
 
 WORDS = ("red", "green", "blue", "white", "black", "small", "large", "seven")
 CPU_RESOLUTION = 256
-READY, TEACHER = "ready", "teacher"
+CLAIMED, READY, TEACHER = "claimed", "ready", "teacher"
 THREADS = "8"
 """Of the processor, so that the device's own processes are not held up."""
 Changes = Mapping[str, Mapping[str, Any]]
@@ -38,14 +38,9 @@ BETWEEN = 0.2
 """Seconds between two looks at the device's memory."""
 
 
-def measure_made(scale: Scale, note: Any) -> None:
-    """The teacher's files, for `measure`, and all stages on the processor alone."""
-    work = note.path.parent
-    start = time.monotonic()
-    files.pipeline(work / TEACHER, scale)
-    (work / READY).touch()
-    size = sum(path.stat().st_size for path in (work / TEACHER).rglob("*") if path.is_file())
-    note(teacher_bytes=size, teacher_seconds=time.monotonic() - start)
+def measure_on_cpu(scale: Scale, note: Any) -> None:
+    """All stages on the processor alone."""
+    teacher = make(scale, note)
     small = CPU_RESOLUTION if scale.name != "tiny" else None
     changes: Changes = {
         "teacher": {"resolution": small},
@@ -54,15 +49,29 @@ def measure_made(scale: Scale, note: Any) -> None:
         "schedule": {"max_len": 2},
         "distill": {"iterations": 2, "batch_size": 2},
     }
-    run(scale, work / TEACHER, "cpu", note, changes)
+    run(scale, teacher, "cpu", note, changes)
 
 
 def measure(scale: Scale, note: Any) -> None:
-    """All stages on the device, when the teacher's files are there."""
+    """All stages on the device."""
+    run(scale, make(scale, note), scale.device, note, {})
+
+
+def make(scale: Scale, note: Any) -> Path:
+    """The folder of the teacher: of two parts the first to ask makes its files, and the other waits for them."""
     work = note.path.parent
-    while not (work / READY).exists():
-        time.sleep(BETWEEN)
-    run(scale, work / TEACHER, scale.device, note, {})
+    try:
+        (work / CLAIMED).mkdir()
+    except FileExistsError:
+        while not (work / READY).exists():
+            time.sleep(BETWEEN)
+        return work / TEACHER
+    start = time.monotonic()
+    files.pipeline(work / TEACHER, scale)
+    (work / READY).touch()
+    size = sum(path.stat().st_size for path in (work / TEACHER).rglob("*") if path.is_file())
+    note(teacher_bytes=size, teacher_seconds=time.monotonic() - start)
+    return work / TEACHER
 
 
 def run(scale: Scale, teacher: Path, device: str, note: Any, changes: Changes) -> None:

@@ -46,7 +46,18 @@ DYNAMIC_SHIFT: dict[str, Any] = {
     "max_shift": 1.15,
 }
 """The scheduler of FLUX.1-dev and of the models after it, whose shift grows with the picture."""
-KL_AUTOENCODER = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
+KL_AUTOENCODER: dict[str, Any] = {
+    "_class_name": "AutoencoderKL",
+    "latent_channels": 16,
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+}
 """The autoencoder of Stable Diffusion 3 and of FLUX.1, with a latent for 8 x 8 pixels."""
 
 

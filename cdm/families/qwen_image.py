@@ -56,7 +56,11 @@ class QwenImage(Family):
                     "joint_attention_dim": 3584,
                 },
                 SCHEDULER: DYNAMIC_SHIFT | {"max_image_seq_len": 8192, "max_shift": 0.9},
-                AUTOENCODER: {"z_dim": 16, "temperal_downsample": [False, True, True]},
+                AUTOENCODER: {
+                    "_class_name": "AutoencoderKLQwenImage",
+                    "z_dim": 16,
+                    "temperal_downsample": [False, True, True],
+                },
             },
             QWEN2_5_VL_7B,
         )

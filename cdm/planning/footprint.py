@@ -71,8 +71,9 @@ class Network:
     """A network on fake tensors: how it is built, its inputs for a batch, and how it is called with them.
 
     As in training, what learns is in float32, and what is frozen in the type of `autocast`, in which it runs if that
-    is given, with the rules of CUDA if `cuda`. `sharded`: what learns is gathered in the type in which it runs, so
-    that autocast makes no copies, and each gradient is dropped once it is there, as where it goes to its shard.
+    is given, with the rules of CUDA if `cuda`; or in the type `frozen`, in which it runs by itself. `sharded`: what
+    learns is gathered in the type in which it runs, so that autocast makes no copies, and each gradient is dropped once
+    it is there, as where it goes to its shard.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Network:
         call: Callable[[nn.Module, dict[str, Tensor]], Tensor],
         *,
         autocast: torch.dtype | None = None,
+        frozen: torch.dtype | None = None,
         sharded: bool = False,
         cuda: bool = True,
     ) -> None:
@@ -91,7 +93,7 @@ class Network:
         self.fake = FakeTensorMode()
         with self.fake:
             running = autocast or torch.float32
-            _make_fake(self.model, frozen=running, learning=running if sharded else torch.float32)
+            _make_fake(self.model, frozen=frozen or running, learning=running if sharded else torch.float32)
         if cuda and autocast is not None:
             _normalise_in_float32(self.model)
         if sharded:

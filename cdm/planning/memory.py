@@ -11,6 +11,7 @@ from torch import nn
 from cdm.errors import CdmError
 from cdm.params import Distill, Optimiser, Params
 from cdm.planning.architecture import ENCODED, FLOAT32, Architecture
+from cdm.planning.decoding import decodes, plan_decoding
 from cdm.planning.footprint import Footprint, Network
 from cdm.planning.forwards import keeps_graph, unshared_samples
 from cdm.training.distiller import parts_of
@@ -124,6 +125,7 @@ class MemoryPlanner:
             (layer.out_features, layer.in_features) for _, _, layer in quantised_layers(self.teacher.model)
         ]
         self.row_bytes = architecture.sample_bytes()
+        self.decoding = plan_decoding(params, architecture) if decodes(params) else None
 
     def plan(self, checkpointing: bool) -> Memory:
         """The memory with gradient checkpointing on or off."""
@@ -152,6 +154,8 @@ class MemoryPlanner:
         kept["the batch's conditioning and latents"] = self.share * self.row_bytes
         if self.params.prompts.embed == "online" and not self.params.runtime.offload_encoders:
             kept["text encoders"] = self.encoders()
+        if self.decoding:
+            kept["autoencoder, for pictures"] = self.decoding[0]
         return kept
 
     def _spared(self) -> int:
@@ -195,6 +199,7 @@ class MemoryPlanner:
         reduced = min(gradients, FLOAT32 * MESSAGE) if self.processes > 1 and not self.sharded else 0
         visiting = self.params.prompts.embed == "online" and self.params.runtime.offload_encoders
         encoding = {"encoding a batch's prompts": self.encoders()} if visiting else {}
+        decoding = {"decoding a picture": self.decoding[1]} if self.decoding else {}
         matched = {"fake score's update": kept + one.peak + gathered} if losses.ask_fake else {}
         return {
             **encoding,
@@ -206,6 +211,7 @@ class MemoryPlanner:
             + gathered,
             "student's update": backward.peak + gathered,
             "optimiser step": kept + gradients + reduced,
+            **decoding,
         }
 
     def _questions(self, one: Footprint) -> int:

@@ -14,6 +14,7 @@ from cdm.data import prompts
 from cdm.data.prompt_set import as_float32
 from cdm.data.sampling import cache_training_pairs, to_bytes
 from cdm.errors import CdmError
+from cdm.families.common import check_finite
 from cdm.flow import inference_sigmas
 from cdm.models.manifest import describe
 from cdm.params import Params
@@ -107,6 +108,7 @@ class Distillation:
         """Pictures of prompts by the moving average of the student, as it is now, without guidance.
 
         Picture i is that of the seed `seed + i`; `cdm sample` draws the same with the saved student, but for rounding.
+        Raises CdmError if a text's embedding, or a picture, has numbers that are not finite.
         """
         from PIL import Image
 
@@ -118,10 +120,14 @@ class Distillation:
         with exchanged(self.state.average, self.state.student.parameters):
             for offset, text in enumerate([texts] if isinstance(texts, str) else texts):
                 encoded = family.encode(self._pipeline, [text], self.params.prompts.max_sequence_length)
+                check_finite(encoded, self._pipeline, self.inputs.source, "prompts.precision")
                 conditioning = as_float32(encoded, device)
                 noise = picture_noise(seed + offset, self.inputs.latent_shape).to(device)
                 latents = draw_student(self.state.networks, noise, conditioning, sigmas)
-                image = to_bytes(family.decode(self._pipeline, latents))[0]
+                picture = family.decode(self._pipeline, latents)
+                made = {"latents": latents, "pictures": picture}
+                check_finite(made, self._pipeline, self.inputs.source, "prompts.precision")
+                image = to_bytes(picture)[0]
                 pictures.append(Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()))
         return pictures
 
