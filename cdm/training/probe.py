@@ -100,8 +100,8 @@ def decoded(family: Family, pipeline: Any, latents: Tensor, device: torch.device
 
 class Looks:
     """What measures of pictures without a model (`names`) see of latents, which the autoencoder of the pipeline at
-    `source` decodes one at a time, in float32: which student is kept may depend on them, and no precision of pictures shapes a
-    training. Raises CdmError if it cannot be loaded."""
+    `source` decodes one at a time: in float32, since the student that is kept may depend on it, and no precision of
+    pictures shapes a training. Raises CdmError if it cannot be loaded."""
 
     def __init__(self, family: Family, source: Path, names: Sequence[str], device: torch.device) -> None:
         self.family, self.names, self.device = family, names, device
