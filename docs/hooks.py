@@ -23,6 +23,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "comparison/README.md": "comparison/index.md",
     "comparison/table.md": "comparison/table.md",
+    "judging/table.md": "judging/table.md",
     "miniature/README.md": "miniature/index.md",
     "benchmarks/results/h200.md": "benchmarks/h200.md",
 }

@@ -202,6 +202,7 @@ def test_students_come_near_the_truth(name: str) -> None:
     assert all(found[steps] < bound for steps, bound in BOUNDS[name].items()), found
 
 
+@pytest.mark.slow
 def test_a_short_training_halves_the_distance_of_one_step() -> None:
     changes = {"iterations": 360, "batch_size": 128, "student": {"lr": 1e-3, "warmup": 10, "decay_from": 0.5}}
     method = METHODS["dm-fixed-level"]

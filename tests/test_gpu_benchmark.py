@@ -31,6 +31,7 @@ LONG = (
     "lora",
     "full",
     "sampling",
+    "settings",
     "compile",
     "compiled_round",
     "allocator",

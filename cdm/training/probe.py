@@ -100,18 +100,12 @@ def decoded(family: Family, pipeline: Any, latents: Tensor, device: torch.device
 
 class Looks:
     """What measures of pictures without a model (`names`) see of latents, which the autoencoder of the pipeline at
-    `source` decodes one at a time, in `dtype`. Raises CdmError if it cannot be loaded."""
+    `source` decodes one at a time: in float32, since the student that is kept may depend on it, and no precision of
+    pictures shapes a training. Raises CdmError if it cannot be loaded."""
 
-    def __init__(
-        self,
-        family: Family,
-        source: Path,
-        names: Sequence[str],
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, family: Family, source: Path, names: Sequence[str], device: torch.device) -> None:
         self.family, self.names, self.device = family, names, device
-        self.pipeline = family.load_pipeline(source, text=False, transformer=False, dtype=dtype).to(device)
+        self.pipeline = family.load_pipeline(source, text=False, transformer=False).to(device)
 
     def __call__(self, latents: Tensor) -> Tensor:
         """float64 (n, values), on the CPU; a value for each quantity of each measure."""

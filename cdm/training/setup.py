@@ -12,7 +12,6 @@ from torch import nn
 from cdm.errors import CdmError
 from cdm.params import Distill, Params
 from cdm.preflight import unsharded
-from cdm.system.device import DTYPES
 from cdm.training import sharding
 from cdm.training.compiling import compile_blocks
 from cdm.training.distiller import Distiller
@@ -115,15 +114,11 @@ def open_probe(
     if inputs.reference is None:
         return None
     settings = params.distill.probe
-    dtype = DTYPES[params.latents.precision]
-    looks = None
-    if settings.metrics:
-        looks = Looks(inputs.family, inputs.source, settings.metrics, accelerator.device, dtype)
     return QualityProbe(
         settings,
         inputs.reference,
         distiller.networks,
-        looks,
+        Looks(inputs.family, inputs.source, settings.metrics, accelerator.device) if settings.metrics else None,
         seed=params.seed,
         shift=inputs.shift,
         latent_shape=inputs.latent_shape,
