@@ -160,6 +160,7 @@ SHAPES_NOTHING = (
     "cdm/system/places.py",
     "cdm/system/problems.py",
     "cdm/system/processes.py",
+    "cdm/system/guard.py",
     "cdm/system/programs.py",
     "cdm/system/progress.py",
     "cdm/system/provenance.py",
