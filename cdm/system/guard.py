@@ -1,4 +1,4 @@
-"""Ends a program whose parent was killed: `python guard.py PID CREATED`, beside the program, by its parent.
+"""Ends a program whose parent was killed: a script beside the program, given its number and when it was made.
 
 A process that gets SIGKILL can tidy nothing up. So the guard, which the signal does not reach, waits at a pipe that the
 parent holds open: a byte in it says that the program has ended, its end without one that the parent has.
