@@ -141,6 +141,8 @@ def _killed_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """Kills a process that still runs, and all that it has started."""
+    import psutil
+
     if process.poll() is None:
-        kill_tree(process.pid)
+        kill_tree(psutil.Process(process.pid))
     process.wait()
