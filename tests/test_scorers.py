@@ -470,6 +470,22 @@ def test_an_interrupted_evaluation_leaves_no_scorer_behind(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_an_evaluation_that_is_killed_leaves_no_scorer_behind(samples: Samples, tmp_path: Path) -> None:
+    """It can do nothing any more: a guard beside the scorer ends it."""
+    pid = os.fork()
+    if pid == 0:
+        ask(scorer(tmp_path, WITH_A_CHILD, "stuck"), samples.student[0], PROMPTS, tmp_path / "cache")
+        os._exit(0)
+    child = child_of(tmp_path)
+    assert not is_gone(child)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    until = time.monotonic() + 30
+    while not is_gone(child) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert is_gone(child)
+
+
 def test_a_process_that_a_scorer_leaves_behind_does_not_hold_it_up(
     samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

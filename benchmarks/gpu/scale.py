@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu import ROOT
 from cdm.families import get_family
-from cdm.families.common import POOLED, TOKENS
+from cdm.families.common import KL_AUTOENCODER, POOLED, TOKENS
 from cdm.families.configs import TRANSFORMER
 from cdm.params import Params, load, parse
 from cdm.planning.architecture import Architecture, published
@@ -90,19 +90,15 @@ class Scale:
     def autoencoder(self) -> dict[str, Any]:
         """The config of the autoencoder, which is SD3's but for its channels."""
         count = len(self.autoencoder_channels)
-        return {
+        config = KL_AUTOENCODER | {
             "down_block_types": ("DownEncoderBlock2D",) * count,
             "up_block_types": ("UpDecoderBlock2D",) * count,
             "block_out_channels": self.autoencoder_channels,
-            "layers_per_block": 2,
-            "latent_channels": 16,
             "norm_num_groups": self.autoencoder_groups,
             "sample_size": 1024,
-            "scaling_factor": 1.5305,
-            "shift_factor": 0.0609,
-            "use_quant_conv": False,
-            "use_post_quant_conv": False,
         }
+        del config["_class_name"]  # it is no argument of the class
+        return config
 
     def conditioning(self, rows: int) -> dict[str, Tensor]:
         """Random embeddings of `rows` prompts."""

@@ -15,6 +15,7 @@ from types import FrameType
 
 from cdm.errors import CdmError
 from cdm.system.commands import Command
+from cdm.system.guard import guarded, kill_tree
 
 PASSED_ON = 20_000
 """Characters of a program's standard error that are shown as they come."""
@@ -32,7 +33,7 @@ def run(command: Command, more: Sequence[str], *, title: str, minutes: float, li
     """Runs a command with some `more` arguments; `title` says on standard error what is waited for.
 
     What it writes to standard error is passed on within bounds, standard output is dropped. It and all that it has
-    started are killed after `minutes`, which the parameter `limit` sets, and when this process is interrupted.
+    started are killed after `minutes`, which the parameter `limit` sets, and when this process ends.
 
     Raises CdmError if it cannot be started, ends with another exit code than 0, or takes too long; the message ends
     with its last words.
@@ -49,7 +50,7 @@ def run(command: Command, more: Sequence[str], *, title: str, minutes: float, li
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise CdmError(f"{title}: {command.arguments[0]}: {reason}") from None
     print(f"{title}: at most {minutes:g} minutes", file=sys.stderr)
-    with _Listener(process) as listener, _killed_at_the_end(process):
+    with _Listener(process) as listener, guarded(process.pid), _killed_at_the_end(process):
         ended = _ended(process, listener, title, minutes)
     if not ended:
         raise CdmError(f"{title}: stopped after {minutes:g} minutes ({limit}): {listener.last_words()}")
@@ -143,9 +144,5 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     import psutil
 
     if process.poll() is None:
-        with suppress(psutil.NoSuchProcess):
-            first = psutil.Process(process.pid)
-            for each in [*first.children(recursive=True), first]:
-                with suppress(psutil.NoSuchProcess):
-                    each.kill()
+        kill_tree(psutil.Process(process.pid))
     process.wait()

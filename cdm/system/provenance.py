@@ -153,6 +153,7 @@ SHAPES_NOTHING = (
     "cdm/system/environment.py",
     "cdm/system/files.py",
     "cdm/system/git.py",
+    "cdm/system/guard.py",
     "cdm/system/host.py",
     "cdm/system/launcher.py",
     "cdm/system/lock.py",
