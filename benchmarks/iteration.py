@@ -125,6 +125,7 @@ def main(
     """Compare an iteration of ours with the plain order of operations."""
     params = load(Path("params.yaml"))
     world = World(params)
+    losses = params.distill.losses
     schedules = {"N ~ U{1..28}": AUTHORS, "this recipe's schedule": params.schedule}
 
     print("Same losses and weights after a round (largest relative difference):")
@@ -132,8 +133,8 @@ def main(
         print(f"  rollouts {rollouts}: {check_equal(world, AUTHORS, rollouts):.1e}")
 
     for name, schedule in schedules.items():
-        ours, plain = (count(Distiller, schedule, "shared"), count(PlainDistiller, schedule, "fresh"))
-        unshared = count(Distiller, schedule, "fresh")
+        ours, unshared = (count(Distiller, schedule, kind, losses=losses) for kind in ("shared", "fresh"))
+        plain = count(PlainDistiller, schedule, "fresh", losses=losses)
         print(f"\n{name}: forward-equivalents an iteration and sample")
         print(f"  plain {plain.equivalents:.2f}, ours {ours.equivalents:.2f}: {_ratio(plain, ours)}")
         print(f"  ours with a rollout of its own for every iteration {unshared.equivalents:.2f}")

@@ -1,12 +1,13 @@
 """How much a round's gradients vary, and at what cost: ours against the plain order, on the miniature.
 
-    python -m benchmarks.variance [--rounds 32] [--train 60]
+    python -m benchmarks.variance [--rounds 32] [--train 60] [--authors]
 
 An iteration is worth what it costs times the variance of its gradient: with half the variance half the batch would do.
 After some rounds of training all weights are held, and rounds with other random numbers give the gradients: of the
 student, and the mean of a round's updates of the fake score. Their variance is the sum over all weights. The plain
 order draws one length and one index for the whole batch, and a rollout for every update, as the released code does; a
-variant draws them for each sample. Costs are counted in forwards a sample, a forward with its backward as 3.
+variant draws them for each sample. Ours is as the recipes have it; a variant lets CA share DM's points and draws each
+update of the fake score for itself. Costs are counted in forwards a sample, a forward with its backward as 3.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from cdm.system import boundary
 from cdm.training.distiller import Distiller
 from cdm.training.networks import LevelAwareFake, Networks, Trained
 from cdm.training.optim import Learner
+from reference.costs import AUTHORS
 from reference.counting import CountingNetworks
 from reference.plain import PlainDistiller
 
@@ -44,20 +46,24 @@ RESULTS = Path(__file__).parent / "results" / "variance.json"
 
 @dataclass(frozen=True)
 class Order:
-    """A way to make a round: the engine, changes of `distill`, and whether a batch has one schedule and index."""
+    """A way to make a round: the engine, changes of `distill`, where CA re-noises, and whether a batch has one schedule
+    and index."""
 
     kind: Callable[..., Any]
     distill: Mapping[str, Any]
+    point: str = "own"
     one_for_all: bool = False
 
 
+_PLAIN = {"rollouts": "fresh", "fake_draws": "independent"}
+_OURS = {"rollouts": "shared", "fake_draws": "mirrored"}
 ORDERS = {
-    "plain, one length and index a batch": Order(PlainDistiller, {"rollouts": "fresh"}, one_for_all=True),
-    "plain, of each sample": Order(PlainDistiller, {"rollouts": "fresh"}),
-    "ours": Order(Distiller, {"rollouts": "shared"}),
-    "ours, mirrored, CA at its own point": Order(
-        Distiller, {"rollouts": "shared", "fake_draws": "mirrored", "point": "own"}
+    "plain, one length and index a batch": Order(PlainDistiller, _PLAIN, one_for_all=True),
+    "plain, of each sample": Order(PlainDistiller, _PLAIN),
+    "ours, points shared, draws independent": Order(
+        Distiller, _OURS | {"fake_draws": "independent"}, point="shared"
     ),
+    "ours": Order(Distiller, _OURS),
 }
 
 
@@ -90,7 +96,7 @@ class TrainedWorld(World):
             if params.distill.fake_knows_level
             else self.counted
         )
-        distill = self._distill({"batch_size": TRAINED_ON})
+        distill = self._distill({"batch_size": TRAINED_ON}, params.distill.losses.ca.point)
         updates = distill.iterations // distill.student_every
         student, fake = (
             Learner(self.networks.parameters(role), settings, count)
@@ -99,24 +105,24 @@ class TrainedWorld(World):
                 ("fake", distill.fake, distill.iterations),
             )
         )
-        distiller = self.engine(Distiller, distill, student, fake)
+        distiller = self.engine(Distiller, distill, params.schedule, student, fake)
         for number in range(train):
             distiller.round(number * distill.student_every)
 
-    def _distill(self, changes: Mapping[str, Any]) -> Distill:
-        values = self.params.distill.model_dump() | {"fake_only": 0}
-        values |= {name: value for name, value in changes.items() if name != "point"}
-        if "point" in changes:
-            values["losses"]["ca"]["point"] = changes["point"]
+    def _distill(self, changes: Mapping[str, Any], point: str) -> Distill:
+        values = self.params.distill.model_dump() | {"fake_only": 0} | dict(changes)
+        values["losses"]["ca"]["point"] = point
         return Distill.model_validate(values)
 
-    def engine(self, kind: Callable[..., Any], distill: Distill, student: Any, fake: Any) -> Any:
+    def engine(
+        self, kind: Callable[..., Any], distill: Distill, schedule: Schedule, student: Any, fake: Any
+    ) -> Any:
         return kind(
             self.networks,
             student,
             fake,
             distill=distill,
-            schedule=self.params.schedule,
+            schedule=schedule,
             shift=self.family.shift(self.source),
             seed=1,
             prompts=self._prompts,
@@ -131,11 +137,11 @@ class TrainedWorld(World):
         rows = [(iteration * 37 + sample) % count for sample in samples]
         return {name: value[rows] for name, value in self.conditioning.items()}
 
-    def measure(self, order: Order, batch: int, rounds: int) -> dict[str, Any]:
+    def measure(self, order: Order, schedule: Schedule, batch: int, rounds: int) -> dict[str, Any]:
         """Forward-equivalents a sample and round, and the variance of a round's gradients with its error."""
-        distill = self._distill({**order.distill, "batch_size": batch, "merge": 0.0})
+        distill = self._distill({**order.distill, "batch_size": batch, "merge": 0.0}, order.point)
         recorders = {role: Recorder(self.networks.parameters(role)) for role in ("student", "fake")}
-        engine = self.engine(order.kind, distill, recorders["student"], recorders["fake"])
+        engine = self.engine(order.kind, distill, schedule, recorders["student"], recorders["fake"])
         self.counted.samples.clear()
         with one_schedule(order.one_for_all):
             start = time.perf_counter()
@@ -185,26 +191,26 @@ def variance(gradients: Tensor) -> dict[str, float]:
 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Ratios to the plain order of each batch."""
+    """Ratios to the plain order of each schedule and batch."""
     lines = []
-    for batch, orders in results.items():
+    for name, orders in results.items():
         base = next(iter(orders.values()))
         lines += [
-            f"batch of {batch}",
-            f"{'':38}{'cost':>8}{'student':>16}{'fake score':>16}{'cost x variance, times less':>32}",
+            name,
+            f"{'':40}{'cost':>6}{'student':>16}{'fake score':>16}{'cost x variance, times less':>30}",
         ]
-        for name, found in orders.items():
-            cells = [f"{found['cost']:>8.1f}"]
+        for order, found in orders.items():
+            cells = [f"{found['cost']:>6.1f}"]
             roles: tuple[Trained, ...] = ("student", "fake")
             for role in roles:
                 ratio = found[role]["variance"] / base[role]["variance"]
                 relative = found[role]["error"] / found[role]["variance"]
-                cells.append(f"{ratio:>9.3f} ± {ratio * relative:.3f}")
+                cells.append(f"{ratio:>8.3f} ± {ratio * relative:.3f}")
             less = [
                 base["cost"] * base[role]["variance"] / (found["cost"] * found[role]["variance"])
                 for role in roles
             ]
-            lines.append(f"{name:38}" + "".join(cells) + f"{less[0]:>20.2f}, {less[1]:.2f}")
+            lines.append(f"{order:40}" + "".join(cells) + f"{less[0]:>24.2f}, {less[1]:.2f}")
     return "\n".join(lines)
 
 
@@ -216,17 +222,28 @@ def main(
     batches: Annotated[
         list[int] | None, typer.Option("--batch", help="Samples of a batch; 16 and 128 without it.")
     ] = None,
+    authors: Annotated[
+        bool, typer.Option("--authors", help="Also rollouts of 1 to 28 steps, at the largest batch.")
+    ] = False,
 ) -> None:
     """Measure cost and variance of a round's gradients."""
     settings = load(params)
     torch.set_num_threads(settings.runtime.threads or torch.get_num_threads())
     world = TrainedWorld(settings, train)
+    batches = batches or list(BATCHES)
+    cases = {f"{_steps(settings.schedule)}, batch of {batch}": (settings.schedule, batch) for batch in batches}
+    if authors:
+        cases[f"{_steps(AUTHORS)}, batch of {max(batches)}"] = (AUTHORS, max(batches))
     results: dict[str, dict[str, Any]] = {}
-    for batch in batches or BATCHES:
+    for case, (schedule, batch) in cases.items():
         for name, order in ORDERS.items():
-            results.setdefault(str(batch), {})[name] = world.measure(order, batch, rounds)
-            out.write_text(json.dumps({"rounds": rounds, "train": train, "batches": results}, indent=1) + "\n")
+            results.setdefault(case, {})[name] = world.measure(order, schedule, batch, rounds)
+            out.write_text(json.dumps({"rounds": rounds, "train": train, "cases": results}, indent=1) + "\n")
     print(table(results))
+
+
+def _steps(schedule: Schedule) -> str:
+    return f"{schedule.min_len} to {schedule.max_len} steps"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from reference import watched
 WORDS = ("red", "green", "blue", "white", "black", "small", "large", "seven")
 CPU_RESOLUTION = 256
 CLAIMED, READY, TEACHER = "claimed", "ready", "teacher"
-THREADS = "8"
-"""Of the processor, so that the device's own processes are not held up."""
+THREADS = min(8, os.cpu_count() or 1)
+"""Of the processor, so that a device's own processes are not held up."""
 Changes = Mapping[str, Mapping[str, Any]]
 """Of parameters, by section."""
 BETWEEN = 0.2
@@ -74,16 +74,18 @@ def make(scale: Scale, note: Any) -> Path:
     return work / TEACHER
 
 
-def run(scale: Scale, teacher: Path, device: str, note: Any, changes: Changes) -> None:
+def run(
+    scale: Scale, teacher: Path, device: str, note: Any, changes: Changes, words: Sequence[str] = WORDS
+) -> None:
     """Every stage in a copy of the repository: its seconds, and its most bytes in main memory and on the device."""
     folder = Path(tempfile.mkdtemp(dir=teacher.parent))
-    params = prepare(scale, teacher, device, folder, changes)
+    params = prepare(scale, teacher, device, folder, changes, words)
     note(resolution=params["teacher"]["resolution"], batch=params["distill"]["batch_size"])
     rows: list[dict[str, Any]] = []
     for name in STAGES:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *_elsewhere()])}
         if device == "cpu":
-            environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": THREADS}
+            environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(THREADS)}
         with device_memory(device) as most:
             (peaks,) = watched.watch([[sys.executable, "-m", f"stages.{name}"]], [environment], folder)
         rows.append({"stage": name, "seconds": peaks.seconds, "anonymous": peaks.anonymous, **most})
@@ -91,9 +93,11 @@ def run(scale: Scale, teacher: Path, device: str, note: Any, changes: Changes) -
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepare(scale: Scale, teacher: Path, device: str, folder: Path, changes: Changes) -> dict[str, Any]:
-    """Puts code, prompts and parameters into the folder; the parameters."""
-    prompts = [f"a {one} house beside a {other} tree" for one in WORDS for other in WORDS]
+def prepare(
+    scale: Scale, teacher: Path, device: str, folder: Path, changes: Changes, words: Sequence[str]
+) -> dict[str, Any]:
+    """Puts code, a prompt for every pair of words, and parameters into the folder; the parameters."""
+    prompts = [f"a {one} house beside a {other} tree" for one in words for other in words]
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
     lora = {"rank": scale.rank, "alpha": 2 * scale.rank, "targets": "attention", "base": "precision"}
     few: dict[str, dict[str, Any]] = {
