@@ -57,13 +57,14 @@ class Order:
 
 _PLAIN = {"rollouts": "fresh", "fake_draws": "independent"}
 _OURS = {"rollouts": "shared", "fake_draws": "mirrored"}
+RELEASED, OURS = "plain, one length and index a batch", "ours"
 ORDERS = {
-    "plain, one length and index a batch": Order(PlainDistiller, _PLAIN, one_for_all=True),
+    RELEASED: Order(PlainDistiller, _PLAIN, one_for_all=True),
     "plain, of each sample": Order(PlainDistiller, _PLAIN),
     "ours, points shared, draws independent": Order(
         Distiller, _OURS | {"fake_draws": "independent"}, point="shared"
     ),
-    "ours": Order(Distiller, _OURS),
+    OURS: Order(Distiller, _OURS),
 }
 
 
@@ -223,7 +224,7 @@ def main(
         list[int] | None, typer.Option("--batch", help="Samples of a batch; 16 and 128 without it.")
     ] = None,
     authors: Annotated[
-        bool, typer.Option("--authors", help="Also rollouts of 1 to 28 steps, at the largest batch.")
+        bool, typer.Option("--authors", help="Also the released order and ours with rollouts of 1 to 28 steps.")
     ] = False,
 ) -> None:
     """Measure cost and variance of a round's gradients."""
@@ -231,19 +232,17 @@ def main(
     torch.set_num_threads(settings.runtime.threads or torch.get_num_threads())
     world = TrainedWorld(settings, train)
     batches = batches or list(BATCHES)
-    cases = {f"{_steps(settings.schedule)}, batch of {batch}": (settings.schedule, batch) for batch in batches}
+    cases = [(settings.schedule, batch, list(ORDERS)) for batch in batches]
     if authors:
-        cases[f"{_steps(AUTHORS)}, batch of {max(batches)}"] = (AUTHORS, max(batches))
+        cases.append((AUTHORS, max(batches), [RELEASED, OURS]))
     results: dict[str, dict[str, Any]] = {}
-    for case, (schedule, batch) in cases.items():
-        for name, order in ORDERS.items():
+    for schedule, batch, names in cases:
+        case = f"{schedule.min_len} to {schedule.max_len} steps, batch of {batch}"
+        for name in names:
+            order = ORDERS[name]
             results.setdefault(case, {})[name] = world.measure(order, schedule, batch, rounds)
             out.write_text(json.dumps({"rounds": rounds, "train": train, "cases": results}, indent=1) + "\n")
     print(table(results))
-
-
-def _steps(schedule: Schedule) -> str:
-    return f"{schedule.min_len} to {schedule.max_len} steps"
 
 
 if __name__ == "__main__":
