@@ -7,7 +7,8 @@ After some rounds of training all weights are held, and rounds with other random
 student, and the mean of a round's updates of the fake score. Their variance is the sum over all weights. The plain
 order draws one length and one index for the whole batch, and a rollout for every update, as the released code does; a
 variant draws them for each sample. Ours is as the recipes have it; a variant lets CA share DM's points and draws each
-update of the fake score for itself. Costs are counted in forwards a sample, a forward with its backward as 3.
+update of the fake score for itself. What is not order is the recipe's in all: bounds, terms, the fake score that knows
+the level. Costs are counted in forwards a sample, a forward with its backward as 3.
 """
 
 from __future__ import annotations
@@ -224,25 +225,29 @@ def main(
         list[int] | None, typer.Option("--batch", help="Samples of a batch; 16 and 128 without it.")
     ] = None,
     authors: Annotated[
-        bool, typer.Option("--authors", help="Also the released order and ours with rollouts of 1 to 28 steps.")
+        bool, typer.Option("--authors", help="The released order and ours with rollouts of 1 to 28 steps.")
     ] = False,
 ) -> None:
     """Measure cost and variance of a round's gradients."""
     settings = load(params)
     torch.set_num_threads(settings.runtime.threads or torch.get_num_threads())
     world = TrainedWorld(settings, train)
-    batches = batches or list(BATCHES)
-    cases = [(settings.schedule, batch, list(ORDERS)) for batch in batches]
-    if authors:
-        cases.append((AUTHORS, max(batches), [RELEASED, OURS]))
-    results: dict[str, dict[str, Any]] = {}
-    for schedule, batch, names in cases:
-        case = f"{schedule.min_len} to {schedule.max_len} steps, batch of {batch}"
-        for name in names:
-            order = ORDERS[name]
-            results.setdefault(case, {})[name] = world.measure(order, schedule, batch, rounds)
-            out.write_text(json.dumps({"rounds": rounds, "train": train, "cases": results}, indent=1) + "\n")
+    found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    if (found.get("rounds"), found.get("train")) != (rounds, train):
+        found = {"rounds": rounds, "train": train, "cases": {}}
+    results: dict[str, dict[str, Any]] = found["cases"]
+    for batch in batches or BATCHES:
+        schedules = _authors() if authors else dict.fromkeys(ORDERS, settings.schedule)
+        for name, schedule in schedules.items():
+            case = f"{schedule.min_len} to {schedule.max_len} steps, batch of {batch}"
+            results.setdefault(case, {})[name] = world.measure(ORDERS[name], schedule, batch, rounds)
+            out.write_text(json.dumps(found, indent=1) + "\n")
     print(table(results))
+
+
+def _authors() -> dict[str, Schedule]:
+    """The schedule of the released order, and of ours the same lengths and range, but stratified."""
+    return {RELEASED: AUTHORS, OURS: AUTHORS.model_copy(update={"spacing": "stratified"})}
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from cdm.params import Schedule
 from reference.world import build, distill_settings
 
 BATCH = 48
-AUTHORS = Schedule(kind="dynamic", min_len=1, max_len=28, sigma_min=0.02, sigma_max=0.98)
-"""The rollouts of the paper's authors: N ~ U{1..28}."""
+AUTHORS = Schedule(kind="dynamic", min_len=1, max_len=28, sigma_min=0.25, sigma_max=0.95, spacing="independent")
+"""The rollouts of the paper's authors, as released: N ~ U{1..28}."""
 
 
 @dataclass
