@@ -113,8 +113,14 @@ def test_comfyuis_names_are_those_of_the_original_files(family_name: str, reader
 
 
 def test_qwen_images_names_are_the_same() -> None:
-    """diffusers reads its original files as they are."""
+    """Its original files have diffusers' names: those of the model's own blocks."""
+    from diffusers import QwenImageTransformer2DModel
+
     layers = layers_of("qwen_image")
+    with torch.device("meta"):
+        model = QwenImageTransformer2DModel(num_layers=2, attention_head_dim=8, num_attention_heads=2)
+    linear = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    assert {name for name, layer in layers.named_modules() if isinstance(layer, nn.Linear)} <= linear
     factors = factors_of(layers)
     named = for_comfyui(get_family("qwen_image"), layers, factors)
     assert named.keys() == {f"diffusion_model.{name}" for name in factors}

@@ -24,7 +24,7 @@ from cdm.params import Params
 from cdm.system import device, parent, processes
 from cdm.system.launcher import launch
 from cdm.training import loop, session
-from tests.inputs import build_prompts, cache_latents
+from tests.inputs import build_prompts, cache_latents, draw_samples
 
 SECOND = torch.device("cuda:1")
 
@@ -134,13 +134,19 @@ class TestStages:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Both draw by `_sampler` on the device of `Processes.join`."""
+        """Both draw by `_sampler`."""
         build_prompts(tiny_params, tiny_teacher, tmp_path / "prompts")
+        cache_latents(tiny_params, tiny_teacher, tmp_path / "prompts", tmp_path / "latents")
+        AcceleratorState._reset_state(reset_partial_state=True)  # that was on the CPU
         self.asks(monkeypatch, sampling, "_sampler", lambda device, *_, **__: device)
         with pytest.raises(AskedError) as asked:
-            cache_latents(params, tiny_teacher, tmp_path / "prompts", tmp_path / "latents")
+            cache_latents(params, tiny_teacher, tmp_path / "prompts", tmp_path / "others")
         assert asked.value.args == (SECOND,)
-        assert processes.Processes.join(params.runtime.device).device == SECOND
+        teacher = Path(tiny_teacher.source)  # the student is a pipeline, as the teacher is
+        folders = (tmp_path / "prompts", tmp_path / "latents", tmp_path / "samples")
+        with pytest.raises(AskedError) as asked:
+            draw_samples(params, tiny_teacher, teacher, *folders)
+        assert asked.value.args == (SECOND,)
 
     def test_distill(self, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asks(monkeypatch, loop, "prepare", lambda params, inputs, accelerator: accelerator.device)

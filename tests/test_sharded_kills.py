@@ -2,13 +2,15 @@
 
 Each of a row of trainings is killed and the next goes on; the last one may finish. One process is killed by itself, as
 it is about to do something to a file of a checkpoint, and then the other misses it; or both at once, as soon as a
-checkpoint is being written. As in `tests/kills.py`, but without DVC.
+checkpoint is being written. What is left then two go on with, and one alone as well. As in `tests/kills.py`, but
+without DVC.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -20,7 +22,7 @@ from cdm.training import checkpoint
 from tests import fatal
 from tests.fork_server import FIRST
 from tests.launching import Started, port
-from tests.test_sharding import FULL, World
+from tests.test_sharding import FULL, World, assert_alike
 from tests.test_training import read_log
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
@@ -102,6 +104,10 @@ def test_nothing_is_lost_when_sharded_processes_are_killed(tiny_sd3: Path, tmp_p
     print(f"{steps}, {writing} of the kills while writing; events {events}")
     assert max(steps) > 0
     assert writing > 1
+    by_one = tmp_path / "by one"
+    shutil.copytree(out, by_one)
+    world.alone(by_one)  # what two sharded processes have left, one goes on with
+    assert_alike(by_one, tmp_path / "whole")
     for code, errors in Run(world, out, [[], []]).finish():
         assert code == 0, errors
     assert (out / FULL).read_bytes() == (tmp_path / "whole" / FULL).read_bytes(), steps

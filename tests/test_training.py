@@ -7,8 +7,10 @@ import json
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from cdm.params import Params, load
 from cdm.training.distiller import Distiller
 from cdm.training.identity import fingerprint
 from cdm.training.inputs import Inputs, prompt_source
+from cdm.training.networks import FullNetworks
 from cdm.training.setup import prepare
 from cdm.training.state import check_finite
 from stages import common
@@ -269,6 +272,47 @@ def test_prompts_that_are_not_stored_are_encoded_once_a_round(
         assert encoded == [(2 * samples, [3, 3, 2])] * rounds
     for name, value in students["cached"].items():
         torch.testing.assert_close(students["online"][name], value, atol=2e-4, rtol=1e-3)
+
+
+def test_what_saves_work_changes_no_bit(world: Path, monkeypatch: pytest.MonkeyPatch):
+    """Weights cast once a rollout, and the student's graph at the anchor kept, in bf16 with gradient checkpointing."""
+    params = load(world / "params.yaml")
+    distill = params.distill.model_copy(
+        update={"precision": "bf16", "gradient_checkpointing": True, "fake_only": 0}
+    )
+    params = params.model_copy(update={"distill": distill})
+
+    def after_a_round() -> dict[str, torch.Tensor]:
+        _, distiller = prepare(params, gather(world, params), Accelerator(cpu=True))
+        measured = distiller.round(0)
+        assert {"loss_ca", "loss_dm", "loss_cdm"} <= measured.keys(), measured
+        learners = {"student": distiller.student, "fake": distiller.fake}
+        return {
+            f"{role} {name}": value.detach().clone()
+            for role, learner in learners.items()
+            for name, value in learner.parameters.items()
+        }
+
+    expected = after_a_round()
+    casts, kept = [], []
+
+    def cast_each_time(self: Any) -> Any:
+        casts.append(self)
+        return nullcontext()
+
+    def forget_graph(self: Distiller, iteration: int, *rest: Any) -> Any:
+        anchor = roll_out(self, iteration, *rest)
+        kept.append(anchor.keeps_graph)
+        anchor.keeps_graph = False
+        return anchor
+
+    roll_out = Distiller.roll_out
+    monkeypatch.setattr(FullNetworks, "casting_once", cast_each_time)
+    monkeypatch.setattr(Distiller, "roll_out", forget_graph)
+    found = after_a_round()
+    assert casts
+    assert any(kept)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("rollouts", ["shared", "fresh"])

@@ -3,8 +3,8 @@
 A round is `student_every` updates of the fake score and one of the student. Work is shared within it, without
 changing the expectation of any gradient: the rollout stops at each sample's anchor; one rollout serves the
 round; the student's prediction at the anchor, made once and with its graph, serves the fake score's target, CA,
-DM and the extrapolation; wherever DM's noise level also suits CA, both use the teacher's prediction at the same
-point; the teacher is called once for all terms, and so is the fake score.
+DM and the extrapolation; with `ca.point: shared`, wherever DM's noise level also suits CA, both use the teacher's
+prediction at the same point; the teacher is called once for all terms, and so is the fake score.
 
 The methods that CDM is compared with are settings of the same round: other schedules, other terms, a guided teacher.
 """
