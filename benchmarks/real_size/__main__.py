@@ -51,8 +51,8 @@ CASES = {
 EVERY_STAGE = "all stages at 256 x 256"
 CHANGES: stages.Changes = {
     "teacher": {"resolution": stages.CPU_RESOLUTION},
-    "prompts": {"eval_count": 3, "max_sequence_length": 32},
-    "latents": {"steps": 1, "per_prompt": 1, "precision": "fp32"},
+    "prompts": {"eval_count": 2, "max_sequence_length": 32},
+    "latents": {"steps": 1, "per_prompt": 2, "precision": "fp32"},
     "schedule": {"max_len": 2},
     "distill": {"iterations": 2, "batch_size": 1, "precision": "fp32"},
     "sample": {"steps": [1], "teacher_steps": [1], "pictures": 2},
