@@ -163,7 +163,10 @@ DEFAULT = Scale(
     ),
     miniature={
         "runtime": {"device": "cuda", "batch_size": 1024, "pictures_every": 0},
-        "distill": {"iterations": 1200, "precision": "bf16"},  # half of the recipe's, which leaves time to measure
+        "distill": {
+            "iterations": 1200,
+            "precision": "bf16",
+        },  # half of the recipe's, which leaves time to measure
     },
 )
 QUICK = replace(
