@@ -134,7 +134,7 @@ class TestStages:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Both draw by `_sampler`."""
+        """Both draw by `_sampler` on the device of `Processes.join`."""
         build_prompts(tiny_params, tiny_teacher, tmp_path / "prompts")
         cache_latents(tiny_params, tiny_teacher, tmp_path / "prompts", tmp_path / "latents")
         AcceleratorState._reset_state(reset_partial_state=True)  # that was on the CPU
@@ -147,6 +147,7 @@ class TestStages:
         with pytest.raises(AskedError) as asked:
             draw_samples(params, tiny_teacher, teacher, *folders)
         assert asked.value.args == (SECOND,)
+        assert processes.Processes.join(params.runtime.device).device == SECOND
 
     def test_distill(self, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asks(monkeypatch, loop, "prepare", lambda params, inputs, accelerator: accelerator.device)

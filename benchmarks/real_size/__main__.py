@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.gpu import stages
-from benchmarks.gpu.scale import DEFAULT, Scale
+from benchmarks.gpu.scale import DEFAULT
 from benchmarks.real_size import ROOT, folder
 from benchmarks.real_size.load import PARTS
 from cdm.params import Params, load, parse
@@ -113,10 +113,10 @@ def loaded(part: str, work: Path) -> dict[str, Any]:
     return {"peak": [peak.anonymous]}
 
 
-def all_stages(teacher: Path, scale: Scale = DEFAULT) -> dict[str, Any]:
+def all_stages(teacher: Path) -> dict[str, Any]:
     """Seconds and bytes of every stage, one after the other, on the processor alone."""
     found: dict[str, Any] = {}
-    stages.run(scale, teacher, "cpu", lambda **values: found.update(values), CHANGES, WORDS)
+    stages.run(DEFAULT, teacher, "cpu", lambda **values: found.update(values), CHANGES, WORDS)
     return found
 
 
